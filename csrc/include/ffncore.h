@@ -1,0 +1,210 @@
+/* ffncore: the feed-forward half of a transformer, as kernels. This is its C ABI.
+ *
+ *     h = act(x W_gate^T + b_gate) * (x W_up^T + b_up)      gated block, T tokens
+ *     h = act(x W_up^T + b_up)                              plain block (gate.data == NULL)
+ *     y = h W_down^T + b_down
+ *
+ * Shapes: x, y [T, d]; gate, up [f, d]; down [d, f]; b_gate, b_up [f]; b_down [d].
+ * Strides count elements and may have any value, also 0 or negative. Inputs are never written.
+ * Every struct begins with its size (set it to sizeof), so that later versions may append fields.
+ * Every function returns a status; ffncore_last_error() has the sentence (per thread).
+ * Lines that begin with # are for the C compiler alone: all others are plain declarations.
+ */
+#ifndef FFNCORE_H
+#define FFNCORE_H
+
+#define FFNCORE_VERSION_MAJOR 0
+#define FFNCORE_VERSION_MINOR 1
+#define FFNCORE_VERSION_PATCH 0
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+#if defined(__GNUC__)
+#pragma GCC visibility push(default)
+#endif
+
+typedef enum ffncore_status {
+    FFNCORE_OK = 0,
+    FFNCORE_INVALID_ARGUMENT = 1, /* a size, pointer or option that does not fit */
+    FFNCORE_OUT_OF_MEMORY = 2,
+    FFNCORE_UNSUPPORTED = 3 /* this machine or this build lacks it */
+} ffncore_status;
+
+typedef enum ffncore_dtype { FFNCORE_FLOAT32 = 0, FFNCORE_FLOAT64 = 1 } ffncore_dtype;
+
+typedef enum ffncore_activation_kind {
+    FFNCORE_IDENTITY = 0,
+    FFNCORE_RELU = 1,
+    FFNCORE_RELU2 = 2,
+    FFNCORE_GELU = 3,
+    FFNCORE_GELU_TANH = 4,
+    FFNCORE_QUICK_GELU = 5,
+    FFNCORE_SILU = 6,
+    FFNCORE_SIGMOID = 7,
+    FFNCORE_TANH = 8,
+    FFNCORE_MISH = 9,
+    FFNCORE_HARDSWISH = 10,
+    FFNCORE_LEAKY_RELU = 11,
+    FFNCORE_XIELU = 12
+} ffncore_activation_kind;
+
+typedef enum ffncore_clamp {
+    FFNCORE_CLAMP_NONE = 0,
+    FFNCORE_CLAMP_PRE = 1, /* gate <= limit before the activation, |up| <= limit */
+    FFNCORE_CLAMP_POST = 2 /* act(gate) <= limit, |up| <= limit */
+} ffncore_clamp;
+
+/* The options in the order in which they act: gate * gate_multiplier, clamp, activation (alpha,
+ * softcap), clamp; up clamp, up softcap, + up_offset. Start from ffncore_activation_init. */
+typedef struct ffncore_activation {
+    size_t size;
+    int32_t kind;           /* ffncore_activation_kind */
+    int32_t clamp;          /* ffncore_clamp; limit, up_offset, up_softcap: gated blocks only */
+    double limit;           /* > 0 where clamp is not NONE */
+    double alpha;           /* silu: x * sigmoid(alpha x) */
+    double up_offset;       /* h = act(gate) * (up + up_offset) */
+    double gate_softcap;    /* c > 0: silu and quick_gelu, c tanh(x / c) sigmoid(alpha x); 0: none */
+    double up_softcap;      /* c > 0: c tanh(up / c); 0: none */
+    double gate_multiplier; /* act(gate_multiplier * gate) */
+    double negative_slope;  /* leaky_relu */
+    double alpha_p;         /* xielu, before softplus */
+    double alpha_n;         /* xielu, before softplus */
+    double beta;            /* xielu */
+    double eps;             /* xielu */
+} ffncore_activation;
+
+typedef struct ffncore_matrix {
+    void *data; /* NULL: absent */
+    int64_t rows;
+    int64_t cols;
+    int64_t row_stride;
+    int64_t col_stride;
+} ffncore_matrix;
+
+typedef struct ffncore_vector {
+    void *data; /* NULL: absent */
+    int64_t length;
+    int64_t stride;
+} ffncore_vector;
+
+typedef struct ffncore_weights {
+    size_t size;
+    ffncore_matrix gate;   /* [f, d], absent in a plain block */
+    ffncore_matrix up;     /* [f, d] */
+    ffncore_matrix down;   /* [d, f] */
+    ffncore_vector b_gate; /* [f] */
+    ffncore_vector b_up;   /* [f] */
+    ffncore_vector b_down; /* [d] */
+    const void *packed;    /* NULL, or what ffncore_pack filled: then gate, up, down, biases give
+                              shapes alone (rows and cols set, data NULL; gate.rows 0 = plain) */
+} ffncore_weights;
+
+typedef struct ffncore_forward_args {
+    size_t size;
+    int32_t dtype;
+    ffncore_matrix x;
+    ffncore_matrix y;
+    ffncore_weights weights;
+    ffncore_activation activation;
+    void *saved; /* NULL, or ffncore_saved_bytes() bytes: gate and up before the activation */
+} ffncore_forward_args;
+
+typedef struct ffncore_backward_args {
+    size_t size;
+    int32_t dtype;
+    ffncore_matrix x;
+    ffncore_matrix grad_y;
+    ffncore_weights weights;
+    ffncore_activation activation;
+    const void *saved;     /* what the forward pass filled, or NULL: gate and up are recomputed */
+    int32_t accumulate;    /* 0: gradients are stored, 1: added into what is there */
+    ffncore_matrix grad_x; /* every gradient below may be absent, and then costs nothing */
+    ffncore_matrix grad_gate;
+    ffncore_matrix grad_up;
+    ffncore_matrix grad_down;
+    ffncore_vector grad_b_gate;
+    ffncore_vector grad_b_up;
+    ffncore_vector grad_b_down;
+    double *grad_alpha_p; /* xielu's two trainable parameters */
+    double *grad_alpha_n;
+} ffncore_backward_args;
+
+/* Elementwise: h = act(gate) * up (gated) or act(up), all [rows, cols]; gate absent = plain. */
+typedef struct ffncore_activation_args {
+    size_t size;
+    int32_t dtype;
+    ffncore_activation activation;
+    ffncore_matrix gate;
+    ffncore_matrix up;
+    ffncore_matrix h;         /* forward: written. backward: not read */
+    ffncore_matrix grad_h;    /* backward only */
+    ffncore_matrix grad_gate; /* backward only, present where gate is */
+    ffncore_matrix grad_up;   /* backward only */
+    double *grad_alpha_p;     /* backward of xielu only, may be NULL */
+    double *grad_alpha_n;
+} ffncore_activation_args;
+
+/* What a call would cost: arithmetic, memory traffic and the plan that would run. */
+typedef struct ffncore_cost {
+    size_t size;
+    double flops;           /* of the products, 2 per multiply-add */
+    double activations;     /* elements that pass an activation */
+    double bytes;           /* weights once per pass that needs them, and gradients written */
+    int64_t token_chunk;    /* tokens whose hidden units are held at once */
+    int64_t ff_chunk;       /* hidden units held at once */
+    int64_t token_slice;    /* tokens of x (and grad_y) held packed at once */
+    int64_t extra_bytes;    /* workspace beyond inputs, outputs and saved tensors */
+    int32_t tokens_in_rows; /* 1: weights are the B panels (few tokens, packed weights) */
+} ffncore_cost;
+
+const char *ffncore_version(void);
+const char *ffncore_last_error(void);
+
+/* dense FFN */
+void ffncore_activation_init(ffncore_activation *activation, int32_t kind);
+ffncore_status ffncore_ffn_forward(const ffncore_forward_args *args);
+ffncore_status ffncore_ffn_backward(const ffncore_backward_args *args);
+ffncore_status ffncore_activation_forward(const ffncore_activation_args *args);
+ffncore_status ffncore_activation_backward(const ffncore_activation_args *args);
+/* Saved gate and up: [gated ? 2 : 1] x panels of 64 tokens, [f][64] each; the last panel is
+ * [f][tokens rounded up to 16]. */
+int64_t ffncore_saved_bytes(int32_t dtype, int64_t tokens, int64_t d_ff, int32_t gated);
+/* For shapes alone: pointers are tested for NULL, never read. packed: as if weights were packed. */
+ffncore_status ffncore_forward_cost(const ffncore_forward_args *args, int32_t packed,
+                                    ffncore_cost *cost);
+ffncore_status ffncore_backward_cost(const ffncore_backward_args *args, ffncore_cost *cost);
+
+/* packed weights: pack once, run often; the layout is the same for every ISA */
+int64_t ffncore_packed_bytes(int32_t dtype, const ffncore_weights *weights);
+ffncore_status ffncore_pack(int32_t dtype, const ffncore_weights *weights, void *packed);
+ffncore_status ffncore_unpack(int32_t dtype, const ffncore_weights *into, const void *packed);
+
+/* instruction sets: names are "scalar", "avx2", "avx512" */
+int32_t ffncore_isa_count(void);
+const char *ffncore_isa_name(int32_t index);
+const char *ffncore_isa_current(void);
+ffncore_status ffncore_isa_use(const char *name);
+const char *ffncore_cpu_features(void);
+const char *ffncore_build_info(void);
+
+/* threads and memory */
+int32_t ffncore_num_threads(void);
+ffncore_status ffncore_set_num_threads(int32_t n); /* 0: the default */
+void ffncore_clear_workspace(void);
+
+/* for tests: smallest chunk sizes (0: the plan's own), FLOPs counted since the last call */
+ffncore_status ffncore_debug_plan(int64_t token_chunk, int64_t ff_chunk, int64_t token_slice,
+                                  int32_t tokens_in_rows);
+int64_t ffncore_debug_flops(void);
+
+#if defined(__GNUC__)
+#pragma GCC visibility pop
+#endif
+#ifdef __cplusplus
+}
+#endif
+#endif

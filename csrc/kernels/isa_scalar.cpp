@@ -1,0 +1,12 @@
+// The scalar level: its vocabulary, the bodies, one exported symbol.
+#include "kernels.h"
+
+#include "vec_scalar.h"
+
+#include "table.inl"
+
+const ffncore::KernelTable *ffncore_kernels_scalar(void) {
+    static ffncore::KernelTable storage;
+    static const ffncore::KernelTable *table = ffncore::make_table<2, 2>(storage, "scalar");
+    return table;
+}

@@ -1,0 +1,118 @@
+// What an instruction set supplies: one table of kernels for float and one for double.
+//
+// This header is all that ops/ knows of an ISA. It is included by the ISA translation units too, so
+// it holds plain declarations only: nothing inline, no STL (see DESIGN of the ISA files in
+// csrc/README.md). Sizes count elements unless said otherwise.
+#pragma once
+#include <stdint.h>
+
+namespace ffncore {
+
+// A packed weight panel has 128 bytes of columns (32 float, 16 double): two AVX-512 vectors, four
+// AVX2 vectors, so that one layout serves every ISA. In a gated block, groups of 32 bytes (one AVX2
+// vector) alternate: gate, up, gate, up; then half a panel is a full AVX2 tile.
+constexpr int kPanelBytes = 128;
+constexpr int kGroupBytes = 32;
+
+// The contract's block of a summed dimension: one fma chain from +0 (DESIGN section 2).
+constexpr int64_t kBlock = 512;
+
+constexpr int kMaxVectors = 4; // vectors across a tile
+constexpr int kMaxRows = 14;   // rows of a tile: 14 x 2 vectors = 28 of 32 AVX-512 registers
+
+// One tile: c[r][v] (+)= sum_k A(r, k) * b[k][v], k < depth <= kBlock, one fma chain per element.
+// A(r, k) = (r < half ? a0 + r * row : a1 + (r - half) * row)[(k % segment) * step
+//           + (k / segment) * jump], half = (rows + 1) / 2.
+template <class T> struct TileArgs {
+    const T *a0, *a1;
+    int64_t row, step, segment, jump;
+    const T *b;
+    int64_t ldb;
+    T *c;
+    int64_t ldc;
+    int64_t depth;
+    bool add; // c += sum, else c = sum
+    // What is needed next: after each of the first `groups` runs of 16 k, `lines` cache lines that
+    // lie `line_stride` bytes apart are fetched into L2, and the address moves by `group_stride`.
+    const char *prefetch;
+    int64_t groups, lines, line_stride, group_stride;
+};
+
+// Activation options as the kernels want them; see ffncore_activation for the meaning.
+struct ActivationParams {
+    int kind;  // ffncore_activation_kind
+    int clamp; // ffncore_clamp
+    double limit, alpha, up_offset, gate_softcap, up_softcap, gate_multiplier, negative_slope;
+    double xielu_p, xielu_n, beta, eps; // xielu_p = softplus(alpha_p), xielu_n = beta + softplus(n)
+};
+
+// h[r][c] = act(gate + b_gate) * (up + b_up); gate == nullptr: act(up + b_up). The biases may be
+// nullptr; element (r, c) uses b[r * bias_row + c * bias_col]. save_*: the preactivations with
+// bias, may be nullptr; so may h.
+template <class T> struct ActForwardArgs {
+    int64_t rows, cols;
+    const T *gate, *up;
+    int64_t ld;
+    const T *b_gate, *b_up;
+    int64_t bias_row, bias_col;
+    T *h;
+    int64_t ldh;
+    T *save_gate, *save_up;
+    int64_t ld_save;
+};
+
+// From dh and the preactivations gate, up (bias included): dgate, dup and, if asked for, h again.
+// gate == nullptr: plain, dup = dh * act'(up). dgate, dup, h may each be nullptr. xielu_p/n, unless
+// nullptr, receive, for each row and each group of 16 columns, the group's sum of dh' * x^2 (x > 0)
+// and dh' * (expm1(min(x, eps)) - x) (x <= 0), where dh' is the gradient of act's value: element
+// [r * ld_xielu + c / 16]. The 16 lanes are added as a tree: i and i + 8, i and i + 4, ...
+template <class T> struct ActBackwardArgs {
+    int64_t rows, cols;
+    const T *dh;
+    int64_t ld_dh;
+    const T *gate, *up;
+    int64_t ld_pre;
+    T *dgate, *dup, *h;
+    int64_t ld_out;
+    T *xielu_p, *xielu_n;
+    int64_t ld_xielu;
+};
+
+template <class T> struct Kernels {
+    int width;                      // lanes of a vector
+    int vectors;                    // widest tile; token panels are vectors * width columns
+    int max_rows[kMaxVectors + 1];  // highest tile for each width in vectors
+    void (*tile[kMaxVectors + 1][kMaxRows + 1])(const TileArgs<T> &);
+
+    // dst[k * ld + r] = src[r * row + k * step], r < rows, k < depth; zero for rows <= r < width.
+    void (*pack)(const T *src, int64_t row, int64_t step, int64_t rows, int64_t depth, T *dst,
+                 int64_t ld, int64_t width);
+    // The same into tiles of `tile` rows one behind the other, each [depth][tile] (the last one
+    // [depth][rest]).
+    void (*pack_tiles)(const T *src, int64_t row, int64_t step, int64_t rows, int64_t depth, T *dst,
+                       int64_t tile);
+    // out[r * row + c * col] (+)= c[r * ldc + c] + bias[...]; bias per row, per column, or nullptr.
+    void (*store)(const T *c, int64_t ldc, int64_t rows, int64_t cols, const T *bias,
+                  int64_t bias_row, int64_t bias_col, T *out, int64_t row, int64_t col, bool add);
+    // A tile of two vectors whose 32-byte groups alternate, gate and up: first all of gate, then all
+    // of up, in place.
+    void (*split_groups)(T *c, int64_t ldc, int64_t rows);
+    // sums[r] = sums[r] + m[r * row + 0] + m[r * row + col] + ..., in this order, r < rows.
+    void (*sum_along)(const T *m, int64_t row, int64_t col, int64_t rows, int64_t cols, T *sums);
+
+    void (*act_forward)(const ActivationParams &, const ActForwardArgs<T> &);
+    void (*act_backward)(const ActivationParams &, const ActBackwardArgs<T> &);
+};
+
+struct KernelTable {
+    const char *name;
+    Kernels<float> f32;
+    Kernels<double> f64;
+};
+
+} // namespace ffncore
+
+// Each ISA's translation unit exports exactly one of these.
+extern "C" const ffncore::KernelTable *ffncore_kernels_scalar(void);
+extern "C" const ffncore::KernelTable *ffncore_kernels_avx2(void);
+extern "C" const ffncore::KernelTable *ffncore_kernels_avx512(void);

@@ -1,0 +1,262 @@
+// exp, tanh, the logistic function and Phi (the normal distribution) for vectors of F: F32 or F64.
+//
+//     e^x = 2^n (1 + r + r^2 q(r)),   n = round(x / ln 2),   |r| <= ln 2 / 2
+//
+// One fixed sequence of fma, mul, add, div per function, so that every ISA gives the same bits: no
+// tables, no approximate instructions, no libm. Written once against the vocabulary (vec_scalar.h).
+// Results that underflow need a factor 2^n below the normal range: such lanes ("low") work with
+// 2^(n + kScale) and are multiplied by 2^-kScale once, at the end, after everything else.
+// Accuracy: docs/accuracy.md, measured by tests/cpp/accuracy.cpp. Coefficients are minimax (Remez
+// exchange at 60 digits), bench/coefficients.py prints them; the error given is the polynomial's.
+#pragma once
+
+namespace ffncore {
+namespace {
+
+template <class T> struct Constants;
+
+template <> struct Constants<float> {
+    static constexpr float kLog2e = 1.44269502f;
+    static constexpr float kLn2Hi = 0.693359375f, kLn2Lo = -0.000212194442f; // hi: 10 bits, n hi exact
+    // q: 1.3e-8 of r, so that expm1 keeps its relative accuracy at 0.
+    static constexpr float kExp[] = {0.5f, 0.166665435f, 0.0416662842f, 0.00836660713f,
+                                     0.00139461993f};
+    // Phi(-a) e^(a^2 / 2) (a + k) as a polynomial in u = a / (a + k) - m, 0 <= a <= 14.7: 7.5e-9.
+    static constexpr float kTailPole = 3.5f, kTailMiddle = 0.4f;
+    static constexpr float kTail[] = {0.871099412f,   -1.41231465f, 1.55457103f,  -1.01525962f,
+                                      0.147031307f,   0.311057389f, -0.13339211f, -0.129214436f,
+                                      0.0569987372f,  0.0562626049f};
+    static constexpr float kScale = 64, kDown = 0x1p-64f;
+    static constexpr float kLowFrom = 96;       // low lanes: 2^-n beyond it; 2^-32 is below 1's ulp
+    static constexpr float kFadeOut = 133.084259f; // 192 ln 2: 2^(192 - kScale) is infinite
+    static constexpr float kVanish = 132.391113f;  // 191 ln 2: 2^(kScale - 191) shifts out to zero
+    static constexpr float kSaturate = 87.0f;      // e^-87 is normal and nothing beside 1
+    static constexpr float kTailEnd = -16.2721303f, kTailLow = -11.5f; // a^2/2 = 191, 95.5 ln 2
+    static constexpr float kTanhEnd = 43.0f; // e^86 < 2^125: its reciprocal is normal
+    static constexpr float kMishEnd = 20.0f; // tanh(softplus(20)) is 1
+    static constexpr float kMax = 0x1.fffffep127f;
+    // gelu_tanh(x) = x sigma(x (c0 + c1 x^2)): c0 = sqrt(8 / pi), c1 = 0.044715 c0. The high part of
+    // c0 ends at 2^-20, a unit of every c0 + c1 x^2 below 16 = its value beyond the clamps.
+    static constexpr float kC0Hi = 1.59576893f, kC0Lo = 1.93077895e-07f, kC0 = 1.59576917f;
+    static constexpr float kC1Hi = 0.0713548139f, kC1Lo = 2.39883247e-09f;
+    static constexpr float kC1Slope = 0.214064449f;                   // 3 c1
+    static constexpr float kCubicMin = -11.7042368f, kCubicMax = 9.9f; // kFadeOut, kSaturate
+};
+
+template <> struct Constants<double> {
+    static constexpr double kLog2e = 1.4426950408889634;
+    static constexpr double kLn2Hi = 0.69314718036912382, kLn2Lo = 1.9082149292705877e-10; // 32 bits
+    static constexpr double kExp[] = {0.5, // 2.6e-19 of r
+                                      0.16666666666666677,
+                                      0.041666666666666699,
+                                      0.0083333333333215787,
+                                      0.0013888888888866659,
+                                      0.00019841269886266289,
+                                      2.4801587360873567e-05,
+                                      2.7557244061778993e-06,
+                                      2.7557242510008815e-07,
+                                      2.5109090490582679e-08,
+                                      2.0924515921536785e-09};
+    static constexpr double kTailPole = 5, kTailMiddle = 0.4375;
+    static constexpr double kTail[] = {0.86075986051883768, // a <= 39: 5.9e-18
+                                       -1.6105665056657954,
+                                       2.519116639683848,
+                                       -3.2614357719129368,
+                                       3.4125154323967006,
+                                       -2.738967954957169,
+                                       1.4703051913476919,
+                                       -0.2405718315389708,
+                                       -0.36729941857342147,
+                                       0.29186125599658524,
+                                       0.023955068254097978,
+                                       -0.13953271401280742,
+                                       0.027665206544889555,
+                                       0.064241453582334837,
+                                       -0.023392073185462527,
+                                       -0.033440217325270291,
+                                       0.01391465891076202,
+                                       0.019909273210538481,
+                                       -0.0070760133713343321,
+                                       -0.011817707074456868,
+                                       0.0032396077299093463,
+                                       0.0047499034643324672,
+                                       -0.0012700298460244926};
+    static constexpr double kScale = 128, kDown = 0x1p-128;
+    static constexpr double kLowFrom = 960;
+    static constexpr double kFadeOut = 798.505552005; // 1152 ln 2
+    static constexpr double kVanish = 797.812404824;  // 1151 ln 2
+    static constexpr double kSaturate = 708.0;
+    static constexpr double kTailEnd = -39.9452726821, kTailLow = -36.48; // 1151, 960 ln 2
+    static constexpr double kTanhEnd = 350.0;
+    static constexpr double kMishEnd = 40.0;
+    static constexpr double kMax = 0x1.fffffffffffffp1023;
+    static constexpr double kC0Hi = 1.5957691216057341, kC0Lo = -3.430362161966579e-15; // 2^-47
+    static constexpr double kC0 = 1.5957691216057308;
+    static constexpr double kC1Hi = 0.071354816272600249, kC1Lo = -6.175149918155315e-19;
+    static constexpr double kC1Slope = 0.21406444881780073;
+    static constexpr double kCubicMin = -22.0342861891, kCubicMax = 21.1;
+};
+
+template <class F> using ConstantsOf = Constants<typename F::T>;
+
+// c[0] + c[1] x + ... by Horner's rule.
+template <class F, int N>
+inline typename F::V polynomial(typename F::V x, const typename F::T (&c)[N]) {
+    typename F::V s = F::set1(c[N - 1]);
+    for (int i = N - 2; i >= 0; --i)
+        s = F::fma(s, x, F::set1(c[i]));
+    return s;
+}
+
+// lo <= x <= hi; NaN goes through.
+template <class F>
+inline typename F::V clamp(typename F::V x, typename F::T lo, typename F::T hi) {
+    return F::min_(F::set1(hi), F::max_(F::set1(lo), x));
+}
+
+// x = n ln 2 + r; t = F::kShift + n, so that F::exponent(t) is 2^n.
+template <class F> struct Reduced {
+    typename F::V t, r;
+};
+
+template <class F> inline Reduced<F> reduce(typename F::V x) {
+    using C = ConstantsOf<F>;
+    auto t = F::fma(x, F::set1(C::kLog2e), F::set1(F::kShift));
+    auto n = F::sub(t, F::set1(F::kShift));
+    auto r = F::fnma(n, F::set1(C::kLn2Hi), x);
+    return {t, F::fnma(n, F::set1(C::kLn2Lo), r)};
+}
+
+// e^r - 1 for |r| <= ln 2 / 2 and a little beyond.
+template <class F> inline typename F::V expm1_reduced(typename F::V r) {
+    return F::fma(F::mul(r, r), polynomial<F>(r, ConstantsOf<F>::kExp), r);
+}
+
+template <class F> inline typename F::V exp_reduced(typename F::V r) {
+    return F::add(expm1_reduced<F>(r), F::set1(1));
+}
+
+// Results of low lanes carry 2^kScale until here.
+template <class F> inline typename F::V unscale(typename F::M low, typename F::V a) {
+    return F::select(low, F::mul(a, F::set1(ConstantsOf<F>::kDown)), a);
+}
+
+// e^x, all x: 2^n in two steps, since n may be beyond the normal range at both ends.
+template <class F> inline typename F::V exp(typename F::V x) {
+    using C = ConstantsOf<F>;
+    auto reduced = reduce<F>(clamp<F>(x, -C::kFadeOut, C::kFadeOut));
+    auto n = F::sub(reduced.t, F::set1(F::kShift));
+    auto half = F::round(F::mul(n, F::set1(0.5)));
+    auto p = F::mul(exp_reduced<F>(reduced.r), F::pow2(half));
+    return F::mul(p, F::pow2(F::sub(n, half)));
+}
+
+// e^x - 1 for x <= 0 (and up to about 20).
+template <class F> inline typename F::V expm1(typename F::V x) {
+    using C = ConstantsOf<F>;
+    auto reduced = reduce<F>(F::max_(F::set1(-C::kSaturate), x));
+    auto s = F::exponent(reduced.t);
+    return F::fma(s, expm1_reduced<F>(reduced.r), F::sub(s, F::set1(1)));
+}
+
+// sigma = s where not low, s 2^-kScale where low; 1 - sigma = e s in both. sigma falls to zero
+// exactly at the lower clamp, so that -inf * sigma is NaN, as in x * sigma(x).
+template <class F> struct Logistic {
+    typename F::V e, s;
+    typename F::M low;
+};
+
+// From minus the argument, reduced.
+template <class F> inline Logistic<F> logistic(Reduced<F> minus) {
+    using C = ConstantsOf<F>;
+    auto low = F::gt(minus.t, F::set1(F::kShift + C::kLowFrom));
+    auto t = F::select(low, F::sub(minus.t, F::set1(C::kScale)), minus.t);
+    auto p = exp_reduced<F>(minus.r), scale = F::exponent(t);
+    auto s = F::div(F::set1(1), F::fma(p, scale, F::set1(1)));
+    // At the lower clamp s is zero and e infinite: a finite e keeps e s from being NaN.
+    return {F::min_(F::set1(C::kMax), F::mul(p, scale)), s, low};
+}
+
+// alpha of sigma(alpha x), to twice T's precision, and the x at which sigma is 0 or 1.
+template <class T> struct Alpha {
+    T hi, lo, log2e, min, max;
+};
+
+template <class T> inline Alpha<T> make_alpha(double alpha) {
+    using C = Constants<T>;
+    alpha = alpha == 0 ? 0.0 : alpha; // not -0: the limits below are to be -inf and inf then
+    T hi = T(alpha), lo = T(alpha - double(hi));
+    T zero = C::kFadeOut / hi, one = C::kSaturate / hi;
+    bool rising = alpha >= 0;
+    return {hi, lo, T(alpha * Constants<double>::kLog2e), rising ? -zero : one,
+            rising ? one : -zero};
+}
+
+// -alpha x, x already between a.min and a.max. The product is never rounded: with n ln 2 taken off
+// inside the fma, a large argument costs no accuracy.
+template <class F> inline Reduced<F> reduce_minus(typename F::V x, const Alpha<typename F::T> &a) {
+    using C = ConstantsOf<F>;
+    auto t = F::fnma(x, F::set1(a.log2e), F::set1(F::kShift));
+    auto n = F::sub(t, F::set1(F::kShift));
+    auto r = F::fnms(x, F::set1(a.hi), F::mul(n, F::set1(C::kLn2Hi)));
+    r = F::fnma(n, F::set1(C::kLn2Lo), r);
+    return {t, F::fnma(x, F::set1(a.lo), r)};
+}
+
+// The same for alpha = 1, with the same bits.
+template <class F> inline Reduced<F> reduce_minus(typename F::V x) {
+    using C = ConstantsOf<F>;
+    auto t = F::fnma(x, F::set1(C::kLog2e), F::set1(F::kShift));
+    auto n = F::sub(t, F::set1(F::kShift));
+    auto r = F::fnms(n, F::set1(C::kLn2Hi), x);
+    return {t, F::fnma(n, F::set1(C::kLn2Lo), r)};
+}
+
+// tanh x = (e^2|x| - 1) / (e^2|x| + 1), with the quotient's rounding error taken back once, which
+// leaves 1 / (e^2|x| + 1) for the derivative 1 - tanh^2 = 4 e^2|x| / (e^2|x| + 1)^2.
+template <class F> struct Tanh {
+    typename F::V value, slope;
+};
+
+template <class F> inline Tanh<F> tanh_both(typename F::V x) {
+    using C = ConstantsOf<F>;
+    auto a = F::min_(F::set1(C::kTanhEnd), F::abs(x));
+    auto reduced = reduce<F>(F::add(a, a));
+    auto s = F::exponent(reduced.t), p = expm1_reduced<F>(reduced.r);
+    auto num = F::fma(s, p, F::sub(s, F::set1(1)));
+    auto den = F::add(num, F::set1(2));
+    auto inverse = F::div(F::set1(1), den);
+    auto q = F::mul(num, inverse);
+    q = F::fma(F::fnma(q, den, num), inverse, q);
+    auto slope = F::mul(F::mul(F::set1(4), inverse), F::fma(num, inverse, inverse));
+    return {F::copysign(q, x), slope};
+}
+
+// Phi(x) = erfc(-x / sqrt 2) / 2 with relative accuracy in the negative tail:
+//     Phi(-a) = e^(-a^2 / 2) P(u) / (a + k), u = a / (a + k) - m, a = |x|;   Phi(a) = 1 - Phi(-a)
+// and phi(x) = e^(-x^2 / 2) / sqrt(2 pi). Both carry 2^kScale where low. x: clamped. In this form of
+// u the rounding error of 1 / (a + k) counts at most once, in (a - k) / (a + k) up to three times.
+template <class F> struct Normal {
+    typename F::V x, cdf, density;
+    typename F::M low;
+};
+
+template <class F> inline Normal<F> normal(typename F::V x) {
+    using C = ConstantsOf<F>;
+    x = clamp<F>(x, C::kTailEnd, 10); // Phi(10) is 1
+    auto a = F::abs(x);
+    auto inverse = F::div(F::set1(1), F::add(a, F::set1(C::kTailPole)));
+    auto u = F::fms(a, inverse, F::set1(C::kTailMiddle));
+    auto square = F::mul(a, a), rest = F::fms(a, a, square);
+    auto reduced = reduce<F>(F::mul(square, F::set1(-0.5)));
+    auto p = exp_reduced<F>(F::fma(rest, F::set1(-0.5), reduced.r));
+    auto low = F::lt(x, F::set1(C::kTailLow));
+    auto scale = F::exponent(F::select(low, F::add(reduced.t, F::set1(C::kScale)), reduced.t));
+    p = F::mul(p, scale);
+    auto tail = F::mul(F::mul(polynomial<F>(u, C::kTail), inverse), p);
+    auto cdf = F::select(F::lt(x, F::zero()), tail, F::sub(F::set1(1), tail));
+    return {x, cdf, F::mul(p, F::set1(0.398942280401432678)), low};
+}
+
+} // namespace
+} // namespace ffncore

@@ -1,0 +1,173 @@
+// Moving matrices: into panels (pack, pack_tiles), out of tiles (store), and sums along a row.
+//
+//   pack        dst[k][width] <- src(r, k), rows become columns; zero beyond the last row
+//   pack_tiles  dst[tile][k][rows of the tile] <- src(r, k)
+//   store       out(r, c) (+)= tile[r][c] + bias
+// Each has two fast cases, for the index that is contiguous in memory: a copy of vectors, or W x W
+// transposes in registers. Every other stride takes the plain loop.
+#pragma once
+
+namespace ffncore {
+namespace {
+
+template <class T> inline int64_t smaller(int64_t a, T b) { return a < b ? a : b; }
+
+template <class F>
+void pack(const typename F::T *src, int64_t row, int64_t step, int64_t rows, int64_t depth,
+          typename F::T *dst, int64_t ld, int64_t width) {
+    using V = typename F::V;
+    constexpr int W = F::W;
+    if (row == 1 || (step != 1 && rows == 0)) {
+        for (int64_t k = 0; k < depth; ++k)
+            for (int64_t r = 0; r < width; r += W) {
+                const int64_t have = rows - r;
+                const V v = have >= W  ? F::load(src + k * step + r)
+                            : have > 0 ? F::load_n(src + k * step + r, (int)have)
+                                       : F::zero();
+                if (width - r >= W)
+                    F::store(dst + k * ld + r, v);
+                else
+                    F::store_n(dst + k * ld + r, v, (int)(width - r));
+            }
+        return;
+    }
+    if (step == 1) {
+        for (int64_t r = 0; r < width; r += W) {
+            const int to = (int)smaller(width - r, W);
+            for (int64_t k = 0; k < depth; k += W) {
+                const int n = (int)smaller(depth - k, W);
+                V v[W];
+#pragma GCC unroll 16
+                for (int i = 0; i < W; ++i)
+                    v[i] = r + i >= rows ? F::zero()
+                           : n == W      ? F::load(src + (r + i) * row + k)
+                                         : F::load_n(src + (r + i) * row + k, n);
+                F::transpose(v);
+                typename F::T *out = dst + k * ld + r;
+                if (n == W && to == W) {
+#pragma GCC unroll 16
+                    for (int i = 0; i < W; ++i)
+                        F::store(out + i * ld, v[i]);
+                } else {
+                    for (int i = 0; i < n; ++i)
+                        F::store_n(out + i * ld, v[i], to);
+                }
+            }
+        }
+        return;
+    }
+    for (int64_t k = 0; k < depth; ++k)
+        for (int64_t r = 0; r < width; ++r)
+            dst[k * ld + r] = r < rows ? src[r * row + k * step] : 0;
+}
+
+template <class F>
+void pack_tiles(const typename F::T *src, int64_t row, int64_t step, int64_t rows, int64_t depth,
+                typename F::T *dst, int64_t tile) {
+    constexpr int W = F::W;
+    if (row != 1 || tile > W) {
+        for (int64_t r0 = 0; r0 < rows; r0 += tile) {
+            const int64_t n = smaller(rows - r0, tile);
+            for (int64_t k = 0; k < depth; ++k)
+                for (int64_t r = 0; r < n; ++r)
+                    *dst++ = src[(r0 + r) * row + k * step];
+        }
+        return;
+    }
+    // One pass over k for all tiles: a row of src is read once, in order.
+    for (int64_t k = 0; k < depth; ++k) {
+        const typename F::T *from = src + k * step;
+        for (int64_t r0 = 0; r0 < rows; r0 += tile) {
+            const int n = (int)smaller(rows - r0, tile);
+            F::store_n(dst + r0 * depth + k * n, F::load_n(from + r0, n), n);
+        }
+    }
+}
+
+template <class F>
+void store(const typename F::T *c, int64_t ldc, int64_t rows, int64_t cols,
+           const typename F::T *bias, int64_t bias_row, int64_t bias_col, typename F::T *out,
+           int64_t row, int64_t col, bool add) {
+    using V = typename F::V;
+    constexpr int W = F::W;
+    const bool by_row = bias && bias_col == 0;
+    if (col == 1 && (!bias || bias_col <= 1)) {
+        for (int64_t r = 0; r < rows; ++r)
+            for (int64_t j = 0; j < cols; j += W) {
+                const int n = (int)smaller(cols - j, W);
+                V v = F::load(c + r * ldc + j); // tiles are whole vectors wide
+                if (bias)
+                    v = F::add(v, by_row ? F::set1(bias[r * bias_row])
+                                         : F::load_n(bias + r * bias_row + j, n));
+                typename F::T *to = out + r * row + j;
+                if (n == W)
+                    F::store(to, add ? F::add(F::load(to), v) : v);
+                else
+                    F::store_n(to, add ? F::add(F::load_n(to, n), v) : v, n);
+            }
+        return;
+    }
+    if (row == 1 && rows <= W && (!bias || by_row)) {
+        for (int64_t j = 0; j < cols; j += W) {
+            const int n = (int)smaller(cols - j, W);
+            V v[W];
+            for (int i = 0; i < W; ++i) {
+                v[i] = i < rows ? F::load(c + i * ldc + j) : F::zero();
+                if (bias && i < rows)
+                    v[i] = F::add(v[i], F::set1(bias[i * bias_row]));
+            }
+            F::transpose(v);
+            for (int i = 0; i < n; ++i) {
+                typename F::T *to = out + (j + i) * col;
+                F::store_n(to, add ? F::add(F::load_n(to, (int)rows), v[i]) : v[i], (int)rows);
+            }
+        }
+        return;
+    }
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t j = 0; j < cols; ++j) {
+            typename F::T v = c[r * ldc + j];
+            if (bias)
+                v = v + bias[r * bias_row + j * bias_col];
+            typename F::T *to = out + r * row + j * col;
+            *to = add ? *to + v : v;
+        }
+}
+
+template <class F>
+void sum_along(const typename F::T *m, int64_t row, int64_t col, int64_t rows, int64_t cols,
+               typename F::T *sums) {
+    using V = typename F::V;
+    constexpr int W = F::W;
+    for (int64_t r = 0; r < rows; r += W) {
+        const int n = (int)smaller(rows - r, W);
+        V sum = F::load_n(sums + r, n);
+        if (row == 1) {
+            for (int64_t c = 0; c < cols; ++c)
+                sum = F::add(sum, F::load_n(m + c * col + r, n));
+        } else {
+            for (int64_t c = 0; c < cols; c += W) {
+                const int k = (int)smaller(cols - c, W);
+                V v[W];
+                if (col == 1) {
+                    for (int i = 0; i < W; ++i)
+                        v[i] = i < n ? F::load_n(m + (r + i) * row + c, k) : F::zero();
+                } else {
+                    typename F::T lanes[W] = {};
+                    for (int i = 0; i < W; ++i) {
+                        for (int j = 0; j < k && i < n; ++j)
+                            lanes[j] = m[(r + i) * row + (c + j) * col];
+                        v[i] = i < n ? F::load(lanes) : F::zero();
+                    }
+                }
+                F::transpose(v);
+                for (int j = 0; j < k; ++j)
+                    sum = F::add(sum, v[j]);
+            }
+        }
+        F::store_n(sums + r, sum, n);
+    }
+}
+
+} // namespace
+} // namespace ffncore

@@ -1,0 +1,157 @@
+// The vector vocabulary for AVX2 with FMA: 8 floats or 4 doubles. Meaning: see vec_scalar.h.
+#pragma once
+#include <immintrin.h>
+#include <stdint.h>
+
+namespace ffncore {
+namespace {
+
+// A window of n ones, then zeros: the mask of the first n lanes starts at kTail + W - n.
+alignas(64) constexpr int32_t kTail32[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+alignas(64) constexpr int64_t kTail64[8] = {-1, -1, -1, -1, 0, 0, 0, 0};
+
+struct F32 {
+    using T = float;
+    using V = __m256;
+    using M = __m256;
+    static constexpr int W = 8;
+    static constexpr T kRound = 0x1.8p23f;
+    static constexpr T kShift = 0x1.8p23f + 127; // exponent bias on top, see vec_scalar.h
+
+    static inline __m256i tail(int64_t n) {
+        return _mm256_loadu_si256((const __m256i *)(kTail32 + W - n));
+    }
+    static inline V load(const T *p) { return _mm256_loadu_ps(p); }
+    static inline void store(T *p, V a) { _mm256_storeu_ps(p, a); }
+    static inline V load_n(const T *p, int64_t n) { return _mm256_maskload_ps(p, tail(n)); }
+    static inline void store_n(T *p, V a, int64_t n) { _mm256_maskstore_ps(p, tail(n), a); }
+    static inline V set1(T x) { return _mm256_set1_ps(x); }
+    static inline V zero() { return _mm256_setzero_ps(); }
+
+    static inline V add(V a, V b) { return _mm256_add_ps(a, b); }
+    static inline V sub(V a, V b) { return _mm256_sub_ps(a, b); }
+    static inline V mul(V a, V b) { return _mm256_mul_ps(a, b); }
+    static inline V div(V a, V b) { return _mm256_div_ps(a, b); }
+    static inline V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
+    static inline V fnma(V a, V b, V c) { return _mm256_fnmadd_ps(a, b, c); }
+    static inline V fms(V a, V b, V c) { return _mm256_fmsub_ps(a, b, c); }
+    static inline V fnms(V a, V b, V c) { return _mm256_fnmsub_ps(a, b, c); }
+    static inline V min_(V a, V b) { return _mm256_min_ps(a, b); }
+    static inline V max_(V a, V b) { return _mm256_max_ps(a, b); }
+
+    static inline M lt(V a, V b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+    static inline M le(V a, V b) { return _mm256_cmp_ps(a, b, _CMP_LE_OQ); }
+    static inline M gt(V a, V b) { return _mm256_cmp_ps(a, b, _CMP_GT_OQ); }
+    static inline M ge(V a, V b) { return _mm256_cmp_ps(a, b, _CMP_GE_OQ); }
+    static inline M eq(V a, V b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
+    static inline M unordered(V a, V b) { return _mm256_cmp_ps(a, b, _CMP_UNORD_Q); }
+    static inline M both(M a, M b) { return _mm256_and_ps(a, b); }
+    static inline M either(M a, M b) { return _mm256_or_ps(a, b); }
+    static inline bool any(M a) { return _mm256_movemask_ps(a) != 0; }
+    static inline M first(int64_t n) { return _mm256_castsi256_ps(tail(n)); }
+    static inline V select(M m, V a, V b) { return _mm256_blendv_ps(b, a, m); }
+    static inline V keep(M m, V a) { return _mm256_and_ps(m, a); }
+
+    static inline V sign() { return _mm256_set1_ps(-0.0f); }
+    static inline V abs(V a) { return _mm256_andnot_ps(sign(), a); }
+    static inline V neg(V a) { return _mm256_xor_ps(sign(), a); }
+    static inline V copysign(V mag, V sgn) {
+        return _mm256_or_ps(_mm256_andnot_ps(sign(), mag), _mm256_and_ps(sign(), sgn));
+    }
+    static inline V round(V a) { return sub(add(a, set1(kRound)), set1(kRound)); }
+    static inline V exponent(V t) {
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(t), 23));
+    }
+    static inline V pow2(V n) { return exponent(add(n, set1(kShift))); }
+
+    static inline void transpose(V (&r)[W]) {
+        V t[W];
+        for (int i = 0; i < W; i += 4) { // 2 x 2 and 4 x 4 blocks within 128-bit lanes
+            V a = _mm256_unpacklo_ps(r[i], r[i + 1]), b = _mm256_unpackhi_ps(r[i], r[i + 1]);
+            V c = _mm256_unpacklo_ps(r[i + 2], r[i + 3]), d = _mm256_unpackhi_ps(r[i + 2], r[i + 3]);
+            t[i] = _mm256_shuffle_ps(a, c, 0x44);
+            t[i + 1] = _mm256_shuffle_ps(a, c, 0xee);
+            t[i + 2] = _mm256_shuffle_ps(b, d, 0x44);
+            t[i + 3] = _mm256_shuffle_ps(b, d, 0xee);
+        }
+        for (int i = 0; i < 4; ++i) {
+            r[i] = _mm256_permute2f128_ps(t[i], t[i + 4], 0x20);
+            r[i + 4] = _mm256_permute2f128_ps(t[i], t[i + 4], 0x31);
+        }
+    }
+    static inline void deinterleave(V a, V b, V &g, V &u) {
+        g = a;
+        u = b;
+    }
+};
+
+struct F64 {
+    using T = double;
+    using V = __m256d;
+    using M = __m256d;
+    static constexpr int W = 4;
+    static constexpr T kRound = 0x1.8p52;
+    static constexpr T kShift = 0x1.8p52 + 1023;
+
+    static inline __m256i tail(int64_t n) {
+        return _mm256_loadu_si256((const __m256i *)(kTail64 + W - n));
+    }
+    static inline V load(const T *p) { return _mm256_loadu_pd(p); }
+    static inline void store(T *p, V a) { _mm256_storeu_pd(p, a); }
+    static inline V load_n(const T *p, int64_t n) { return _mm256_maskload_pd(p, tail(n)); }
+    static inline void store_n(T *p, V a, int64_t n) { _mm256_maskstore_pd(p, tail(n), a); }
+    static inline V set1(T x) { return _mm256_set1_pd(x); }
+    static inline V zero() { return _mm256_setzero_pd(); }
+
+    static inline V add(V a, V b) { return _mm256_add_pd(a, b); }
+    static inline V sub(V a, V b) { return _mm256_sub_pd(a, b); }
+    static inline V mul(V a, V b) { return _mm256_mul_pd(a, b); }
+    static inline V div(V a, V b) { return _mm256_div_pd(a, b); }
+    static inline V fma(V a, V b, V c) { return _mm256_fmadd_pd(a, b, c); }
+    static inline V fnma(V a, V b, V c) { return _mm256_fnmadd_pd(a, b, c); }
+    static inline V fms(V a, V b, V c) { return _mm256_fmsub_pd(a, b, c); }
+    static inline V fnms(V a, V b, V c) { return _mm256_fnmsub_pd(a, b, c); }
+    static inline V min_(V a, V b) { return _mm256_min_pd(a, b); }
+    static inline V max_(V a, V b) { return _mm256_max_pd(a, b); }
+
+    static inline M lt(V a, V b) { return _mm256_cmp_pd(a, b, _CMP_LT_OQ); }
+    static inline M le(V a, V b) { return _mm256_cmp_pd(a, b, _CMP_LE_OQ); }
+    static inline M gt(V a, V b) { return _mm256_cmp_pd(a, b, _CMP_GT_OQ); }
+    static inline M ge(V a, V b) { return _mm256_cmp_pd(a, b, _CMP_GE_OQ); }
+    static inline M eq(V a, V b) { return _mm256_cmp_pd(a, b, _CMP_EQ_OQ); }
+    static inline M unordered(V a, V b) { return _mm256_cmp_pd(a, b, _CMP_UNORD_Q); }
+    static inline M both(M a, M b) { return _mm256_and_pd(a, b); }
+    static inline M either(M a, M b) { return _mm256_or_pd(a, b); }
+    static inline bool any(M a) { return _mm256_movemask_pd(a) != 0; }
+    static inline M first(int64_t n) { return _mm256_castsi256_pd(tail(n)); }
+    static inline V select(M m, V a, V b) { return _mm256_blendv_pd(b, a, m); }
+    static inline V keep(M m, V a) { return _mm256_and_pd(m, a); }
+
+    static inline V sign() { return _mm256_set1_pd(-0.0); }
+    static inline V abs(V a) { return _mm256_andnot_pd(sign(), a); }
+    static inline V neg(V a) { return _mm256_xor_pd(sign(), a); }
+    static inline V copysign(V mag, V sgn) {
+        return _mm256_or_pd(_mm256_andnot_pd(sign(), mag), _mm256_and_pd(sign(), sgn));
+    }
+    static inline V round(V a) { return sub(add(a, set1(kRound)), set1(kRound)); }
+    static inline V exponent(V t) {
+        return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(t), 52));
+    }
+    static inline V pow2(V n) { return exponent(add(n, set1(kShift))); }
+
+    static inline void transpose(V (&r)[W]) {
+        V a = _mm256_unpacklo_pd(r[0], r[1]), b = _mm256_unpackhi_pd(r[0], r[1]);
+        V c = _mm256_unpacklo_pd(r[2], r[3]), d = _mm256_unpackhi_pd(r[2], r[3]);
+        r[0] = _mm256_permute2f128_pd(a, c, 0x20);
+        r[1] = _mm256_permute2f128_pd(b, d, 0x20);
+        r[2] = _mm256_permute2f128_pd(a, c, 0x31);
+        r[3] = _mm256_permute2f128_pd(b, d, 0x31);
+    }
+    static inline void deinterleave(V a, V b, V &g, V &u) {
+        g = a;
+        u = b;
+    }
+};
+
+} // namespace
+} // namespace ffncore

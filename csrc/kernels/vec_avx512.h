@@ -1,0 +1,171 @@
+// The vector vocabulary for AVX-512 (F, BW, VL, DQ): 16 floats or 8 doubles. See vec_scalar.h for
+// what each operation means. Tails are masked loads and stores; masks live in mask registers.
+#pragma once
+// GCC 12 and 13 warn of _mm512_undefined_ps() inside their own header (GCC bug 105593).
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#include <stdint.h>
+
+namespace ffncore {
+namespace {
+
+struct F32 {
+    using T = float;
+    using V = __m512;
+    using M = __mmask16;
+    static constexpr int W = 16;
+    static constexpr T kRound = 0x1.8p23f;
+    static constexpr T kShift = 0x1.8p23f + 127; // exponent bias on top, see vec_scalar.h
+
+    static inline M first(int64_t n) { return (M)((1u << n) - 1); }
+    static inline V load(const T *p) { return _mm512_loadu_ps(p); }
+    static inline void store(T *p, V a) { _mm512_storeu_ps(p, a); }
+    static inline V load_n(const T *p, int64_t n) { return _mm512_maskz_loadu_ps(first(n), p); }
+    static inline void store_n(T *p, V a, int64_t n) { _mm512_mask_storeu_ps(p, first(n), a); }
+    static inline V set1(T x) { return _mm512_set1_ps(x); }
+    static inline V zero() { return _mm512_setzero_ps(); }
+
+    static inline V add(V a, V b) { return _mm512_add_ps(a, b); }
+    static inline V sub(V a, V b) { return _mm512_sub_ps(a, b); }
+    static inline V mul(V a, V b) { return _mm512_mul_ps(a, b); }
+    static inline V div(V a, V b) { return _mm512_div_ps(a, b); }
+    static inline V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
+    static inline V fnma(V a, V b, V c) { return _mm512_fnmadd_ps(a, b, c); }
+    static inline V fms(V a, V b, V c) { return _mm512_fmsub_ps(a, b, c); }
+    static inline V fnms(V a, V b, V c) { return _mm512_fnmsub_ps(a, b, c); }
+    static inline V min_(V a, V b) { return _mm512_min_ps(a, b); }
+    static inline V max_(V a, V b) { return _mm512_max_ps(a, b); }
+
+    static inline M lt(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+    static inline M le(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
+    static inline M gt(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+    static inline M ge(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+    static inline M eq(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+    static inline M unordered(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q); }
+    static inline M both(M a, M b) { return (M)(a & b); }
+    static inline M either(M a, M b) { return (M)(a | b); }
+    static inline bool any(M a) { return a != 0; }
+    static inline V select(M m, V a, V b) { return _mm512_mask_blend_ps(m, b, a); }
+    static inline V keep(M m, V a) { return _mm512_maskz_mov_ps(m, a); }
+
+    static inline V sign() { return _mm512_set1_ps(-0.0f); }
+    static inline V abs(V a) { return _mm512_andnot_ps(sign(), a); }
+    static inline V neg(V a) { return _mm512_xor_ps(sign(), a); }
+    static inline V copysign(V mag, V sgn) { // 0xd8: third ? second : first, per bit
+        return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(
+            _mm512_castps_si512(mag), _mm512_castps_si512(sgn), _mm512_castps_si512(sign()), 0xd8));
+    }
+    static inline V round(V a) { return sub(add(a, set1(kRound)), set1(kRound)); }
+    static inline V exponent(V t) {
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(t), 23));
+    }
+    static inline V pow2(V n) { return exponent(add(n, set1(kShift))); }
+
+    static inline void transpose(V (&r)[W]) {
+        V t[W];
+        for (int i = 0; i < W; i += 4) { // 4 x 4 blocks within 128-bit lanes
+            V a = _mm512_unpacklo_ps(r[i], r[i + 1]), b = _mm512_unpackhi_ps(r[i], r[i + 1]);
+            V c = _mm512_unpacklo_ps(r[i + 2], r[i + 3]), d = _mm512_unpackhi_ps(r[i + 2], r[i + 3]);
+            t[i] = _mm512_shuffle_ps(a, c, 0x44);
+            t[i + 1] = _mm512_shuffle_ps(a, c, 0xee);
+            t[i + 2] = _mm512_shuffle_ps(b, d, 0x44);
+            t[i + 3] = _mm512_shuffle_ps(b, d, 0xee);
+        }
+        for (int i = 0; i < 4; ++i) { // then the 4 x 4 square of such blocks
+            V a = _mm512_shuffle_f32x4(t[i], t[i + 4], 0x88);
+            V b = _mm512_shuffle_f32x4(t[i], t[i + 4], 0xdd);
+            V c = _mm512_shuffle_f32x4(t[i + 8], t[i + 12], 0x88);
+            V d = _mm512_shuffle_f32x4(t[i + 8], t[i + 12], 0xdd);
+            r[i] = _mm512_shuffle_f32x4(a, c, 0x88);
+            r[i + 4] = _mm512_shuffle_f32x4(b, d, 0x88);
+            r[i + 8] = _mm512_shuffle_f32x4(a, c, 0xdd);
+            r[i + 12] = _mm512_shuffle_f32x4(b, d, 0xdd);
+        }
+    }
+    // 32-byte groups [g u], [g u] -> [g g], [u u].
+    static inline void deinterleave(V a, V b, V &g, V &u) {
+        g = _mm512_shuffle_f32x4(a, b, 0x44);
+        u = _mm512_shuffle_f32x4(a, b, 0xee);
+    }
+};
+
+struct F64 {
+    using T = double;
+    using V = __m512d;
+    using M = __mmask8;
+    static constexpr int W = 8;
+    static constexpr T kRound = 0x1.8p52;
+    static constexpr T kShift = 0x1.8p52 + 1023;
+
+    static inline M first(int64_t n) { return (M)((1u << n) - 1); }
+    static inline V load(const T *p) { return _mm512_loadu_pd(p); }
+    static inline void store(T *p, V a) { _mm512_storeu_pd(p, a); }
+    static inline V load_n(const T *p, int64_t n) { return _mm512_maskz_loadu_pd(first(n), p); }
+    static inline void store_n(T *p, V a, int64_t n) { _mm512_mask_storeu_pd(p, first(n), a); }
+    static inline V set1(T x) { return _mm512_set1_pd(x); }
+    static inline V zero() { return _mm512_setzero_pd(); }
+
+    static inline V add(V a, V b) { return _mm512_add_pd(a, b); }
+    static inline V sub(V a, V b) { return _mm512_sub_pd(a, b); }
+    static inline V mul(V a, V b) { return _mm512_mul_pd(a, b); }
+    static inline V div(V a, V b) { return _mm512_div_pd(a, b); }
+    static inline V fma(V a, V b, V c) { return _mm512_fmadd_pd(a, b, c); }
+    static inline V fnma(V a, V b, V c) { return _mm512_fnmadd_pd(a, b, c); }
+    static inline V fms(V a, V b, V c) { return _mm512_fmsub_pd(a, b, c); }
+    static inline V fnms(V a, V b, V c) { return _mm512_fnmsub_pd(a, b, c); }
+    static inline V min_(V a, V b) { return _mm512_min_pd(a, b); }
+    static inline V max_(V a, V b) { return _mm512_max_pd(a, b); }
+
+    static inline M lt(V a, V b) { return _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ); }
+    static inline M le(V a, V b) { return _mm512_cmp_pd_mask(a, b, _CMP_LE_OQ); }
+    static inline M gt(V a, V b) { return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ); }
+    static inline M ge(V a, V b) { return _mm512_cmp_pd_mask(a, b, _CMP_GE_OQ); }
+    static inline M eq(V a, V b) { return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ); }
+    static inline M unordered(V a, V b) { return _mm512_cmp_pd_mask(a, b, _CMP_UNORD_Q); }
+    static inline M both(M a, M b) { return (M)(a & b); }
+    static inline M either(M a, M b) { return (M)(a | b); }
+    static inline bool any(M a) { return a != 0; }
+    static inline V select(M m, V a, V b) { return _mm512_mask_blend_pd(m, b, a); }
+    static inline V keep(M m, V a) { return _mm512_maskz_mov_pd(m, a); }
+
+    static inline V sign() { return _mm512_set1_pd(-0.0); }
+    static inline V abs(V a) { return _mm512_andnot_pd(sign(), a); }
+    static inline V neg(V a) { return _mm512_xor_pd(sign(), a); }
+    static inline V copysign(V mag, V sgn) { // 0xd8: third ? second : first, per bit
+        return _mm512_castsi512_pd(_mm512_ternarylogic_epi64(
+            _mm512_castpd_si512(mag), _mm512_castpd_si512(sgn), _mm512_castpd_si512(sign()), 0xd8));
+    }
+    static inline V round(V a) { return sub(add(a, set1(kRound)), set1(kRound)); }
+    static inline V exponent(V t) {
+        return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(t), 52));
+    }
+    static inline V pow2(V n) { return exponent(add(n, set1(kShift))); }
+
+    static inline void transpose(V (&r)[W]) {
+        V t[W];
+        for (int i = 0; i < W; i += 2) { // 2 x 2 blocks within 128-bit lanes
+            t[i] = _mm512_unpacklo_pd(r[i], r[i + 1]);
+            t[i + 1] = _mm512_unpackhi_pd(r[i], r[i + 1]);
+        }
+        for (int i = 0; i < 2; ++i) { // then the 4 x 4 square of such blocks
+            V a = _mm512_shuffle_f64x2(t[i], t[i + 2], 0x88);
+            V b = _mm512_shuffle_f64x2(t[i], t[i + 2], 0xdd);
+            V c = _mm512_shuffle_f64x2(t[i + 4], t[i + 6], 0x88);
+            V d = _mm512_shuffle_f64x2(t[i + 4], t[i + 6], 0xdd);
+            r[i] = _mm512_shuffle_f64x2(a, c, 0x88);
+            r[i + 2] = _mm512_shuffle_f64x2(b, d, 0x88);
+            r[i + 4] = _mm512_shuffle_f64x2(a, c, 0xdd);
+            r[i + 6] = _mm512_shuffle_f64x2(b, d, 0xdd);
+        }
+    }
+    static inline void deinterleave(V a, V b, V &g, V &u) {
+        g = _mm512_shuffle_f64x2(a, b, 0x44);
+        u = _mm512_shuffle_f64x2(a, b, 0xee);
+    }
+};
+
+} // namespace
+} // namespace ffncore

@@ -1,0 +1,188 @@
+// The vector vocabulary, scalar level: the specification of what each operation means.
+//
+// A vector is a small array and every operation a plain loop over its lanes, so that this level
+// builds on any platform. The widths are those of AVX2. Compiled with -ffp-contract=off, each lane
+// operation is one IEEE operation; fma is the only one that may call libm.
+// The other levels (vec_avx2.h, vec_avx512.h) give the same bits lane by lane; NaN payloads aside.
+#pragma once
+#include <stdint.h>
+
+namespace ffncore {
+namespace {
+
+inline float lane_fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline double lane_fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
+
+template <class Value, class Bits> inline Bits lane_bits(Value x) {
+    Bits bits;
+    __builtin_memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+template <class Value, class Bits> inline Value lane_value(Bits bits) {
+    Value x;
+    __builtin_memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+// Value: float or double; Bits: the unsigned integer of its size; Fraction: stored fraction bits.
+template <class Value, class Bits, int Lanes, int Fraction> struct ScalarVector {
+    using T = Value;
+    static constexpr int W = Lanes;
+    struct V {
+        T v[W];
+    };
+    struct M {
+        Bits m[W]; // all ones or zero
+    };
+
+    static constexpr Bits kSign = Bits(1) << (8 * sizeof(T) - 1);
+    // 1.5 * 2^fraction: adding it rounds |x| < 2^(fraction - 1) to an integer in the low bits. The
+    // exponent bias on top makes those bits the exponent field of 2^x (see exponent).
+    static constexpr T kRound = T(Bits(3) << (Fraction - 1));
+    static constexpr T kShift = kRound + T((Bits(1) << (8 * sizeof(T) - Fraction - 2)) - 1);
+
+    template <class Op> static inline V map(Op op) {
+        V r;
+        for (int i = 0; i < W; ++i)
+            r.v[i] = op(i);
+        return r;
+    }
+    template <class Op> static inline M test(Op op) {
+        M r;
+        for (int i = 0; i < W; ++i)
+            r.m[i] = op(i) ? ~Bits(0) : Bits(0);
+        return r;
+    }
+
+    static inline V load(const T *p) {
+        return map([&](int i) { return p[i]; });
+    }
+    static inline void store(T *p, V a) {
+        for (int i = 0; i < W; ++i)
+            p[i] = a.v[i];
+    }
+    // The first n lanes, 0 <= n <= W; the others are zero and their memory is not touched.
+    static inline V load_n(const T *p, int64_t n) {
+        V r;
+        for (int i = 0; i < W; ++i)
+            r.v[i] = T(0);
+        for (int64_t i = 0; i < n; ++i)
+            r.v[i] = p[i];
+        return r;
+    }
+    static inline void store_n(T *p, V a, int64_t n) {
+        for (int64_t i = 0; i < n; ++i)
+            p[i] = a.v[i];
+    }
+    static inline V set1(T x) {
+        return map([&](int) { return x; });
+    }
+    static inline V zero() { return set1(T(0)); }
+
+    static inline V add(V a, V b) {
+        return map([&](int i) { return a.v[i] + b.v[i]; });
+    }
+    static inline V sub(V a, V b) {
+        return map([&](int i) { return a.v[i] - b.v[i]; });
+    }
+    static inline V mul(V a, V b) {
+        return map([&](int i) { return a.v[i] * b.v[i]; });
+    }
+    static inline V div(V a, V b) {
+        return map([&](int i) { return a.v[i] / b.v[i]; });
+    }
+    static inline V fma(V a, V b, V c) { // a * b + c
+        return map([&](int i) { return lane_fma(a.v[i], b.v[i], c.v[i]); });
+    }
+    static inline V fnma(V a, V b, V c) { // c - a * b
+        return map([&](int i) { return lane_fma(-a.v[i], b.v[i], c.v[i]); });
+    }
+    static inline V fms(V a, V b, V c) { // a * b - c
+        return map([&](int i) { return lane_fma(a.v[i], b.v[i], -c.v[i]); });
+    }
+    static inline V fnms(V a, V b, V c) { // -a * b - c
+        return map([&](int i) { return lane_fma(-a.v[i], b.v[i], -c.v[i]); });
+    }
+    // As minps and maxps: b where the two are equal or either is NaN.
+    static inline V min_(V a, V b) {
+        return map([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+    }
+    static inline V max_(V a, V b) {
+        return map([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+    }
+
+    static inline M lt(V a, V b) {
+        return test([&](int i) { return a.v[i] < b.v[i]; });
+    }
+    static inline M le(V a, V b) {
+        return test([&](int i) { return a.v[i] <= b.v[i]; });
+    }
+    static inline M gt(V a, V b) { return lt(b, a); }
+    static inline M ge(V a, V b) { return le(b, a); }
+    static inline M eq(V a, V b) {
+        return test([&](int i) { return a.v[i] == b.v[i]; });
+    }
+    static inline M unordered(V a, V b) {
+        return test([&](int i) { return a.v[i] != a.v[i] || b.v[i] != b.v[i]; });
+    }
+    static inline M both(M a, M b) {
+        return test([&](int i) { return (a.m[i] & b.m[i]) != 0; });
+    }
+    static inline M either(M a, M b) {
+        return test([&](int i) { return (a.m[i] | b.m[i]) != 0; });
+    }
+    static inline bool any(M a) {
+        Bits r = 0;
+        for (int i = 0; i < W; ++i)
+            r |= a.m[i];
+        return r != 0;
+    }
+    static inline M first(int64_t n) { // lanes below n
+        return test([&](int i) { return i < n; });
+    }
+    static inline V select(M m, V a, V b) { // a where m
+        return map([&](int i) { return m.m[i] ? a.v[i] : b.v[i]; });
+    }
+    static inline V keep(M m, V a) { return select(m, a, zero()); }
+
+    static inline V abs(V a) {
+        return map([&](int i) { return lane_value<T>(Bits(lane_bits<T, Bits>(a.v[i]) & ~kSign)); });
+    }
+    static inline V neg(V a) {
+        return map([&](int i) { return lane_value<T>(Bits(lane_bits<T, Bits>(a.v[i]) ^ kSign)); });
+    }
+    static inline V copysign(V mag, V sgn) {
+        return map([&](int i) {
+            return lane_value<T>(Bits((lane_bits<T, Bits>(mag.v[i]) & ~kSign) |
+                                      (lane_bits<T, Bits>(sgn.v[i]) & kSign)));
+        });
+    }
+    // To the nearest integer, ties to even, |a| < 2^(fraction - 1); -0 may become +0.
+    static inline V round(V a) { return sub(add(a, set1(kRound)), set1(kRound)); }
+    // 2^n from t = kShift + n, n an integer in the normal range of exponents: one shift.
+    static inline V exponent(V t) {
+        return map([&](int i) { return lane_value<T>(Bits(lane_bits<T, Bits>(t.v[i]) << Fraction)); });
+    }
+    static inline V pow2(V n) { return exponent(add(n, set1(kShift))); }
+
+    static inline void transpose(V (&r)[W]) {
+        for (int i = 0; i < W; ++i)
+            for (int j = i + 1; j < W; ++j) {
+                T t = r[i].v[j];
+                r[i].v[j] = r[j].v[i];
+                r[j].v[i] = t;
+            }
+    }
+    // 32-byte groups [g], [u] -> [g], [u]: a group is one vector here.
+    static inline void deinterleave(V a, V b, V &g, V &u) {
+        g = a;
+        u = b;
+    }
+};
+
+using F32 = ScalarVector<float, uint32_t, 8, 23>;
+using F64 = ScalarVector<double, uint64_t, 4, 52>;
+
+} // namespace
+} // namespace ffncore

@@ -1,0 +1,20 @@
+// The activations alone, elementwise: h = act(gate) * up, or act(up), and their backward pass.
+// All matrices are [rows, cols] of any strides; gate.data == nullptr: plain.
+#pragma once
+#include "ffn.h"
+
+namespace ffncore {
+
+template <class T> struct Elementwise {
+    int64_t rows, cols;
+    Matrix<const T> gate, up, grad_h;
+    Matrix<T> h, grad_gate, grad_up;
+    bool xielu;
+    double xielu_sums[2];
+};
+
+// false: out of memory.
+template <class T> bool activation_forward(const Call<T> &call, const Elementwise<T> &e);
+template <class T> bool activation_backward(const Call<T> &call, Elementwise<T> &e);
+
+} // namespace ffncore

@@ -1,0 +1,150 @@
+// What both ways of running an FFN share: the choice between them, the workspace, the cuts.
+#include "ffn.h"
+
+#include <numeric>
+
+namespace ffncore {
+
+namespace {
+
+// Four tasks a thread: a core that is late by a tenth of a phase finds its last task taken over.
+constexpr int64_t kTasksPerThread = 4;
+
+template <class T> int64_t count_workspace(const Call<T> &call, const auto &add) {
+    Schedule schedule;
+    Arena arena;
+    ScratchSet<T> scratch;
+    add(Build<T>{schedule, arena, scratch, call});
+    scratch.take(arena, call.threads);
+    return arena.used();
+}
+
+// Builds the schedule twice: to count memory, and for good.
+template <class T> bool run_schedule(const Call<T> &call, const auto &add) {
+    const int64_t bytes = count_workspace(call, add);
+    Lease lease(bytes);
+    if (!lease.data())
+        return false;
+    Schedule schedule;
+    Arena arena((char *)lease.data());
+    ScratchSet<T> scratch;
+    add(Build<T>{schedule, arena, scratch, call});
+    scratch.take(arena, call.threads);
+    run_region(schedule, call.threads);
+    return true;
+}
+
+template <class T> auto forward_phases(const std::vector<ForwardGroup<T>> &groups) {
+    return [&groups](const Build<T> &build) {
+        for (const ForwardGroup<T> &group : groups) {
+            if (tokens_in_rows(group.tokens, group.weights.packed(), group.saved))
+                add_forward_rows(build, group);
+            else
+                add_forward_panels(build, group);
+        }
+    };
+}
+
+template <class T> auto backward_phases(std::vector<BackwardGroup<T>> &groups) {
+    return [&groups](const Build<T> &build) {
+        for (BackwardGroup<T> &group : groups)
+            add_backward(build, group);
+    };
+}
+
+} // namespace
+
+int64_t saved_elements(int64_t tokens, int64_t f, bool gated) {
+    return round_up(tokens, kSavedGrain) * f * (gated ? 2 : 1);
+}
+
+Grid::Grid(int64_t rows, int64_t quantum, int64_t panels, int64_t together, int threads)
+    : rows(rows), quantum(quantum), row_tasks(1), panels(panels),
+      panel_tasks(std::max<int64_t>(1, ceil_div(panels, std::max<int64_t>(together, 1)))) {
+    const int64_t tiles = std::max<int64_t>(1, ceil_div(rows, quantum));
+    if (threads == 1)
+        return;
+    row_tasks = ceil_div(threads * kTasksPerThread, panel_tasks);
+    row_tasks = round_up(row_tasks, threads / std::gcd<int64_t>(panel_tasks, threads));
+    row_tasks = std::min(row_tasks, tiles);
+}
+
+template <class T>
+Blocking<T>::Blocking(int64_t depth, int64_t width, int64_t panels, int64_t tile, bool copied,
+                      int64_t l2) {
+    // Half of L2 for what stays; the rest is for what streams through, and for running sums.
+    const int64_t room = l2 / 2, whole = std::max<int64_t>(depth, 1) * width * (int64_t)sizeof(T);
+    const int64_t tiles_copied = 8; // 48 rows: whole cache lines of a transposed matrix
+    if (depth <= kBlock || whole * std::min<int64_t>(panels, 4) <= room) {
+        // All blocks of the panels fit: a tile runs through its whole sum at once.
+        together = std::max<int64_t>(1, room / whole);
+        strip = tile * (copied ? tiles_copied : 1);
+    } else {
+        together = std::max<int64_t>(1, room / (kBlock * width * (int64_t)sizeof(T)));
+        // Running sums of a strip in a quarter of L2.
+        const int64_t sums = l2 / 4 / (std::min(together, panels) * width * (int64_t)sizeof(T));
+        strip = std::max<int64_t>(1, sums / tile) * tile;
+    }
+    // 64 panels and more change nothing, and running sums are kept for each.
+    together = std::min({together, std::max<int64_t>(panels, 1), (int64_t)64});
+    together = ceil_div(panels, std::max<int64_t>(1, ceil_div(panels, together)));
+}
+
+template <class T>
+bool ffn_forward(const Call<T> &call, const std::vector<ForwardGroup<T>> &groups) {
+    return run_schedule(call, forward_phases(groups));
+}
+
+template <class T>
+int64_t workspace_forward(const Call<T> &call, const std::vector<ForwardGroup<T>> &groups) {
+    return count_workspace(call, forward_phases(groups));
+}
+
+template <class T> bool ffn_backward(const Call<T> &call, std::vector<BackwardGroup<T>> &groups) {
+    return run_schedule(call, backward_phases(groups));
+}
+
+template <class T>
+int64_t workspace_backward(const Call<T> &call, std::vector<BackwardGroup<T>> &groups) {
+    return count_workspace(call, backward_phases(groups));
+}
+
+template <class T> PlanRequest forward_request(const Call<T> &call, const ForwardGroup<T> &group) {
+    PlanRequest r{};
+    r.tokens = group.tokens;
+    r.d = group.weights.d;
+    r.f = group.weights.f;
+    r.gated = group.weights.gated;
+    r.element = sizeof(T);
+    r.panel = call.kernels.vectors * call.kernels.width;
+    r.rows = tokens_in_rows(group.tokens, group.weights.packed(), group.saved);
+    return r;
+}
+
+template <class T> PlanRequest backward_request(const Call<T> &call, const BackwardGroup<T> &g) {
+    PlanRequest r{};
+    r.tokens = g.tokens;
+    r.d = g.weights.d;
+    r.f = g.weights.f;
+    r.gated = g.weights.gated;
+    r.element = sizeof(T);
+    r.panel = call.kernels.vectors * call.kernels.width;
+    r.backward = true;
+    r.recompute = !g.saved;
+    r.weight_grads = g.grad_gate.data || g.grad_up.data || g.grad_down.data || g.grad_b_gate.data ||
+                     g.grad_b_up.data || g.grad_b_down.data;
+    return r;
+}
+
+#define FFNCORE_INSTANTIATE(T)                                                                     \
+    template struct Blocking<T>;                                                                   \
+    template bool ffn_forward<T>(const Call<T> &, const std::vector<ForwardGroup<T>> &);           \
+    template bool ffn_backward<T>(const Call<T> &, std::vector<BackwardGroup<T>> &);               \
+    template int64_t workspace_forward<T>(const Call<T> &, const std::vector<ForwardGroup<T>> &);  \
+    template int64_t workspace_backward<T>(const Call<T> &, std::vector<BackwardGroup<T>> &);      \
+    template PlanRequest forward_request<T>(const Call<T> &, const ForwardGroup<T> &);             \
+    template PlanRequest backward_request<T>(const Call<T> &, const BackwardGroup<T> &);
+FFNCORE_INSTANTIATE(float)
+FFNCORE_INSTANTIATE(double)
+
+} // namespace ffncore

@@ -1,0 +1,132 @@
+// The dense FFN, forward and backward, as schedules over groups (see DESIGN: a dense layer is a
+// mixture with one expert). A group is the weights of one expert and the tokens that go through it.
+//
+//   ffn_rows.cpp    forward with tokens as rows: packed weights, or few tokens
+//   ffn_panels.cpp  forward and backward with tokens as panels: raw weights read in place
+#pragma once
+#include <vector>
+
+#include "../core/workspace.h"
+#include "packing.h"
+#include "plan.h"
+#include "schedule.h"
+
+namespace ffncore {
+
+// Saved preactivations have one layout for every ISA: panels of 64 tokens, [f][64], the last
+// panel [f][tokens rounded up to 16]; gate first, then up.
+constexpr int64_t kSavedPanel = 64, kSavedGrain = 16;
+int64_t saved_elements(int64_t tokens, int64_t f, bool gated);
+
+template <class T> struct ForwardGroup {
+    Weights<T> weights;
+    int64_t tokens;
+    Matrix<const T> x;
+    Matrix<T> y;
+    T *saved; // or nullptr
+};
+
+// Gradients with data == nullptr are not needed, and cost nothing.
+template <class T> struct BackwardGroup {
+    Weights<T> weights;
+    int64_t tokens;
+    Matrix<const T> x, grad_y;
+    const T *saved; // or nullptr: recompute
+    bool accumulate;
+    Matrix<T> grad_x, grad_gate, grad_up, grad_down;
+    Matrix<T> grad_b_gate, grad_b_up, grad_b_down; // vectors: stride in row
+    bool xielu;          // the sums behind the gradients of xielu's parameters are needed
+    double xielu_sums[2]; // receives them
+};
+
+template <class T> struct Call {
+    const Kernels<T> &kernels;
+    ActivationParams activation;
+    int threads;
+    int64_t l2;
+};
+
+// Hands out parts of one buffer; with base == nullptr it only adds up.
+class Arena {
+  public:
+    explicit Arena(char *base = nullptr) : base_(base) {}
+    template <class T> T *take(int64_t elements) {
+        const int64_t at = used_;
+        used_ += round_up(elements * (int64_t)sizeof(T), 64);
+        return base_ ? (T *)(base_ + at) : nullptr;
+    }
+    int64_t used() const { return used_; }
+
+  private:
+    char *base_;
+    int64_t used_ = 0;
+};
+
+// Every thread's Scratch. Grows to the largest product's needs while a schedule is built; the
+// jobs look their part up when they run. Sizes in elements.
+template <class T> struct ScratchSet {
+    int64_t a = 0, b = 0, sums = 0;
+    int64_t tile = kMaxRows * kMaxVectors * 64 / (int64_t)sizeof(T);
+    T *base = nullptr;
+    void need(int64_t copied, int64_t packed, int64_t running) {
+        a = std::max(a, round_up(copied, 64)); // whole cache lines
+        b = std::max(b, round_up(packed, 64));
+        sums = std::max(sums, round_up(running, 64));
+    }
+    void take(Arena &arena, int threads) { base = arena.take<T>(threads * (tile + a + b + sums)); }
+    Scratch<T> at(int thread) const {
+        T *mine = base + thread * (tile + a + b + sums);
+        return {mine, mine + tile, mine + tile + a, mine + tile + a + b};
+    }
+};
+
+// Where a group's phases are added. With an arena that only counts, nothing may run.
+template <class T> struct Build {
+    Schedule &schedule;
+    Arena &arena;
+    ScratchSet<T> &scratch;
+    const Call<T> &call;
+};
+
+// Cuts [rows] x [panels] into tasks; rows are cut between tiles of `quantum` rows.
+struct Grid {
+    int64_t rows, quantum, row_tasks, panels, panel_tasks;
+    // At least kTasksPerThread tasks a thread where there is that much work, and a multiple of the
+    // threads, so that equal cores end together; at most `together` panels a task.
+    Grid(int64_t rows, int64_t quantum, int64_t panels, int64_t together, int threads);
+    int64_t tasks() const { return row_tasks * panel_tasks; }
+    int64_t row(int64_t i) const { // first row of row task i
+        const int64_t tiles = ceil_div(rows, quantum);
+        return std::min(rows, tiles * i / row_tasks * quantum);
+    }
+    int64_t panel(int64_t i) const { return panels * i / panel_tasks; }
+    template <class Run> void run(int64_t task, const Run &body) const {
+        const int64_t r = task % row_tasks, p = task / row_tasks;
+        body(row(r), row(r + 1), panel(p), panel(p + 1));
+    }
+};
+
+// How a product's task uses L2: the panels that stay, and the strip of rows that streams.
+template <class T> struct Blocking {
+    int64_t together; // panels a task
+    int64_t strip;    // rows a strip
+    // `copied`: strips are copied before use, so they are several tiles high.
+    Blocking(int64_t depth, int64_t width, int64_t panels, int64_t tile, bool copied, int64_t l2);
+};
+
+template <class T> int64_t workspace_forward(const Call<T> &, const std::vector<ForwardGroup<T>> &);
+template <class T> int64_t workspace_backward(const Call<T> &, std::vector<BackwardGroup<T>> &);
+
+// false: out of memory.
+template <class T> bool ffn_forward(const Call<T> &call, const std::vector<ForwardGroup<T>> &groups);
+template <class T> bool ffn_backward(const Call<T> &call, std::vector<BackwardGroup<T>> &groups);
+
+// Each adds one group's phases.
+template <class T> void add_forward_rows(const Build<T> &build, const ForwardGroup<T> &group);
+template <class T> void add_forward_panels(const Build<T> &build, const ForwardGroup<T> &group);
+template <class T> void add_backward(const Build<T> &build, BackwardGroup<T> &group);
+
+template <class T> PlanRequest forward_request(const Call<T> &call, const ForwardGroup<T> &group);
+template <class T> PlanRequest backward_request(const Call<T> &call, const BackwardGroup<T> &group);
+
+} // namespace ffncore

@@ -1,0 +1,235 @@
+// One driver for every product of the engine:  C [rows, cols] = sum over terms of A B.
+//
+// Operands. A gives the rows of a tile, addressed in place (weight rows, token rows, panels of
+// hidden units) or copied block by block. B gives panels [k][panel width]: prepared, or packed block
+// by block just before use. Which side is the weights is the caller's choice; the bits are the same.
+//
+// Loops. The summed dimension is cut into blocks of 512 (kBlock), the contract. One side of a task
+// stays in L2 (the tokens), the other streams through once (the weights): the streaming side is
+// the outer loop. Around both runs a strip of the streaming side with all its blocks inside, so that
+// the running sums of a strip, in scratch, stay in L2; one block needs no running sums, and its
+// tiles live in L1. When the last block of a tile is done, the epilogue gets the tile.
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+
+#include "../kernels/kernels.h"
+
+namespace ffncore {
+
+extern std::atomic<int64_t> counted_flops; // what the products did, for tests
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Where a tile's rows of A lie; see TileArgs.
+template <class T> struct RowTile {
+    const T *a0, *a1;
+    int64_t row, step, segment, jump;
+};
+
+// A panel of B from block k on: [depth][ld].
+template <class T> struct Panel {
+    const T *data;
+    int64_t ld;
+};
+
+// What to fetch into L2 before it is needed: `lines` cache lines, `stride` bytes apart.
+struct Ahead {
+    const char *data;
+    int64_t lines, stride;
+};
+
+// One thread's buffers for a product.
+template <class T> struct Scratch {
+    T *tile; // one tile
+    T *a;    // a strip's block of A, copied: strip rows x kBlock
+    T *b;    // one panel's block of B, packed: kBlock x panel width
+    T *sums; // running sums of a strip
+};
+
+// How a product walks. Rows are counted in units of A: a unit is one row, or (pair) a row of gate
+// and the same row of up, which share a tile: then the tile's upper half is gate, the lower up.
+template <class T> struct Walk {
+    int64_t depth;              // length of the sum
+    int64_t cols;               // columns of C
+    int64_t panel;              // columns of a panel of B
+    int64_t tile_rows;          // units per tile, at most
+    bool pair = false;
+    bool rows_outer = true;     // the rows stream, the panels stay; else the other way round
+    int64_t strip = INT64_MAX;  // units (rows_outer) or panels per strip
+    T *carry = nullptr;         // running sums [panel][carry_rows][panel width], kept between calls
+    int64_t carry_rows = 0;
+    bool carried = false;       // carry holds earlier blocks' sums
+    bool finish = true;         // the last block of the sum is in this call
+    bool full_panels = false;   // panels are padded to their full width (packed weights)
+};
+
+template <class T, class A, class B, class Epilogue> class Multiply {
+  public:
+    Multiply(const Kernels<T> &kernels, const Walk<T> &walk, const A *a, const B *b, int terms,
+             const Scratch<T> &scratch, const Epilogue &epilogue)
+        : k_(kernels), w_(walk), a_(a), b_(b), terms_(terms), s_(scratch), epilogue_(epilogue),
+          unit_(walk.pair ? 2 : 1) {}
+
+    // Units [r0, r1) of A times panels [p0, p1) of B.
+    void operator()(int64_t r0, int64_t r1, int64_t p0, int64_t p1) {
+        end_ = p1;
+        if (w_.rows_outer) {
+            for (int64_t r = r0; r < r1; r += std::min(w_.strip, r1 - r))
+                strip(r, r + std::min(w_.strip, r1 - r), p0, p1);
+        } else {
+            for (int64_t p = p0; p < p1; p += std::min(w_.strip, p1 - p))
+                strip(r0, r1, p, p + std::min(w_.strip, p1 - p));
+        }
+        const int64_t cols = std::min(w_.cols, p1 * w_.panel) - p0 * w_.panel;
+        counted_flops.fetch_add(2 * (r1 - r0) * unit_ * cols * w_.depth * terms_,
+                                std::memory_order_relaxed);
+    }
+
+  private:
+    struct Block {
+        int64_t r0, r1, p0, p1; // the strip
+        int64_t k, depth;
+        int term;
+        bool add, last;
+    };
+
+    void strip(int64_t r0, int64_t r1, int64_t p0, int64_t p1) const {
+        const int64_t blocks = std::max<int64_t>(1, ceil_div(w_.depth, kBlock));
+        for (int64_t i = 0; i < blocks; ++i)
+            for (int term = 0; term < terms_; ++term) {
+                const int64_t k = i * kBlock;
+                const Block block{r0, r1, p0, p1, k, std::min(kBlock, w_.depth - k), term,
+                                  w_.carried || i + term > 0,
+                                  w_.finish && i + 1 == blocks && term + 1 == terms_};
+                if (w_.rows_outer)
+                    rows_outer(block);
+                else
+                    panels_outer(block);
+            }
+    }
+
+    void rows_outer(const Block &block) const {
+        const A &a = a_[block.term];
+        const B &b = b_[block.term];
+        a.prepare(k_, block.r0, block.r1, block.k, block.depth, w_.tile_rows, s_.a);
+        for (int64_t r = block.r0; r < block.r1;) {
+            const int64_t n = a.tile_rows(r, std::min(w_.tile_rows, block.r1 - r));
+            TileArgs<T> t = tile_args(block, a, r, n);
+            const RowTile<T> next = ahead(block, a, r + n);
+            for (int64_t p = block.p0; p < block.p1; ++p) {
+                // The next rows come while this tile works: gate with the first panel, up with the
+                // second (with both if there is one panel only).
+                const int64_t seen = p - block.p0;
+                t.groups = next.a0 && seen <= 1 && next.step == 1 ? block.depth / kRunLength : 0;
+                t.lines = ceil_div(n * unit_, 2);
+                t.line_stride = next.row * (int64_t)sizeof(T);
+                t.group_stride = kRunLength * (int64_t)sizeof(T);
+                t.prefetch = (const char *)(seen ? next.a1 : next.a0);
+                const Panel<T> panel = b.get(k_, p, block.k, block.depth, s_.b);
+                one_tile(block, t, panel, r, n, p);
+            }
+            r += n;
+        }
+    }
+
+    void panels_outer(const Block &block) const {
+        const A &a = a_[block.term];
+        const B &b = b_[block.term];
+        const int64_t tiles = ceil_div(block.r1 - block.r0, w_.tile_rows);
+        const int64_t height = ceil_div(block.r1 - block.r0, tiles);
+        a.prepare(k_, block.r0, block.r1, block.k, block.depth, height, s_.a);
+        for (int64_t p = block.p0; p < block.p1; ++p) {
+            const Panel<T> panel = b.get(k_, p, block.k, block.depth, s_.b);
+            // What comes after this panel's block is fetched evenly by all its row tiles.
+            const Ahead next = follow(block, b, p);
+            const int64_t groups = next.lines ? block.depth / kRunLength : 0;
+            const int64_t lines = groups ? ceil_div(next.lines, groups * tiles) : 0;
+            int64_t i = 0;
+            for (int64_t r = block.r0; r < block.r1; ++i) {
+                const int64_t n = a.tile_rows(r, std::min(height, block.r1 - r));
+                TileArgs<T> t = tile_args(block, a, r, n);
+                t.groups = groups;
+                t.lines = lines;
+                t.line_stride = next.stride;
+                t.group_stride = lines * next.stride;
+                t.prefetch = next.data + i * groups * t.group_stride;
+                one_tile(block, t, panel, r, n, p);
+                r += n;
+            }
+        }
+    }
+
+    // The block of B that is read after (p, block): the strip's next panel, else the first panel of
+    // the next block, else the next strip's.
+    Ahead follow(const Block &block, const B &b, int64_t p) const {
+        if (p + 1 < block.p1)
+            return b.ahead(p + 1, block.k, block.depth);
+        if (block.k + block.depth < w_.depth)
+            return b.ahead(block.p0, block.k + kBlock,
+                           std::min(kBlock, w_.depth - block.k - kBlock));
+        return p + 1 < end_ ? b.ahead(p + 1, 0, std::min(kBlock, w_.depth)) : Ahead{};
+    }
+
+    TileArgs<T> tile_args(const Block &block, const A &a, int64_t r, int64_t n) const {
+        const RowTile<T> rows = a.get(r, n, block.r0, block.k, block.depth, w_.tile_rows, s_.a);
+        TileArgs<T> t{};
+        t.a0 = rows.a0;
+        t.a1 = rows.a1;
+        t.row = rows.row;
+        t.step = rows.step;
+        t.segment = rows.segment;
+        t.jump = rows.jump;
+        t.depth = block.depth;
+        t.add = block.add;
+        return t;
+    }
+
+    RowTile<T> ahead(const Block &block, const A &a, int64_t r) const {
+        if (r >= block.r1 || a.copies())
+            return {};
+        return a.get(r, std::min(w_.tile_rows, block.r1 - r), block.r0, block.k, block.depth,
+                     w_.tile_rows, s_.a);
+    }
+
+    void one_tile(const Block &block, TileArgs<T> &t, const Panel<T> &panel, int64_t r, int64_t n,
+                  int64_t p) const {
+        const int64_t col = p * w_.panel, cols = std::min(w_.panel, w_.cols - col);
+        const int64_t vectors = ceil_div(w_.full_panels ? w_.panel : cols, k_.width);
+        t.b = panel.data;
+        t.ldb = panel.ld;
+        t.ldc = w_.panel;
+        if (w_.carry)
+            t.c = w_.carry + (p * w_.carry_rows + r) * unit_ * w_.panel;
+        else if (terms_ == 1 && w_.depth <= kBlock)
+            t.c = s_.tile;
+        else
+            t.c = s_.sums + ((p - block.p0) * (block.r1 - block.r0) + r - block.r0) * unit_ * w_.panel;
+        k_.tile[vectors][n * unit_](t);
+        if (block.last)
+            epilogue_(r, n, p, col, cols, t.c);
+    }
+
+    static constexpr int64_t kRunLength = 16; // the micro-kernel's prefetch step, in k
+
+    const Kernels<T> &k_;
+    const Walk<T> &w_;
+    const A *a_;
+    const B *b_;
+    const int terms_;
+    const Scratch<T> &s_;
+    const Epilogue &epilogue_;
+    const int64_t unit_;
+    int64_t end_ = 0; // of the panels of this call
+};
+
+template <class T, class A, class B, class Epilogue>
+void multiply(const Kernels<T> &kernels, const Walk<T> &walk, const A *a, const B *b, int terms,
+              const Scratch<T> &scratch, int64_t r0, int64_t r1, int64_t p0, int64_t p1,
+              const Epilogue &epilogue) {
+    Multiply<T, A, B, Epilogue>(kernels, walk, a, b, terms, scratch, epilogue)(r0, r1, p0, p1);
+}
+
+} // namespace ffncore

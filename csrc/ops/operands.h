@@ -1,0 +1,176 @@
+// The operands of the products (see gemm.h): what gives rows (A) and what gives panels (B).
+//
+//   A  WeightRows   gate | up | down, in place; or copied where k is not contiguous in memory
+//      StridedRows  tokens: x or h as rows
+//      PanelRows    token panels read across: rows are units, k is tokens
+//   B  TokenPanels  prepared panels of tokens [panel][k][width]
+//      PackedPanels packed weights
+//      RawPanels    raw weights, packed block by block (few tokens)
+//      RowPanels    x or grad_y [tokens][columns] as [k = token][columns], copied block by block
+//      UnitPanels   token panels turned: [k = token][units], block by block
+#pragma once
+#include "packing.h"
+
+namespace ffncore {
+
+template <class T> RowTile<T> halves(const T *a0, int64_t n, int64_t row, int64_t step) {
+    return {a0, a0 + (n + 1) / 2 * row, row, step, kBlock, 0};
+}
+
+template <class T> struct StridedRows {
+    const T *data;
+    int64_t row, step;
+    bool copies() const { return false; }
+    void prepare(const Kernels<T> &, int64_t, int64_t, int64_t, int64_t, int64_t, T *) const {}
+    int64_t tile_rows(int64_t, int64_t n) const { return n; }
+    RowTile<T> get(int64_t r, int64_t n, int64_t, int64_t k, int64_t, int64_t, const T *) const {
+        return halves(data + r * row + k * step, n, row, step);
+    }
+};
+
+// Rows of a weight matrix, or of its transpose. With `second` a unit is a row of each.
+template <class T> struct WeightRows {
+    Matrix<const T> first, second; // element (r, k) at data[r * row + k * col]
+    // Packed weights instead: element (r, k) of the up phase or of down, or of its transpose.
+    int64_t second_offset = 0; // of the second matrix's copy: strip units x kBlock
+    const T *packed = nullptr;
+    int64_t packed_depth = 0; // k extent of a packed panel
+    bool gated = false, upper = false, transposed = false;
+
+    bool pair() const { return second.data != nullptr || (packed && gated && !transposed); }
+    bool copies() const { return packed ? transposed : first.col != 1; }
+
+    // Position of neuron or output i and summed index j in the packed buffer.
+    int64_t packed_at(int64_t i, int64_t j) const {
+        const int64_t per_panel = gated ? kPanel<T> / 2 : kPanel<T>, in = i % per_panel;
+        const int64_t col = gated ? in / kGroup<T> * 2 * kGroup<T> + in % kGroup<T> : in;
+        return (i / per_panel * packed_depth + j) * kPanel<T> + col + (upper ? kGroup<T> : 0);
+    }
+
+    void prepare(const Kernels<T> &kernels, int64_t r0, int64_t r1, int64_t k, int64_t depth,
+                 int64_t tile, T *to) const {
+        if (!copies())
+            return;
+        if (packed) { // transposed: row r, block k of the product is index k, r of the packed matrix
+            for (int64_t t = r0; t < r1; t += tile)
+                for (int64_t j = 0; j < depth; ++j)
+                    for (int64_t r = t; r < std::min(t + tile, r1); ++r)
+                        *to++ = packed[packed_at(k + j, r)];
+            return;
+        }
+        kernels.pack_tiles(first.data + r0 * first.row + k * first.col, first.row, first.col,
+                           r1 - r0, depth, to, tile);
+        if (second.data)
+            kernels.pack_tiles(second.data + r0 * second.row + k * second.col, second.row,
+                               second.col, r1 - r0, depth, to + second_offset, tile);
+    }
+
+    // Tiles of packed weights do not cross a group (gated) or a panel.
+    int64_t tile_rows(int64_t r, int64_t n) const {
+        const int64_t unit = gated ? kGroup<T> : kPanel<T>;
+        return packed && !transposed ? std::min(n, unit - r % unit) : n;
+    }
+
+    RowTile<T> get(int64_t r, int64_t n, int64_t r0, int64_t k, int64_t depth, int64_t,
+                   const T *copied) const {
+        if (copies()) {
+            RowTile<T> t = halves(copied + (r - r0) * depth, n, (int64_t)1, n);
+            if (second.data)
+                t.a1 = t.a0 + second_offset;
+            return t;
+        }
+        if (packed) {
+            const T *a0 = packed + packed_at(r, k);
+            RowTile<T> t = halves(a0, n, (int64_t)1, kPanel<T>);
+            if (gated)
+                t.a1 = a0 + kGroup<T>;
+            return t;
+        }
+        RowTile<T> t = halves(first.data + r * first.row + k, n, first.row, (int64_t)1);
+        if (second.data)
+            t.a1 = second.data + r * second.row + k;
+        return t;
+    }
+};
+
+template <class T> struct PanelRows {
+    const T *first, *second; // second: unit = a row of each
+    int64_t rows, width;     // panels [token panel][rows][width]
+    bool copies() const { return true; } // nothing to fetch ahead: they were just written
+    void prepare(const Kernels<T> &, int64_t, int64_t, int64_t, int64_t, int64_t, T *) const {}
+    int64_t tile_rows(int64_t, int64_t n) const { return n; }
+    RowTile<T> get(int64_t r, int64_t n, int64_t, int64_t k, int64_t, int64_t, const T *) const {
+        const int64_t at = (k / width * rows + r) * width;
+        const T *a1 = second ? second + at : first + at + (n + 1) / 2 * width;
+        return {first + at, a1, width, 1, width, width * rows};
+    }
+};
+
+template <class T> struct TokenPanels {
+    const T *data;
+    int64_t depth, width, last, last_width; // the last panel may be narrower
+    Panel<T> get(const Kernels<T> &, int64_t p, int64_t k, int64_t, T *) const {
+        const int64_t ld = p == last ? last_width : width;
+        return {data + p * width * depth + k * ld, ld};
+    }
+    Ahead ahead(int64_t, int64_t, int64_t) const { return {}; }
+};
+
+template <class T> struct PackedPanels {
+    const T *data;
+    int64_t depth, width; // width of a tile: a panel, or half of one
+    Panel<T> get(const Kernels<T> &, int64_t p, int64_t k, int64_t, T *) const {
+        const int64_t per = kPanel<T> / width;
+        return {data + (p / per * depth + k) * kPanel<T> + p % per * width, kPanel<T>};
+    }
+    Ahead ahead(int64_t p, int64_t k, int64_t n) const {
+        const int64_t per = kPanel<T> / width, lines = width * (int64_t)sizeof(T) / 64;
+        const T *to = data + (p / per * depth + k) * kPanel<T> + p % per * width;
+        return {(const char *)to, n * lines, kPanelBytes / lines};
+    }
+};
+
+template <class T> struct RawPanels {
+    Weights<T> weights; // the up phase of it; or, with `down`, its down matrix
+    bool down;
+    int64_t width;
+    Panel<T> get(const Kernels<T> &kernels, int64_t p, int64_t k, int64_t depth, T *to) const {
+        const Weights<T> &w = weights;
+        if (down) {
+            const int64_t rows = std::min(width, w.d - p * width);
+            kernels.pack(w.down.data + p * width * w.down.row + k * w.down.col, w.down.row,
+                         w.down.col, rows, depth, to, width, width);
+        } else {
+            const int64_t first = p * (w.gated ? width / 2 : width);
+            pack_up_panel(kernels, w, first, width / 2, width, k, depth, to);
+        }
+        return {to, width};
+    }
+    Ahead ahead(int64_t, int64_t, int64_t) const { return {}; }
+};
+
+template <class T> struct RowPanels {
+    Matrix<const T> m; // element (token, column)
+    int64_t cols, width;
+    Panel<T> get(const Kernels<T> &kernels, int64_t p, int64_t k, int64_t depth, T *to) const {
+        kernels.pack(m.data + p * width * m.col + k * m.row, m.col, m.row,
+                     std::min(width, cols - p * width), depth, to, width, width);
+        return {to, width};
+    }
+    Ahead ahead(int64_t, int64_t, int64_t) const { return {}; }
+};
+
+template <class T> struct UnitPanels {
+    const T *data; // [token panel][units][token_width]
+    int64_t units, token_width, width;
+    Panel<T> get(const Kernels<T> &kernels, int64_t p, int64_t k, int64_t depth, T *to) const {
+        const int64_t rows = std::min(width, units - p * width);
+        for (int64_t t = 0; t < depth; t += token_width)
+            kernels.pack(data + ((k + t) * units + p * width * token_width), token_width, 1, rows,
+                         std::min(token_width, depth - t), to + t * width, width, width);
+        return {to, width};
+    }
+    Ahead ahead(int64_t, int64_t, int64_t) const { return {}; }
+};
+
+} // namespace ffncore

@@ -1,0 +1,64 @@
+"""ffncore: the feed-forward half of a transformer, as kernels called from numpy.
+
+    import ffncore as fc
+
+    w = fc.FFNWeights(gate=gate, up=up, down=down)              # gate, up [f, d], down [d, f]
+    y = fc.ffn(x, w, activation="silu")                         # x, y [..., d]
+    y, saved = fc.ffn_forward(x, w, activation="silu")
+    grads = fc.ffn_backward(grad_y, saved)                      # grads.x, grads.weights.up, ...
+
+    p = fc.pack(w)                                              # pack once, run often
+    y = fc.ffn(x, p, activation="silu")                         # the same bits
+
+float32 and float64. For each dtype the result has the same bits for any instruction set, number of
+threads, batch, plan, and for packed or raw weights. `ffncore.reference` says in plain numpy what
+every function computes; `python -m ffncore` checks and measures an installation.
+"""
+
+from . import reference
+from ._core import __version__, clear_workspace
+from .activations import Activation, ActivationGrads, XieluGrads, activation, activation_backward
+from .config import active_isa, available_isas, cpu_features, show_config, using_isa
+from .cost import Cost, cost
+from .functional import FFNGrads, Saved, ffn, ffn_backward, ffn_forward
+from .gradcheck import GradientError, GradientReport, check_gradients
+from .threads import get_num_threads, num_threads, set_num_threads
+from .weights import FFNWeights, PackedWeights, pack
+
+# The layer objects stand on the names above.
+from .layers import FFN  # isort: skip
+from .models import load  # isort: skip
+
+__all__ = [
+    "FFN",
+    "Activation",
+    "ActivationGrads",
+    "Cost",
+    "FFNGrads",
+    "FFNWeights",
+    "GradientError",
+    "GradientReport",
+    "PackedWeights",
+    "Saved",
+    "XieluGrads",
+    "__version__",
+    "activation",
+    "activation_backward",
+    "active_isa",
+    "available_isas",
+    "check_gradients",
+    "clear_workspace",
+    "cost",
+    "cpu_features",
+    "ffn",
+    "ffn_backward",
+    "ffn_forward",
+    "get_num_threads",
+    "load",
+    "num_threads",
+    "pack",
+    "reference",
+    "set_num_threads",
+    "show_config",
+    "using_isa",
+]

@@ -1,0 +1,85 @@
+"""`python -m ffncore`: info, inspect PATH, bench, selftest. Test: tests/test_cli.py."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import ffncore as fc
+
+from . import _bench, _selftest, models
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m ffncore", description=fc.__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    commands.add_parser("info", help="version, machine, instruction sets, threads")
+    inspect = commands.add_parser("inspect", help="the feed-forward layers of a checkpoint")
+    inspect.add_argument("path", help="a folder with config.json, or a .safetensors file")
+    inspect.add_argument("--family", help="for a model_type that ffncore does not know")
+    _bench.add_arguments(commands.add_parser("bench", help="speed, as share of the machine's limit"))
+    commands.add_parser("selftest", help="checks every instruction set in a few seconds")
+    args = parser.parse_args(argv)
+    if args.command == "info":
+        fc.show_config()
+        return 0
+    if args.command == "bench":
+        return _bench.run(args)
+    if args.command == "selftest":
+        return _selftest.run()
+    try:
+        for line in inspection(models.layers(args.path, args.family)):
+            print(line)
+    except (OSError, ValueError, ImportError) as error:
+        print(f"inspect: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def inspection(layers: Sequence[models.LayerInfo]) -> list[str]:
+    """One line for each run of equal layers, then the sum."""
+    if not layers:
+        return ["no feed-forward layer that ffncore knows"]
+    head = ("layers", "kind", "d_model", "d_ff", "activation", "dtype", "parameters", "ratio")
+    table: list[tuple[str, ...]] = [(*head, "matched", "names")]
+    for facts, run in groupby(layers, _facts):
+        group = list(run)
+        first, last = group[0].layer, group[-1].layer
+        layer, prefix, gated, d_model, d_ff, activation, dtype, parameters, family = (
+            str(first) if first == last else f"{first}-{last}",
+            *facts,
+        )
+        table.append(
+            (
+                layer,
+                "gated" if gated else "plain",
+                str(d_model),
+                str(d_ff),
+                activation or "not told",
+                dtype,
+                f"{parameters:,}",
+                f"{group[0].ratio:.3g}",
+                f"{group[0].matched_ratio:.3g}",
+                f"{family} {prefix}",
+            )
+        )
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    lines = ["  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)).rstrip() for row in table]
+    total = sum(info.parameters for info in layers)
+    lines.append(f"{len(layers)} layers, {total:,} parameters in them")
+    lines.append("ratio: d_ff / d_model; matched: of the plain layer with as many parameters")
+    return lines
+
+
+def _facts(info: models.LayerInfo) -> tuple[Any, ...]:
+    return (
+        *(info.prefix, info.gated, info.d_model, info.d_ff, info.activation, info.dtype),
+        *(info.parameters, info.family.name),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

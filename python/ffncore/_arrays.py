@@ -1,0 +1,218 @@
+"""What an argument may be (dtype, rank, shape, strides, out=, overlap), and the sentences about it.
+
+An error is one sentence that names the argument, what was given and what was expected; ValueError
+for shapes and values, TypeError for types and dtypes. Everything is checked before any work.
+
+Inputs may have any strides (negative, zero, transposed): the kernels take them as they are. Only an
+array whose elements are not aligned (a field of a packed structure) is copied first. Outputs may
+have any strides too, as long as no two of their elements share memory.
+
+Tests: tests/test_errors.py, tests/test_functional.py.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+import numpy as np
+
+Array: TypeAlias = np.ndarray[Any, Any]
+MaybeArray: TypeAlias = Array | None
+
+FLOAT32 = np.dtype(np.float32)
+FLOAT64 = np.dtype(np.float64)
+SUPPORTED = "float32 or float64"
+
+# numpy's NPY_ARRAY_ALIGNED bit of ndarray.flags.num. For float32 and float64 on the platforms that
+# we build for it also means: every stride that is ever stepped is a whole number of elements.
+ALIGNED = 0x0100
+
+# No array of a call may exceed this many elements. Byte counts of two such arrays, padded to
+# panels, then still fit into 63 bits (2^57 elements x 8 bytes x 2 = 2^61).
+MAX_ELEMENTS = 2**57
+
+# Temporary rows for an out= whose leading dimensions cannot be merged: large enough to reach full
+# speed, small against the 64 MiB that a call may use.
+BLOCK_BYTES = 16 * 2**20
+
+# Work that np.shares_memory may spend on one pair before we call it an overlap. Two-dimensional
+# arrays need a few hundred steps at most; only contrived strides in many dimensions need more.
+OVERLAP_WORK = 100_000
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    if close:
+        return f"the nearest known name is {close[0]!r}"
+    return "known are " + ", ".join(names)
+
+
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """float32, but also >f4 where the byte order is the point."""
+    return str(dtype.name) if dtype.isnative else dtype.str
+
+
+def as_array(name: str, value: object) -> Array:
+    """value itself if it is a plain numpy array, its base view if it is of a harmless subclass."""
+    if type(value) is np.ndarray:
+        return value
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array; expected a plain numpy array (fill it first)")
+    if isinstance(value, np.ndarray):
+        return value.view(np.ndarray)
+    raise TypeError(f"{name} is of type {type(value).__name__}; expected a numpy array")
+
+
+def check_dtype(name: str, array: Array) -> np.dtype[Any]:
+    """float32 or float64 in this machine's byte order, as the one dtype object that is compared."""
+    dtype = array.dtype
+    if dtype == FLOAT32:
+        return FLOAT32
+    if dtype == FLOAT64:
+        return FLOAT64
+    given = dtype_name(dtype)
+    if not dtype.isnative:
+        raise TypeError(
+            f"{name} has dtype {given}, which is not this machine's byte order; "
+            f"expected {SUPPORTED}"
+        )
+    raise TypeError(f"{name} has dtype {given}; expected {SUPPORTED}")
+
+
+def check_same_dtype(name: str, array: Array, expected: np.dtype[Any], other: str) -> None:
+    if check_dtype(name, array) is not expected:
+        raise TypeError(
+            f"{name} has dtype {dtype_name(array.dtype)}; expected {expected.name} to match {other}"
+        )
+
+
+def check_rank(name: str, array: Array, rank: int, meaning: str) -> None:
+    if array.ndim != rank:
+        raise ValueError(f"{name} has shape {array.shape}; expected {rank}-dimensional {meaning}")
+
+
+def check_shape(name: str, array: Array, expected: tuple[int, ...], reason: str) -> None:
+    if array.shape != expected:
+        raise ValueError(f"{name} has shape {array.shape}; expected {expected} {reason}")
+
+
+def check_size(rows: int, columns: int, what: str) -> None:
+    """rows x columns elements must be countable, padding included; `what` names the two."""
+    if rows * columns > MAX_ELEMENTS:
+        raise ValueError(
+            f"{what} make {rows} x {columns} elements; expected at most {MAX_ELEMENTS} in one array"
+        )
+
+
+def aligned(array: Array) -> Array:
+    """The array, or a copy where its elements are not aligned."""
+    return array if array.flags.num & ALIGNED else np.array(array, order="C", copy=True)
+
+
+def row_count(shape: tuple[int, ...]) -> int:
+    """Tokens of an array [..., d]."""
+    return math.prod(shape[:-1])
+
+
+def rows_of(array: Array) -> Array:
+    """[..., d] -> [T, d], ready for _core: a view where there is one, else a copy."""
+    if array.ndim != 2:
+        array = array.reshape(row_count(array.shape), array.shape[-1])
+    return aligned(array)
+
+
+def rows_view(array: Array) -> MaybeArray:
+    """[..., d] -> [T, d] as a view, or None where the leading dimensions cannot be merged."""
+    if array.ndim == 2:
+        return array
+    merged = array.reshape(row_count(array.shape), array.shape[-1])
+    # A copy lies in memory of its own; an empty array has nothing to write to.
+    return merged if merged.size == 0 or np.may_share_memory(merged, array) else None
+
+
+def overlaps_itself(array: Array) -> bool:
+    """Whether two indices lead to the same memory; exact for up to two dimensions that count."""
+    axes = [(n, abs(s)) for n, s in zip(array.shape, array.strides, strict=True) if n > 1]
+    if array.size == 0 or not axes:
+        return False
+    if any(stride == 0 for _, stride in axes):
+        return True
+    # Widest stride last; each must step over everything that lies below it.
+    axes.sort(key=lambda axis: axis[1])
+    reach = 0
+    for length, stride in axes:
+        if stride <= reach:
+            break
+        reach += (length - 1) * stride
+    else:
+        return False
+    if len(axes) == 2:
+        # i s0 = j s1 has the smallest solution i = s1 / g, j = s0 / g.
+        (n0, s0), (n1, s1) = axes
+        g = math.gcd(s0, s1)
+        return bool(s1 // g < n0 and s0 // g < n1)
+    return True
+
+
+def share_memory(a: Array, b: Array) -> bool:
+    if not np.may_share_memory(a, b):
+        return False
+    work: Any = OVERLAP_WORK
+    try:
+        return bool(np.shares_memory(a, b, max_work=work))
+    except np.exceptions.TooHardError:
+        return True
+
+
+def check_out(
+    name: str, out: object, shape: tuple[int, ...], dtype: np.dtype[Any], reason: str
+) -> Array:
+    """An array that results can be written to: shape, dtype, writable, no inner overlap."""
+    array = as_array(name, out)
+    if array.dtype != dtype:
+        raise TypeError(
+            f"{name} has dtype {dtype_name(array.dtype)}; expected {dtype.name} {reason}"
+        )
+    check_shape(name, array, shape, reason)
+    if not array.flags.writeable:
+        raise ValueError(f"{name} is read-only; expected a writable array")
+    if not array.flags.num & ALIGNED:
+        raise ValueError(
+            f"{name} has strides {array.strides} at an address that is not a whole number of "
+            f"elements; expected an aligned array"
+        )
+    if overlaps_itself(array):
+        raise ValueError(
+            f"{name} has strides {array.strides} for shape {array.shape}, so that elements share "
+            f"memory; expected one place for each element"
+        )
+    return array
+
+
+def check_apart(name: str, out: Array, others: Iterable[tuple[str, MaybeArray]]) -> None:
+    """out must not overlap what is read, or another output."""
+    for other, array in others:
+        if array is not None and share_memory(out, array):
+            raise ValueError(f"{name} overlaps {other}; expected memory of its own")
+
+
+def check_names(argument: str, names: object, known: tuple[str, ...]) -> tuple[str, ...]:
+    """A tuple of known names, for needs=."""
+    if isinstance(names, str) or not hasattr(names, "__iter__"):
+        raise TypeError(
+            f"{argument} is of type {type(names).__name__}; expected a tuple of names like ('x',)"
+        )
+    checked = tuple(names)
+    for name in checked:
+        if not isinstance(name, str):
+            raise TypeError(
+                f"{argument} has an entry of type {type(name).__name__}; expected a name"
+            )
+        if name not in known:
+            raise ValueError(f"{argument} has {name!r}, which is not known; {nearest(name, known)}")
+    return checked

@@ -1,0 +1,412 @@
+"""`python -m ffncore bench`: how much of the machine's limit each shape reaches.
+
+For every shape, number of tokens and mode ("packed", "raw", "train"; see _shapes.py) it prints a
+row as soon as it is measured: time, GFLOP/s, GB/s, and the share of the limit (_limits.py). Before
+the rows come the limits themselves, after them the cost of a call beyond its kernel and each
+activation's rate. --json writes the same as JSON lines, with the machine's facts first.
+
+A case runs in rounds of some 20 ms, each next to a fresh measurement of its limit; `share` is the
+median of the rounds' ratios, `best` the fastest limit over the fastest round.
+Test: tests/test_bench.py (no time is asserted there).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from statistics import median
+from typing import IO, Any
+
+import numpy as np
+
+import ffncore as fc
+
+from . import _core, _shapes
+from ._limits import LimitError, Limits, machine_facts
+from ._shapes import Shape
+
+PARTS = ("cases", "calls", "activations")
+KINDS = (
+    *("identity", "relu", "relu2", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid", "tanh"),
+    *("mish", "hardswish", "leaky_relu", "xielu"),
+)
+ROUND_SECONDS = 0.02  # long against starting a thread, short against a change of the clock
+LIMIT_SECONDS = 0.004
+MIN_ROUNDS, MAX_ROUNDS = 5, 25
+FRESH_BYTES = 2**20  # from here on a new y is new pages, whose first touch is the system's time
+MEMORY_SHARE = 0.7  # of what is free; a shape that wants more is left out
+
+Row = dict[str, Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--quick", action="store_true", help="four shapes, four numbers of tokens, short rounds")
+    add("--shapes", help="comma-separated names, or DxF[:activation[:gated]]")
+    add("--tokens", help="comma-separated numbers of tokens")
+    add("--modes", help=f"comma-separated, of {', '.join(_shapes.MODES)}")
+    add("--parts", help=f"comma-separated, of {', '.join(PARTS)}")
+    add("--dtype", default="float32", choices=("float32", "float64"))
+    add("--isa", help="default: the one that ffncore would use")
+    add("--threads", type=int, help="default: as ffncore would use")
+    add("--seconds", type=float, help="for each case (default 0.6, quick 0.25)")
+    add("--json", metavar="FILE", help="append every result as a JSON line")
+
+
+class Plan:
+    """What the arguments ask for; raises ValueError with one sentence."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        quick = args.quick
+        default = _shapes.QUICK_SHAPES if quick else [shape.name for shape in _shapes.SHAPES]
+        self.shapes = [_shapes.find_shape(name) for name in _split(args.shapes) or default]
+        for shape in self.shapes:
+            fc.Activation(shape.activation)  # raises for an unknown one
+        self.tokens = [_positive(word) for word in _split(args.tokens)]
+        self.tokens = self.tokens or list(_shapes.QUICK_TOKENS if quick else _shapes.TOKENS)
+        self.modes = _among(args.modes, _shapes.MODES, "--modes")
+        self.parts = _among(args.parts, PARTS, "--parts")
+        self.dtype: str = args.dtype
+        self.isa: str | None = args.isa
+        self.threads: int | None = args.threads
+        self.seconds = args.seconds if args.seconds is not None else 0.25 if quick else 0.6
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command; returns its exit status."""
+    try:
+        plan = Plan(args)
+    except ValueError as error:
+        print(f"bench: {error}")
+        return 2
+    with ExitStack() as stack:
+        if plan.isa is not None:
+            try:
+                stack.enter_context(fc.using_isa(plan.isa))
+            except ValueError as error:
+                print(f"bench: {error}")
+                return 2
+        if plan.threads is not None:
+            stack.enter_context(fc.num_threads(plan.threads))
+        file = stack.enter_context(open(args.json, "a", encoding="utf-8")) if args.json else None
+        try:
+            for row in rows(plan):
+                text = describe(row)
+                if text:
+                    print(text, flush=True)
+                if file is not None:
+                    _write(file, row)
+        except LimitError as error:
+            print(f"bench: {error}")
+            return 1
+    return 0
+
+
+def rows(plan: Plan) -> Iterator[Row]:
+    """Every result, as soon as there is one."""
+    limits = Limits(_core.isa(), plan.dtype, _core.num_threads())
+    yield machine_facts(limits.isa, limits.threads)
+    yield {"kind": "peak", "isa": limits.isa, "dtype": plan.dtype, **limits.check_peak()}
+    if "cases" in plan.parts:
+        for shape in plan.shapes:
+            yield {"kind": "shape", "shape": shape.name, **_facts(shape, limits)}
+            yield from _shape_rows(shape, plan, limits)
+        limits.release()
+    if "calls" in plan.parts:
+        for mode in ("packed", "raw"):
+            for pause in (0.0, 1e-3):
+                yield call_cost(mode, pause, plan.dtype)
+    if "activations" in plan.parts:
+        for kind in KINDS:
+            for gated in (False, True):
+                yield _activation_row(kind, gated, limits)
+
+
+# Cases
+
+
+class Case:
+    """One shape's arrays; `call(mode)` is what is timed."""
+
+    def __init__(self, shape: Shape, tokens: int, dtype: str, weights: fc.FFNWeights) -> None:
+        rng = np.random.default_rng(tokens)
+        self.shape, self.weights = shape, weights
+        self.x = rng.standard_normal((tokens, shape.d)).astype(dtype)
+        self.grad_y = rng.standard_normal((tokens, shape.d)).astype(dtype)
+
+    def forward(self, weights: Any) -> Callable[[], object]:
+        x, activation = self.x, self.shape.activation
+        if x.nbytes < FRESH_BYTES:
+            return lambda: fc.ffn(x, weights, activation=activation)
+        y = np.empty_like(x)
+        return lambda: fc.ffn(x, weights, activation=activation, out=y)
+
+    def train(self, grads: Any) -> Callable[[], object]:
+        x, grad_y, w, activation = self.x, self.grad_y, self.weights, self.shape.activation
+        y = np.empty_like(x)
+
+        def step() -> None:
+            _, saved = fc.ffn_forward(x, w, activation=activation, out=y)
+            fc.ffn_backward(grad_y, saved, out=grads)
+
+        return step
+
+    def gradients(self) -> Any:
+        """Arrays for every gradient, to be filled again and again."""
+        _, saved = fc.ffn_forward(self.x, self.weights, activation=self.shape.activation)
+        return fc.ffn_backward(self.grad_y, saved)
+
+
+def make_weights(shape: Shape, dtype: str) -> fc.FFNWeights:
+    """Random weights that keep preactivations and outputs near 1."""
+    rng = np.random.default_rng(0)
+
+    def matrix(rows: int, columns: int) -> Any:
+        m = rng.standard_normal((rows, columns), dtype=np.float32)
+        m *= columns**-0.5
+        return m.astype(dtype, copy=False)
+
+    def vector(length: int, wanted: bool) -> Any:
+        return rng.standard_normal(length).astype(dtype) if wanted else None
+
+    return fc.FFNWeights(
+        gate=matrix(shape.f, shape.d) if shape.gated else None,
+        up=matrix(shape.f, shape.d),
+        down=matrix(shape.d, shape.f),
+        b_gate=vector(shape.f, shape.gated and shape.bias),
+        b_up=vector(shape.f, shape.bias),
+        b_down=vector(shape.d, shape.bias),
+    )
+
+
+def _shape_rows(shape: Shape, plan: Plan, limits: Limits) -> Iterator[Row]:
+    itemsize = np.dtype(plan.dtype).itemsize
+    # raw, packed, gradients, the buffer of the bandwidth; activations of the largest case
+    wanted = shape.parameters * itemsize * (5 if "train" in plan.modes else 3)
+    wanted += max(plan.tokens) * (5 * shape.d + 2 * shape.f) * itemsize
+    if wanted > MEMORY_SHARE * _free_memory():
+        yield {"kind": "skipped", "shape": shape.name, "reason": f"needs {wanted / 2**30:.1f} GiB"}
+        return
+    weights = make_weights(shape, plan.dtype)
+    packed = fc.pack(weights) if "packed" in plan.modes else None
+    gradients: Any = None
+    for mode in plan.modes:
+        for tokens in plan.tokens:
+            case = Case(shape, tokens, plan.dtype, weights)
+            if mode == "train":
+                old, gradients = gradients, case.gradients()
+                del old
+                call = case.train(gradients)
+            else:
+                call = case.forward(packed if mode == "packed" else weights)
+            yield measure_case(shape, tokens, mode, call, limits, plan.seconds)
+
+
+def measure_case(
+    shape: Shape,
+    tokens: int,
+    mode: str,
+    call: Callable[[], object],
+    limits: Limits,
+    seconds: float,
+) -> Row:
+    cost = _shapes.cost(shape, tokens, mode, np.dtype(limits.dtype).itemsize)
+    call()
+    repeats = max(1, int(ROUND_SECONDS / max(timed(call, 1), 1e-9)))
+    times, limit_times, bounds = [], [], []
+    end = time.perf_counter() + seconds
+    while len(times) < MIN_ROUNDS or (time.perf_counter() < end and len(times) < MAX_ROUNDS):
+        limit, bound = limits.time(cost, shape.activation, shape.gated, LIMIT_SECONDS)
+        call()  # the limit's buffer has taken the caches
+        limit_times.append(limit)
+        bounds.append(bound)
+        times.append(timed(call, repeats))
+    took = median(times)
+    return {
+        "kind": "case",
+        "shape": shape.name,
+        **_facts(shape, limits),
+        "tokens": tokens,
+        "mode": mode,
+        "seconds": took,
+        "best_seconds": min(times),
+        "rounds": len(times),
+        "gflops": cost.flops / took / 1e9,
+        "gbytes": cost.bytes / took / 1e9,
+        "flops": cost.flops,
+        "bytes": cost.bytes,
+        "bound": max(set(bounds), key=bounds.count),
+        "limit_seconds": median(limit_times),
+        "share": median(limit / t for limit, t in zip(limit_times, times, strict=True)),
+        "best_share": min(limit_times) / min(times),
+    }
+
+
+def timed(call: Callable[[], object], repeats: int) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
+# The cost of a call
+
+
+def call_cost(mode: str, pause: float, dtype: str, repeats: int = 400) -> Row:
+    """One token through 384 x 1536: the call's time, and what of it is not the kernel's.
+
+    The kernel's time is a slope: calls with d_ff of 384, 768 and 1536 differ in nothing else. With
+    `pause` the caller computes something else for that long between calls, and the pool sleeps.
+    """
+    sizes = (384, 768, 1536)
+    calls = []
+    for f in sizes:
+        shape = Shape(f"384x{f}", 384, f, "gelu", bias=True)
+        weights = make_weights(shape, dtype)
+        calls.append(Case(shape, 1, dtype, weights).forward(fc.pack(weights) if mode == "packed" else weights))
+    medians = [_median_call(call, 0.0, repeats) for call in calls]
+    spread = np.polyfit(sizes, medians, 1)
+    kernel = float(spread[0]) * sizes[-1]
+    call_seconds = _median_call(calls[-1], pause, repeats) if pause else medians[-1]
+    return {
+        "kind": "call",
+        "mode": mode,
+        "dtype": dtype,
+        "pause": pause,
+        "seconds": call_seconds,
+        "kernel_seconds": kernel,
+        "beyond_seconds": call_seconds - kernel,
+    }
+
+
+def _median_call(call: Callable[[], object], pause: float, repeats: int) -> float:
+    clock = time.perf_counter_ns
+    for _ in range(20):
+        call()
+    times = []
+    for _ in range(repeats):
+        if pause:
+            until = clock() + int(pause * 1e9)
+            while clock() < until:
+                pass
+        start = clock()
+        call()
+        times.append(clock() - start)
+    return median(times) / 1e9
+
+
+def _activation_row(kind: str, gated: bool, limits: Limits) -> Row:
+    forward = limits.activation(kind, "forward", gated)
+    backward = limits.activation(kind, "backward", gated)
+    return {
+        "kind": "activation",
+        "activation": kind,
+        "gated": gated,
+        "isa": limits.isa,
+        "dtype": limits.dtype,
+        "threads": limits.threads,
+        "forward_per_second": forward,
+        "backward_per_second": backward,
+    }
+
+
+# Output
+
+
+def describe(row: Row) -> str:
+    """A result as the line that is printed; "" where there is nothing to say."""
+    kind = row["kind"]
+    if kind == "machine":
+        return f"{row['cpu']}, {row['isa']}, {row['threads']} threads, ffncore {row['ffncore']}"
+    if kind == "peak":
+        return (
+            f"FMA peak {row['fma'] / 1e9:.1f} GFLOP/s {row['dtype']}, clock "
+            f"{row['clock'] / 1e9:.2f} GHz, {row['units']} FMA units "
+            f"({100 * row['deviation']:+.1f} % from clock x width x units)"
+        )
+    if kind == "shape":
+        form = "gated" if row["gated"] else "plain"
+        return (
+            f"\n{row['shape']}: {row['d']} x {row['f']}, {row['activation']}, {form}, "
+            f"{row['weight_bytes'] / 1e6:.1f} MB, read at {row['bandwidth'] / 1e9:.1f} GB/s\n"
+            f"{'mode':>8} {'tokens':>6} {'ms':>10} {'GFLOP/s':>9} {'GB/s':>7} {'share':>6} {'best':>6}  bound"
+        )
+    if kind == "skipped":
+        return f"{row['shape']}: left out, {row['reason']}"
+    if kind == "case":
+        return (
+            f"{row['mode']:>8} {row['tokens']:>6} {1e3 * row['seconds']:>10.4f} {row['gflops']:>9.1f} "
+            f"{row['gbytes']:>7.1f} {row['share']:>6.2f} {row['best_share']:>6.2f}  {row['bound']}"
+        )
+    if kind == "call":
+        after = f"after {1e3 * row['pause']:.0f} ms of other work" if row["pause"] else "back to back"
+        return (
+            f"call, 384 x 1536, one token, {row['mode']}, {after}: {1e6 * row['seconds']:.1f} us, "
+            f"beyond the kernel {1e6 * row['beyond_seconds']:.1f} us"
+        )
+    if kind == "activation":
+        form = "gated" if row["gated"] else "plain"
+        ratio = row["forward_per_second"] / row["backward_per_second"]
+        return (
+            f"{row['activation']:>12} {form}: {row['forward_per_second'] / 1e9:7.2f} G elements/s, "
+            f"backward {row['backward_per_second'] / 1e9:7.2f} (costs {ratio:.2f} times as much)"
+        )
+    return ""
+
+
+def _facts(shape: Shape, limits: Limits) -> Row:
+    weight_bytes = shape.parameters * np.dtype(limits.dtype).itemsize
+    return {
+        "d": shape.d,
+        "f": shape.f,
+        "activation": shape.activation,
+        "gated": shape.gated,
+        "bias": shape.bias,
+        "dtype": limits.dtype,
+        "isa": limits.isa,
+        "threads": limits.threads,
+        "weight_bytes": weight_bytes,
+        "bandwidth": limits.known("read", weight_bytes),
+    }
+
+
+def _write(file: IO[str], row: Row) -> None:
+    file.write(json.dumps({k: _rounded(v) for k, v in row.items()}) + "\n")
+    file.flush()
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _split(text: str | None) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()] if text else []
+
+
+def _positive(word: str) -> int:
+    if not word.isdigit() or int(word) == 0:
+        raise ValueError(f"--tokens has {word!r}; expected numbers above 0")
+    return int(word)
+
+
+def _among(text: str | None, known: tuple[str, ...], option: str) -> tuple[str, ...]:
+    words = tuple(_split(text)) or known
+    for word in words:
+        if word not in known:
+            raise ValueError(f"{option} has {word!r}; expected some of {', '.join(known)}")
+    return words
+
+
+def _free_memory() -> float:
+    try:
+        with open("/proc/meminfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("MemAvailable"):
+                    return 1024.0 * int(line.split()[1])
+    except OSError:
+        pass
+    return float("inf")

@@ -1,0 +1,61 @@
+"""The compiled door (csrc/bindings/module.cpp). Arrays come in as numpy arrays whose dtype, rank and
+shape Python has already checked; nothing is checked twice here. float32 or float64 throughout."""
+
+from typing import Any
+
+import numpy as np
+
+__version__: str
+
+Array = np.ndarray[Any, Any]
+MaybeArray = Array | None
+# kind, clamp, limit, alpha, up_offset, gate_softcap, up_softcap, gate_multiplier,
+# negative_slope, alpha_p, alpha_n, beta, eps
+ActivationTuple = tuple[
+    int, int, float, float, float, float, float, float, float, float, float, float, float
+]
+# gate, up, down, b_gate, b_up, b_down: 2-D and 1-D arrays of any strides, or None
+WeightsTuple = tuple[MaybeArray, Array, Array, MaybeArray, MaybeArray, MaybeArray]
+# packed buffer (uint8, 1-D), d, f, gated, has_b_gate, has_b_up, has_b_down
+PackedTuple = tuple[Array, int, int, bool, bool, bool, bool]
+
+def ffn_forward(
+    x: Array, y: Array, weights: WeightsTuple | PackedTuple, activation: ActivationTuple,
+    saved: MaybeArray,
+) -> None: ...  # x [T, d], y [T, d] written, saved: 1-D of x's dtype, saved_size() long, or None
+def ffn_backward(
+    x: Array, grad_y: Array, weights: WeightsTuple | PackedTuple, activation: ActivationTuple,
+    saved: MaybeArray, accumulate: bool, grad_x: MaybeArray,
+    grads: tuple[MaybeArray, MaybeArray, MaybeArray, MaybeArray, MaybeArray, MaybeArray],
+    xielu: bool,
+) -> tuple[float, float] | None: ...  # grads in WeightsTuple's order; returns (alpha_p, alpha_n)
+def saved_size(dtype: str, tokens: int, d_ff: int, gated: bool) -> int: ...  # in elements
+def forward_cost(
+    dtype: str, tokens: int, d: int, f: int, gated: bool, packed: bool, save: bool
+) -> dict[str, float | int]: ...
+def backward_cost(
+    dtype: str, tokens: int, d: int, f: int, gated: bool, packed: bool, recompute: bool,
+    needs_x: bool, needs_weights: tuple[bool, bool, bool],
+) -> dict[str, float | int]: ...
+def activation_forward(
+    gate: MaybeArray, up: Array, h: Array, activation: ActivationTuple
+) -> None: ...  # 2-D, any strides
+def activation_backward(
+    grad_h: Array, gate: MaybeArray, up: Array, grad_gate: MaybeArray, grad_up: Array,
+    activation: ActivationTuple, xielu: bool,
+) -> tuple[float, float] | None: ...
+def packed_bytes(dtype: str, weights: WeightsTuple) -> int: ...
+def pack(weights: WeightsTuple, packed: Array) -> None: ...
+def unpack(packed: PackedTuple, dtype: str, into: WeightsTuple) -> None: ...
+def isas() -> list[str]: ...  # usable here, best last
+def isa() -> str: ...
+def use_isa(name: str | None) -> None: ...  # None: the default; ValueError with the sentence
+def cpu_features() -> str: ...
+def build_info() -> str: ...
+def num_threads() -> int: ...
+def set_num_threads(n: int) -> None: ...  # 0: default
+def clear_workspace() -> None: ...
+def debug_plan(
+    token_chunk: int = 0, ff_chunk: int = 0, token_slice: int = 0, tokens_in_rows: int = -1
+) -> None: ...
+def debug_flops() -> int: ...  # since the last call

@@ -1,0 +1,123 @@
+"""What a call costs before it is made: arithmetic, memory traffic, and the plan that would run.
+
+    forward   gated 6 T d f FLOPs, plain 4 T d f
+    backward  dh 2 T d f; dx 2 T d f per input matrix; each weight's gradient 2 T d f; gate and
+              up again with save="input"
+
+`bytes` is what has to move at least: the weights, once per pass that needs them, and the gradients
+written. Tests: tests/test_cost.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _core
+from ._arrays import check_dtype, check_names, check_size
+from .weights import NAMES, FFNWeights, PackedWeights, check_weights
+
+_OPERATIONS = ("ffn", "ffn_forward", "ffn_backward")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """flops: of the products, 2 per multiply-add; activations: elements that pass one; the rest in
+    bytes, tokens and hidden units."""
+
+    flops: float
+    activations: float
+    bytes: float
+    extra_bytes: int  # workspace beyond inputs, outputs and saved tensors
+    token_chunk: int  # tokens whose hidden units are held at once
+    ff_chunk: int  # hidden units held at once
+    token_slice: int  # tokens of x that are held packed at once
+    tokens_in_rows: bool  # True: the weights are the panels, tokens are broadcast
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs per byte: below the machine's balance, memory is the limit."""
+        return self.flops / self.bytes if self.bytes else 0.0
+
+    def __str__(self) -> str:
+        panels = "weights" if self.tokens_in_rows else "tokens"
+        return (
+            f"{self.flops / 1e9:.3f} GFLOP, {self.bytes / 1e6:.3f} MB, "
+            f"{self.intensity:.1f} FLOP/byte; chunks of {self.token_chunk} tokens x "
+            f"{self.ff_chunk} hidden units, slices of {self.token_slice} tokens, "
+            f"{panels} in panels, {self.extra_bytes / 2**20:.1f} MiB of workspace"
+        )
+
+
+def cost(
+    tokens: int,
+    weights: FFNWeights | PackedWeights | None = None,
+    *,
+    d_model: int | None = None,
+    d_ff: int | None = None,
+    gated: bool = True,
+    packed: bool = False,
+    dtype: npt.DTypeLike = "float32",
+    op: str = "ffn",
+    save: str = "preactivations",
+    needs: Iterable[str] | None = None,
+) -> Cost:
+    """Cost of one call of `op` ("ffn", "ffn_forward", "ffn_backward") for that many tokens.
+
+    The layer is given by weights, or by d_model, d_ff, gated, packed and dtype. save and needs are
+    those of ffn_forward and ffn_backward.
+
+    >>> print(fc.cost(512, d_model=4096, d_ff=14336, op="ffn_backward"))
+    """
+    if op not in _OPERATIONS:
+        raise ValueError(f"op is {op!r}; expected one of {', '.join(_OPERATIONS)}")
+    if save not in ("preactivations", "input"):
+        raise ValueError(f"save is {save!r}; expected 'preactivations' or 'input'")
+    if weights is not None:
+        if d_model is not None or d_ff is not None:
+            raise ValueError("d_model and d_ff are given beside weights; expected one or the other")
+        layer = check_weights(weights)
+        d_ff, d_model = layer.shape
+        gated, packed = layer.gated, isinstance(layer, PackedWeights)
+        name = layer.dtype.name
+    else:
+        name = check_dtype("the layer", np.empty(0, dtype)).name
+    sizes = _count("tokens", tokens), _count("d_model", d_model), _count("d_ff", d_ff)
+    check_size(sizes[0], max(sizes[1:]), "tokens and the layer's dimensions")
+    check_size(sizes[1], sizes[2], "d_model and d_ff")
+    if op == "ffn_backward":
+        if needs is None:
+            wanted: tuple[str, ...] = ("x",) if packed else ("x", *NAMES)
+        else:
+            wanted = check_names("needs", needs, ("x", *NAMES, "activation"))
+        # Biases and xielu's parameters need dh, as the matrix beside them does.
+        matrices = (gated and "gate" in wanted, "up" in wanted, "down" in wanted)
+        answer = _core.backward_cost(
+            name, *sizes, gated, packed, save == "input", "x" in wanted, matrices
+        )
+    else:
+        if needs is not None:
+            raise ValueError(f"needs is given for {op}; expected it with op='ffn_backward' alone")
+        keep = op == "ffn_forward" and save == "preactivations"
+        answer = _core.forward_cost(name, *sizes, gated, packed, keep)
+    return Cost(
+        flops=float(answer["flops"]),
+        activations=float(answer["activations"]),
+        bytes=float(answer["bytes"]),
+        extra_bytes=int(answer["extra_bytes"]),
+        token_chunk=int(answer["token_chunk"]),
+        ff_chunk=int(answer["ff_chunk"]),
+        token_slice=int(answer["token_slice"]),
+        tokens_in_rows=bool(answer["tokens_in_rows"]),
+    )
+
+
+def _count(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} is of type {type(value).__name__}; expected a whole number")
+    if value < 0:
+        raise ValueError(f"{name} is {value}; expected a number from 0 on")
+    return int(value)

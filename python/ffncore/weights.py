@@ -1,0 +1,364 @@
+"""Weights of one feed-forward block: as arrays (FFNWeights), packed for kernels (PackedWeights).
+
+    gate, up  [f, d]     down  [d, f]     b_gate, b_up  [f]     b_down  [d]
+
+Matrices are [out, in] as in every PyTorch checkpoint, with any strides: a checkpoint that stores
+[in, out] is given as its transpose, a fused one through from_gate_up, and neither is copied.
+
+An FFNWeights is checked once, when it is made; what the compiled core takes is kept beside it, so
+that a call has nothing left to look at. It holds views of its own, because an array whose shape is
+changed in place afterwards must not change what the kernels read.
+
+Tests: tests/test_weights.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import _core
+from ._arrays import (
+    ALIGNED,
+    MAX_ELEMENTS,
+    SUPPORTED,
+    Array,
+    MaybeArray,
+    aligned,
+    as_array,
+    check_dtype,
+    check_rank,
+    check_same_dtype,
+    check_shape,
+    check_size,
+    share_memory,
+)
+
+NAMES = ("gate", "up", "down", "b_gate", "b_up", "b_down")
+
+# A panel of packed weights is read in 128-byte rows; 64 is what a vector load wants. From 2 MiB on
+# whole huge pages: on 4 KiB pages the read bandwidth of a large matrix drops.
+_CACHE_LINE = 64
+_HUGE_PAGE = 2 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class FFNWeights:
+    """Weights of a gated block, or of a plain one where gate is None; biases each optional.
+
+    >>> w = fc.FFNWeights(gate=gate, up=up, down=down)  # gate, up [f, d], down [d, f]
+    """
+
+    gate: MaybeArray = None
+    up: Array
+    down: Array
+    b_gate: MaybeArray = None
+    b_up: MaybeArray = None
+    b_down: MaybeArray = None
+    if TYPE_CHECKING:  # set by __post_init__; not fields
+        d_model: int = field(init=False)
+        d_ff: int = field(init=False)
+        dtype: np.dtype[Any] = field(init=False)
+        _arrays: _core.WeightsTuple = field(init=False)
+        _call: tuple[_core.WeightsTuple, np.dtype[Any], int, int] | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        up = as_array("w.up", self.up)
+        dtype = check_dtype("w.up", up)
+        check_rank("w.up", up, 2, "[d_ff, d_model]")
+        f, d = up.shape
+        checked: dict[str, MaybeArray] = {"up": up}
+        for name, rank, shape in (
+            ("gate", 2, (f, d)),
+            ("down", 2, (d, f)),
+            ("b_gate", 1, (f,)),
+            ("b_up", 1, (f,)),
+            ("b_down", 1, (d,)),
+        ):
+            value = getattr(self, name)
+            if value is None and name != "down":
+                checked[name] = None
+                continue
+            array = as_array(f"w.{name}", value)
+            check_same_dtype(f"w.{name}", array, dtype, "w.up")
+            check_rank(f"w.{name}", array, rank, _MEANING[name])
+            check_shape(f"w.{name}", array, shape, f"to match w.up {up.shape}")
+            checked[name] = array
+        if checked["gate"] is None and checked["b_gate"] is not None:
+            raise ValueError("w.b_gate is given and w.gate is None; expected w.gate too")
+        check_size(f, d, "w.up's dimensions")
+        for name, checked_array in checked.items():
+            object.__setattr__(self, name, checked_array)
+        arrays: Any = tuple(None if checked[n] is None else checked[n].view() for n in NAMES)  # type: ignore[union-attr]
+        self._set(d_model=d, d_ff=f, dtype=dtype, _arrays=arrays, _call=None)
+        if all(a is None or a.flags.num & ALIGNED for a in arrays):
+            self._set(_call=(arrays, dtype, d, most_rows(d, f)))
+
+    def _set(self, **attributes: object) -> None:
+        for name, value in attributes.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def from_gate_up(
+        cls,
+        gate_up: Array,
+        down: Array,
+        *,
+        layout: str = "concat",
+        order: str = "gate_first",
+        b_gate_up: MaybeArray = None,
+        b_down: MaybeArray = None,
+    ) -> FFNWeights:
+        """Weights whose gate and up are views of one fused array gate_up [2 f, d] (bias [2 f]).
+
+        layout  "concat": two halves; "interleaved": rows alternate
+        order   "gate_first" or "up_first"
+        """
+        for option, value, known in (
+            ("layout", layout, ("concat", "interleaved")),
+            ("order", order, ("gate_first", "up_first")),
+        ):
+            if value not in known:
+                raise ValueError(f"{option} is {value!r}; expected {known[0]!r} or {known[1]!r}")
+        fused = as_array("gate_up", gate_up)
+        check_rank("gate_up", fused, 2, "[2 * d_ff, d_model]")
+        if fused.shape[0] % 2:
+            raise ValueError(f"gate_up has shape {fused.shape}; expected an even number of rows")
+        bias: MaybeArray = None
+        if b_gate_up is not None:
+            bias = as_array("b_gate_up", b_gate_up)
+            check_shape("b_gate_up", bias, fused.shape[:1], f"to match gate_up {fused.shape}")
+
+        def split(array: Array) -> tuple[Array, Array]:
+            half = array.shape[0] // 2
+            pair = (array[:half], array[half:]) if layout == "concat" else (array[::2], array[1::2])
+            return pair if order == "gate_first" else pair[::-1]
+
+        gate, up = split(fused)
+        b_gate, b_up = (None, None) if bias is None else split(bias)
+        return cls(gate=gate, up=up, down=down, b_gate=b_gate, b_up=b_up, b_down=b_down)
+
+    @classmethod
+    def _partial(cls, arrays: dict[str, Array]) -> FFNWeights:
+        """Gradients of which some were not asked for: the rest is None. Never seen by a kernel."""
+        mirror = object.__new__(cls)
+        mirror._set(**{name: arrays.get(name) for name in NAMES}, _call=None)
+        return mirror
+
+    @property
+    def gated(self) -> bool:
+        return self.gate is not None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_ff, d_model)"""
+        return self.d_ff, self.d_model
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in self.arrays().values())
+
+    def arrays(self) -> dict[str, Array]:
+        """The arrays that exist, by name."""
+        return {name: a for name in NAMES if (a := getattr(self, name)) is not None}
+
+    def _core_arrays(self) -> _core.WeightsTuple:
+        """What _core takes; elements that are not aligned are copied, anew for each call."""
+        if self._call is not None:
+            return self._arrays
+        copies: Any = tuple(None if a is None else aligned(a) for a in self._arrays)
+        return copies  # type: ignore[no-any-return]
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name}={a.shape}" for name, a in self.arrays().items())
+        dtype = next((a.dtype.name for a in self.arrays().values()), "empty")
+        return f"FFNWeights({shapes}, {dtype})"
+
+    def __reduce__(self) -> tuple[Callable[..., FFNWeights], tuple[dict[str, Array]]]:
+        return _rebuild, (self.arrays(),)
+
+
+_MEANING = {
+    "gate": "[d_ff, d_model]",
+    "down": "[d_model, d_ff]",
+    "b_gate": "[d_ff]",
+    "b_up": "[d_ff]",
+    "b_down": "[d_model]",
+}
+
+
+def _rebuild(arrays: dict[str, Array]) -> FFNWeights:
+    return FFNWeights(**arrays) if {"up", "down"} <= set(arrays) else FFNWeights._partial(arrays)
+
+
+def most_rows(d: int, f: int) -> int:
+    """Tokens that a call may have; kept with the weights, so that a call compares one number."""
+    return MAX_ELEMENTS // max(d, f, 1)
+
+
+class PackedWeights:
+    """Weights in the kernels' own layout, made by fc.pack: pack once, run often.
+
+    The layout is the same for every instruction set. Accepted wherever FFNWeights are; the backward
+    pass through it gives grads.x only.
+    """
+
+    __slots__ = ("_buffer", "_call", "_packed", "dtype")
+
+    dtype: np.dtype[Any]
+    _buffer: Array
+    _packed: _core.PackedTuple
+    _call: tuple[_core.PackedTuple, np.dtype[Any], int, int]
+
+    def __init__(self) -> None:
+        raise TypeError("PackedWeights are made by fc.pack(weights)")
+
+    @classmethod
+    def _make(cls, buffer: Array, weights: FFNWeights) -> PackedWeights:
+        packed = object.__new__(cls)
+        w, d, f = weights, weights.d_model, weights.d_ff
+        biases = (w.b_gate is not None, w.b_up is not None, w.b_down is not None)
+        for name, value in (
+            ("dtype", weights.dtype),
+            ("_buffer", buffer),
+            ("_packed", (buffer, d, f, weights.gated, *biases)),
+        ):
+            object.__setattr__(packed, name, value)
+        object.__setattr__(packed, "_call", (packed._packed, w.dtype, d, most_rows(d, f)))
+        return packed
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"PackedWeights cannot be changed; {name} was assigned to")
+
+    @property
+    def nbytes(self) -> int:
+        return int(self._buffer.nbytes)
+
+    @property
+    def d_model(self) -> int:
+        return self._packed[1]
+
+    @property
+    def d_ff(self) -> int:
+        return self._packed[2]
+
+    @property
+    def gated(self) -> bool:
+        return self._packed[3]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_ff, d_model), the shape of up."""
+        return self.d_ff, self.d_model
+
+    def unpack(self) -> FFNWeights:
+        """The weights again, bit by bit, in new arrays."""
+        _, d, f, gated, b_gate, b_up, b_down = self._packed
+        shapes = {
+            "gate": (gated, (f, d)),
+            "up": (True, (f, d)),
+            "down": (True, (d, f)),
+            "b_gate": (b_gate, (f,)),
+            "b_up": (b_up, (f,)),
+            "b_down": (b_down, (d,)),
+        }
+        weights = FFNWeights(
+            **{n: np.empty(shape, self.dtype) for n, (present, shape) in shapes.items() if present}
+        )
+        _core.unpack(self._packed, self.dtype.name, weights._arrays)
+        return weights
+
+    def _core_arrays(self) -> _core.PackedTuple:
+        return self._packed
+
+    def __repr__(self) -> str:
+        kind = "gated" if self.gated else "plain"
+        return f"PackedWeights({kind}, shape={self.shape}, {self.dtype.name}, {self.nbytes} bytes)"
+
+    def __reduce__(self) -> tuple[Callable[..., PackedWeights], tuple[FFNWeights]]:
+        # The buffer's alignment would be lost.
+        return pack, (self.unpack(),)
+
+
+def check_weights(weights: object) -> FFNWeights | PackedWeights:
+    """For every function that takes weights."""
+    if isinstance(weights, PackedWeights):
+        return weights
+    if isinstance(weights, FFNWeights):
+        if not hasattr(weights, "_arrays"):
+            raise ValueError("weights holds gradients of which some are None; expected all of them")
+        return weights
+    raise TypeError(
+        f"weights is of type {type(weights).__name__}; expected FFNWeights or PackedWeights"
+    )
+
+
+def _allocate(nbytes: int) -> Array:
+    """Aligned bytes; from 2 MiB on in huge pages where the system grants them."""
+    alignment = _CACHE_LINE
+    if nbytes < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        raw = np.empty(nbytes + alignment, np.uint8)
+    else:
+        alignment = _HUGE_PAGE
+        pages = mmap.mmap(-1, nbytes + alignment, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with contextlib.suppress(OSError):  # a kernel without huge pages: small ones do
+            pages.madvise(mmap.MADV_HUGEPAGE)
+        raw = np.frombuffer(pages, np.uint8)
+    start = -raw.ctypes.data % alignment
+    return raw[start : start + nbytes]
+
+
+def pack(
+    weights: FFNWeights, *, dtype: object = None, out: PackedWeights | None = None
+) -> PackedWeights:
+    """Weights -> the kernels' layout.
+
+    dtype  convert first (rounded once); default: the weights' own
+    out    PackedWeights of the same shape, dtype and biases, whose memory is filled again
+    """
+    checked = check_weights(weights)
+    if isinstance(checked, PackedWeights):
+        raise TypeError("weights are packed already; expected FFNWeights")
+    if dtype is not None:
+        checked = _converted(checked, dtype)
+    arrays = checked._core_arrays()
+    if out is None:
+        nbytes = _core.packed_bytes(checked.dtype.name, arrays)
+        out = PackedWeights._make(_allocate(nbytes), checked)
+    else:
+        _check_refill(out, checked)
+    _core.pack(arrays, out._buffer)
+    return out
+
+
+def _converted(weights: FFNWeights, dtype: object) -> FFNWeights:
+    try:
+        wanted = np.dtype(dtype)  # type: ignore[call-overload]
+    except TypeError:
+        raise TypeError(f"dtype is {dtype!r}; expected {SUPPORTED}") from None
+    wanted = check_dtype("packed weights", np.empty(0, wanted))
+    if wanted is weights.dtype:
+        return weights
+    return FFNWeights(**{name: a.astype(wanted) for name, a in weights.arrays().items()})
+
+
+def _check_refill(out: object, weights: FFNWeights) -> None:
+    if not isinstance(out, PackedWeights):
+        raise TypeError(f"out is of type {type(out).__name__}; expected PackedWeights")
+    if out.dtype is not weights.dtype:
+        raise TypeError(f"out has dtype {out.dtype.name}; expected {weights.dtype.name}")
+    expected = (
+        weights.d_model,
+        weights.d_ff,
+        weights.gated,
+        *(b is not None for b in (weights.b_gate, weights.b_up, weights.b_down)),
+    )
+    if out._packed[1:] != expected:
+        raise ValueError(f"out is {out!r}; expected the sizes and biases of {weights!r}")
+    if any(share_memory(out._buffer, a) for a in weights.arrays().values()):
+        raise ValueError("out overlaps the weights; expected memory of its own")

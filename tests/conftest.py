@@ -1,0 +1,48 @@
+"""Fixtures: every instruction set, seeded numbers, and settings that go back after each test."""
+
+import zlib
+
+import numpy as np
+import pytest
+
+import ffncore as fc
+from ffncore import _core
+
+try:
+    from hypothesis import settings
+except ImportError:  # an environment without it runs all but test_properties.py
+    pass
+else:
+    # The same examples in every run: a failure here is found again everywhere.
+    settings.register_profile("ffncore", deadline=None, derandomize=True, database=None)
+    settings.load_profile("ffncore")
+
+
+@pytest.fixture(params=fc.available_isas())
+def isa(request):
+    """The test runs once in every instruction set of this machine."""
+    with fc.using_isa(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
+def dtype(request):
+    return np.dtype(request.param)
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "gated"])
+def gated(request):
+    return request.param
+
+
+@pytest.fixture
+def rng(request):
+    """Numbers of the test's own, the same in every run and in every instruction set."""
+    return np.random.default_rng(zlib.crc32(request.node.originalname.encode()))
+
+
+@pytest.fixture
+def plan():
+    """Forces the sizes in which the work is cut; the plan's own come back afterwards."""
+    yield _core.debug_plan
+    _core.debug_plan()

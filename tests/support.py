@@ -1,0 +1,159 @@
+"""What several tests share: layers, activation cases, tolerances, guard pages, the float state."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+from collections import defaultdict
+
+import numpy as np
+
+import ffncore as fc
+
+# Around every tile width and height of the kernels, and primes between.
+ODD_SIZES = (0, 1, 2, 3, 5, 7, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 97)
+
+NAMES = (
+    *("identity", "relu", "relu2", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid", "tanh"),
+    *("mish", "hardswish", "leaky_relu", "xielu"),
+)
+
+# Every activation, and every option of fc.Activation at least once.
+PLAIN_CASES = [fc.Activation(name) for name in NAMES] + [
+    fc.Activation("silu", alpha=1.702),
+    fc.Activation("silu", alpha=1.3, gate_softcap=2.0),
+    fc.Activation("quick_gelu", gate_softcap=1.5),
+    fc.Activation("gelu", gate_multiplier=0.7),
+    fc.Activation("leaky_relu", negative_slope=0.2),
+    fc.Activation("xielu", alpha_p=0.3, alpha_n=-0.4, beta=0.4, eps=-0.3),
+]
+GATED_CASES = PLAIN_CASES + [
+    fc.Activation("silu", alpha=1.702, limit=0.8, clamp="pre", up_offset=1.0),
+    fc.Activation("silu", limit=0.5, clamp="post"),
+    fc.Activation("gelu", up_offset=-0.5, gate_multiplier=1.5),
+    fc.Activation("silu", gate_softcap=2.0, up_softcap=1.5),
+    fc.Activation("relu2", limit=0.6, clamp="pre", up_softcap=2.0, gate_multiplier=-1.1),
+    fc.Activation("xielu", limit=0.7, clamp="post", up_offset=0.3),
+    fc.Activation("tanh", limit=0.4, clamp="post", up_softcap=0.9, up_offset=0.1),
+]
+CASES = [(False, case) for case in PLAIN_CASES] + [(True, case) for case in GATED_CASES]
+CASE_IDS = [f"{'gated' if gated else 'plain'}-{case!r}" for gated, case in CASES]
+
+
+def make_weights(rng, d, f, *, gated=True, biases=(), dtype=np.float64):
+    """Weights that keep preactivations and outputs near 1."""
+
+    def matrix(rows, columns):
+        return (rng.standard_normal((rows, columns)) / np.sqrt(max(1, columns))).astype(dtype)
+
+    arrays = {"up": matrix(f, d), "down": matrix(d, f)}
+    if gated:
+        arrays["gate"] = matrix(f, d)
+    for name in biases:
+        arrays[name] = rng.standard_normal(d if name == "b_down" else f).astype(dtype)
+    return fc.FFNWeights(**arrays)
+
+
+def all_biases(gated):
+    return ("b_gate", "b_up", "b_down") if gated else ("b_up", "b_down")
+
+
+def normal(rng, *shape, dtype=np.float64):
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def same_bits(a, b):
+    """Equal bit patterns, where any NaN equals any NaN."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    words = np.uint32 if a.dtype == np.float32 else np.uint64
+    nan = np.isnan(a)
+    equal = np.ascontiguousarray(a).view(words) == np.ascontiguousarray(b).view(words)
+    return bool(np.array_equal(nan, np.isnan(b)) and np.all(equal | nan))
+
+
+class Accuracy:
+    """Errors of many small results against the float64 reference, judged together.
+
+    float32: the rms error may be 1.5 times that of the same formula in numpy float32. One small
+    result says little about an rms, so all of a test's results are pooled by name. float64: the
+    reference has the same digits, so the error is a small multiple of its own.
+    """
+
+    FACTOR = 1.5
+    LARGEST = {np.dtype(np.float32): 2e-5, np.dtype(np.float64): 2e-13}  # noqa: RUF012
+
+    def __init__(self):
+        self.ours = defaultdict(list)
+        self.numpys = defaultdict(list)
+
+    def add(self, name, result, exact, in_float32=None, where=""):
+        assert result.shape == exact.shape, (name, where)
+        scale = max(1.0, float(np.abs(exact).max(initial=0)))
+        error = result.astype(np.float64) - exact
+        largest = float(np.abs(error).max(initial=0)) / scale
+        assert largest <= self.LARGEST[result.dtype], f"{name} is off by {largest:.1e}: {where}"
+        if in_float32 is not None:
+            self.ours[name].append(np.ravel(error) / scale)
+            self.numpys[name].append(np.ravel(in_float32.astype(np.float64) - exact) / scale)
+
+    def check(self):
+        for name, ours in self.ours.items():
+            ours, numpys = (rms(np.concatenate(e)) for e in (ours, self.numpys[name]))
+            assert ours <= self.FACTOR * numpys, f"{name}: rms {ours:.2e}, numpy {numpys:.2e}"
+
+
+def rms(error):
+    return float(np.sqrt(np.mean(np.square(error)))) if error.size else 0.0
+
+
+# ---- guard pages -------------------------------------------------------------------------------
+
+_PAGE = mmap.PAGESIZE
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+def guarded(array, end=True):
+    """A copy of array that touches a page which faults: behind its last byte, or before its first."""
+    array = np.ascontiguousarray(array)
+    inner = max(1, -(-array.nbytes // _PAGE)) * _PAGE
+    pages = mmap.mmap(-1, inner + 2 * _PAGE)
+    start = np.frombuffer(pages, np.uint8).ctypes.data
+    for address in (start, start + _PAGE + inner):
+        if _libc.mprotect(address, _PAGE, 0) != 0:  # 0: no access
+            raise OSError(ctypes.get_errno(), "mprotect")
+    offset = _PAGE + (inner - array.nbytes if end else 0)
+    copy = np.frombuffer(pages, array.dtype, count=array.size, offset=offset).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+# ---- the caller's floating-point mode ----------------------------------------------------------
+
+_LDMXCSR = bytes((0x0F, 0xAE, 0x17, 0xC3))  # ldmxcsr [rdi]; ret
+_STMXCSR = bytes((0x0F, 0xAE, 0x1F, 0xC3))  # stmxcsr [rdi]; ret
+FLUSH_TO_ZERO = 0x8040  # FTZ and DAZ
+
+
+@contextlib.contextmanager
+def mxcsr_bits(bits):
+    """Sets bits of this thread's MXCSR; yields a function that reads it."""
+    code = mmap.mmap(-1, _PAGE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    code.write(_LDMXCSR.ljust(16, b"\xcc") + _STMXCSR)
+    address = np.frombuffer(code, np.uint8).ctypes.data
+    prototype = ctypes.CFUNCTYPE(None, ctypes.POINTER(ctypes.c_uint32))
+    load, store = prototype(address), prototype(address + 16)
+
+    def read():
+        word = ctypes.c_uint32()
+        store(ctypes.byref(word))
+        return word.value
+
+    before = read()
+    load(ctypes.byref(ctypes.c_uint32(before | bits)))
+    try:
+        yield read
+    finally:
+        load(ctypes.byref(ctypes.c_uint32(before)))

@@ -1,0 +1,79 @@
+"""`python -m ffncore`: every command, as a user types it."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import ffncore as fc
+from ffncore import _core, _selftest
+from ffncore.__main__ import main
+
+
+def test_info(capsys):
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert fc.__version__ in text
+    assert all(isa in text for isa in fc.available_isas())
+
+
+def test_selftest(capsys):
+    assert main(["selftest"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 * len(fc.available_isas()) + 1
+    assert all(line.endswith("ok") for line in lines[:-1])
+    assert "passed" in lines[-1]
+
+
+def test_selftest_sees_a_wrong_kernel(capsys, monkeypatch):
+    right = fc.reference.ffn
+
+    def wrong(*args, **options):
+        y = right(*args, **options)
+        y[3, 5] += 1e-3
+        return y
+
+    monkeypatch.setattr(fc.reference, "ffn", wrong)
+    assert _selftest.run() == 1
+    assert "failed" in capsys.readouterr().out
+
+
+def test_module_runs_as_a_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "ffncore", "info"], capture_output=True, text=True, check=True
+    )
+    assert _core.__version__ in done.stdout
+
+
+@pytest.mark.parametrize("argv", [[], ["nothing"], ["bench", "--dtype", "int8"], ["inspect"]])
+def test_wrong_use(argv, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    assert end.value.code == 2
+    assert "usage" in capsys.readouterr().err
+
+
+def test_inspect(tmp_path, capsys):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    tensors = {}
+    for i in range(3):
+        tensors[f"model.layers.{i}.mlp.gate_proj.weight"] = np.zeros((24, 8), "f4")
+        tensors[f"model.layers.{i}.mlp.up_proj.weight"] = np.zeros((24, 8), "f4")
+        tensors[f"model.layers.{i}.mlp.down_proj.weight"] = np.zeros((8, 24), "f4")
+    safetensors.save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "llama", "hidden_act": "silu"}), "utf-8"
+    )
+    assert main(["inspect", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    words = lines[1].split()
+    assert words[:10] == ["0-2", "gated", "8", "24", "silu", "float32", "576", "3", "4.5", "llama"]
+    assert lines[2] == "3 layers, 1,728 parameters in them"
+
+
+def test_inspect_of_nothing(tmp_path, capsys):
+    pytest.importorskip("safetensors")
+    assert main(["inspect", str(tmp_path / "absent")]) == 2
+    assert "does not exist" in capsys.readouterr().err
