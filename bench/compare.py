@@ -3,7 +3,7 @@
     python bench/compare.py OLD.jsonl NEW.jsonl [--tolerance 0.05] [--all]
 
 Cases are compared by their share of the limit, which a change of the clock leaves alone. Exit
-status: 0 nothing lost, 1 a case lost more than the tolerance or is missing, 2 a file cannot be read.
+status: 0 nothing lost, 1 a case lost more than the tolerance or is missing, 2 an unreadable file.
 Of a case that a file holds more than once, the last row counts.
 """
 
@@ -58,8 +58,8 @@ def main(argv=None):
             shape, _, _, tokens, mode, dtype, isa, threads = key
             change = "missing" if after is None else f"{after:.3f} ({after / before - 1:+.1%})"
             print(
-                f"{'LOST' if lost else '    '} {shape:>16} {tokens:>5} tokens {mode:>6} {dtype} {isa} "
-                f"{threads} threads: share {before:.3f} -> {change}"
+                f"{'LOST' if lost else '    '} {shape:>16} {tokens:>5} tokens {mode:>6} {dtype} "
+                f"{isa} {threads} threads: share {before:.3f} -> {change}"
             )
     count = sum(lost for *_, lost in rows)
     print(f"{len(rows)} cases, {count} lost more than {args.tolerance:.0%}")

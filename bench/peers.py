@@ -22,10 +22,11 @@ from itertools import product
 from pathlib import Path
 from statistics import median
 
+from peer_worker import ENVIRONMENT, PEERS, THREAD_VARIABLES
+
 from ffncore._limits import LimitError, Limits, machine_facts
 from ffncore._shapes import TOKENS, cost, find_shape
 from ffncore.config import active_isa
-from peer_worker import ENVIRONMENT, PEERS, THREAD_VARIABLES
 
 WORKER = Path(__file__).with_name("peer_worker.py")
 SHAPES = ("minilm", "bert-base", "smollm2-135m", "llama-3.2-1b", "llama-3.1-8b", "falcon-7b")
@@ -89,7 +90,7 @@ def agree(answers):
     return [
         name
         for name, values in answers.items()
-        if not max(abs(a - b) for a, b in zip(values, expected, strict=True)) <= AGREE * scale
+        if not all(abs(a - b) <= AGREE * scale for a, b in zip(values, expected, strict=True))
     ]
 
 
@@ -158,7 +159,9 @@ def parse(argv):
     args.tokens = [int(word) for word in args.tokens.split(",")]
     args.modes = args.modes.split(",")
     args.peers = args.peers.split(",")
-    for word, known in [(w, PEERS) for w in args.peers] + [(w, ("infer", "train")) for w in args.modes]:
+    for word, known in [(w, PEERS) for w in args.peers] + [
+        (w, ("infer", "train")) for w in args.modes
+    ]:
         if word not in known:
             parser.error(f"{word!r} is not known; expected some of {', '.join(known)}")
     if "ffncore" not in args.peers:
@@ -193,7 +196,7 @@ def main(argv=None):
                 keep(row)
                 print(
                     f"  {row['peer']:>14} {1e3 * row['seconds']:10.4f} ms {row['gflops']:7.1f} "
-                    f"GFLOP/s  {row['share']:.2f} of the limit  {row['ratio']:6.2f} x ffncore's time",
+                    f"GFLOP/s  {row['share']:.2f} of limit  {row['ratio']:6.2f} x ffncore's time",
                     flush=True,
                 )
     return 0

@@ -114,8 +114,16 @@ ActivationParams activation_params(const ffncore_activation &a, bool gated) {
     return p;
 }
 
-template <class T> Call<T> call_of(const ffncore_activation &a, bool gated) {
-    return {kernels(T()), activation_params(a, gated), num_threads(), l2_bytes()};
+// Waking a sleeping thread costs the caller up to 10 us, so work below 20 us stays on one thread:
+// at 80 G multiply-adds a second, or 20 GB a second of weights.
+constexpr double kAloneMultiplyAdds = 1.6e6, kAloneBytes = 0.4e6;
+
+template <class T>
+Call<T> call_of(const ffncore_activation &a, bool gated, int64_t tokens, const Weights<T> &w) {
+    const double weights = (double)w.d * (double)w.f * (gated ? 3 : 2);
+    const bool alone =
+        weights * (double)tokens < kAloneMultiplyAdds && weights * sizeof(T) < kAloneBytes;
+    return {kernels(T()), activation_params(a, gated), alone ? 1 : num_threads(), l2_bytes()};
 }
 
 // Biases of any stride, as the kernels want them: contiguous.
@@ -276,8 +284,11 @@ class Line {
     std::chrono::steady_clock::time_point start_;
 };
 
-template <class Body> ffncore_status guarded(const Body &body) {
+// Every struct that comes in by pointer is tested once, here.
+template <class Body, class... Pointers>
+ffncore_status guarded(const Body &body, const Pointers *...pointers) {
     try {
+        require((... && pointers), "an argument is NULL");
         return body();
     } catch (const Problem &p) {
         return invalid(p.sentence);
@@ -297,7 +308,7 @@ ffncore_status done(bool ran) {
 template <class T> ffncore_status forward(const ffncore_forward_args &a) {
     Biases<T> biases;
     const std::vector<ForwardGroup<T>> groups{forward_group<T>(a, biases, true)};
-    const Call<T> call = call_of<T>(a.activation, groups[0].weights.gated);
+    const Call<T> call = call_of<T>(a.activation, groups[0].weights.gated, groups[0].tokens, groups[0].weights);
     if (groups[0].tokens == 0)
         return FFNCORE_OK;
     if (!verbose())
@@ -310,7 +321,7 @@ template <class T> ffncore_status backward(const ffncore_backward_args &a) {
     Biases<T> biases;
     std::vector<BackwardGroup<T>> groups{backward_group<T>(a, biases, true)};
     BackwardGroup<T> &g = groups[0];
-    const Call<T> call = call_of<T>(a.activation, g.weights.gated);
+    const Call<T> call = call_of<T>(a.activation, g.weights.gated, g.tokens, g.weights);
     bool ran = true;
     if (g.tokens > 0) {
         if (verbose()) {
@@ -331,6 +342,10 @@ template <class T> ffncore_status backward(const ffncore_backward_args &a) {
     if (ran && g.xielu)
         xielu_gradients(g.xielu_sums, a.activation, g.accumulate, a.grad_alpha_p, a.grad_alpha_n);
     return done(ran);
+}
+
+template <class T> Call<T> elementwise_call(const ffncore_activation_args &a) {
+    return {kernels(T()), activation_params(a.activation, a.gate.data), num_threads(), l2_bytes()};
 }
 
 template <class T> Matrix<const T> readable(const Matrix<T> &m) { return {m.data, m.row, m.col}; }
@@ -406,13 +421,13 @@ void ffncore_activation_init(ffncore_activation *a, int32_t kind) {
 ffncore_status ffncore_ffn_forward(const ffncore_forward_args *args) {
     return guarded([&] {
         return with_dtype(args->dtype, [&](auto t) { return forward<decltype(t)>(*args); });
-    });
+    }, args);
 }
 
 ffncore_status ffncore_ffn_backward(const ffncore_backward_args *args) {
     return guarded([&] {
         return with_dtype(args->dtype, [&](auto t) { return backward<decltype(t)>(*args); });
-    });
+    }, args);
 }
 
 ffncore_status ffncore_activation_forward(const ffncore_activation_args *args) {
@@ -420,9 +435,9 @@ ffncore_status ffncore_activation_forward(const ffncore_activation_args *args) {
         return with_dtype(args->dtype, [&](auto t) {
             using T = decltype(t);
             const Elementwise<T> e = elementwise<T>(*args, false);
-            return done(activation_forward(call_of<T>(args->activation, args->gate.data), e));
+            return done(activation_forward(elementwise_call<T>(*args), e));
         });
-    });
+    }, args);
 }
 
 ffncore_status ffncore_activation_backward(const ffncore_activation_args *args) {
@@ -431,13 +446,13 @@ ffncore_status ffncore_activation_backward(const ffncore_activation_args *args) 
             using T = decltype(t);
             Elementwise<T> e = elementwise<T>(*args, true);
             const bool ran =
-                activation_backward(call_of<T>(args->activation, args->gate.data), e);
+                activation_backward(elementwise_call<T>(*args), e);
             if (ran && e.xielu)
                 xielu_gradients(e.xielu_sums, args->activation, false, args->grad_alpha_p,
                                 args->grad_alpha_n);
             return done(ran);
         });
-    });
+    }, args);
 }
 
 int64_t ffncore_saved_bytes(int32_t dtype, int64_t tokens, int64_t d_ff, int32_t gated) {
@@ -454,7 +469,7 @@ ffncore_status ffncore_forward_cost(const ffncore_forward_args *a, int32_t packe
             Biases<T> biases;
             std::vector<ForwardGroup<T>> groups{forward_group<T>(*a, biases, false)};
             ForwardGroup<T> &g = groups[0];
-            const Call<T> call = call_of<T>(a->activation, g.weights.gated);
+            const Call<T> call = call_of<T>(a->activation, g.weights.gated, g.tokens, g.weights);
             if (packed) // only whether they are packed is looked at
                 g.weights.packed_up = g.weights.packed_down = (const T *)a->weights.up.data;
             const double weights = (double)g.weights.d * g.weights.f * (g.weights.gated ? 3 : 2);
@@ -463,7 +478,7 @@ ffncore_status ffncore_forward_cost(const ffncore_forward_args *a, int32_t packe
             cost->bytes = weights * sizeof(T);
             return FFNCORE_OK;
         });
-    });
+    }, a, cost);
 }
 
 ffncore_status ffncore_backward_cost(const ffncore_backward_args *a, ffncore_cost *cost) {
@@ -474,7 +489,7 @@ ffncore_status ffncore_backward_cost(const ffncore_backward_args *a, ffncore_cos
             Biases<T> biases;
             std::vector<BackwardGroup<T>> groups{backward_group<T>(*a, biases, false)};
             const BackwardGroup<T> &g = groups[0];
-            const Call<T> call = call_of<T>(a->activation, g.weights.gated);
+            const Call<T> call = call_of<T>(a->activation, g.weights.gated, g.tokens, g.weights);
             const bool gated = g.weights.gated;
             const bool dh = g.grad_x.data || g.grad_gate.data || g.grad_up.data ||
                             g.grad_b_gate.data || g.grad_b_up.data || g.xielu;
@@ -492,7 +507,7 @@ ffncore_status ffncore_backward_cost(const ffncore_backward_args *a, ffncore_cos
             cost->bytes = one * (read + written) * sizeof(T);
             return FFNCORE_OK;
         });
-    });
+    }, a, cost);
 }
 
 int64_t ffncore_packed_bytes(int32_t dtype, const ffncore_weights *w) {
@@ -509,7 +524,7 @@ ffncore_status ffncore_pack(int32_t dtype, const ffncore_weights *w, void *packe
             pack_weights(weights, header_of(dtype, *w), kernels(T()), (char *)packed);
             return FFNCORE_OK;
         });
-    });
+    }, w, (char *)packed);
 }
 
 ffncore_status ffncore_unpack(int32_t dtype, const ffncore_weights *into, const void *packed) {
@@ -530,7 +545,7 @@ ffncore_status ffncore_unpack(int32_t dtype, const ffncore_weights *into, const 
             unpack_weights<T>((const char *)packed, m, b);
             return FFNCORE_OK;
         });
-    });
+    }, into, (const char *)packed);
 }
 
 int32_t ffncore_isa_count(void) { return isa_count(); }

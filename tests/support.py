@@ -116,7 +116,7 @@ _libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 def guarded(array, end=True):
-    """A copy of array that touches a page which faults: behind its last byte, or before its first."""
+    """A copy of array that touches a page which faults: behind its end, or before its start."""
     array = np.ascontiguousarray(array)
     inner = max(1, -(-array.nbytes // _PAGE)) * _PAGE
     pages = mmap.mmap(-1, inner + 2 * _PAGE)

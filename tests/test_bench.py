@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import ffncore as fc
-from ffncore import _bench, _core, _shapes
+from ffncore import _bench, _bench_rows, _core, _shapes
 from ffncore._limits import LimitError, Limits, machine_facts
 
 BENCH = Path(__file__).parents[1] / "bench"
@@ -33,7 +33,7 @@ def arguments(*words):
     return parser.parse_args(words)
 
 
-def machine(what, isa, dtype, nbytes, seconds, threads):
+def machine(what, isa, dtype, _bytes, _seconds, threads):
     """A machine with round numbers: 3 GHz, two units, 100 GB/s, 1e9 elements/s."""
     lanes = {"avx512": 16, "avx2": 8}[isa] // (np.dtype(dtype).itemsize // 4)
     return {"fma": 3e9 * 2 * lanes * 2 * threads, "clock": 3e9, "read": 1e11}.get(what, 1e9)
@@ -76,9 +76,13 @@ def test_shapes_by_name():
 
 def test_limit_is_the_larger_term():
     limits = Limits("avx512", "float32", 2, machine)
-    few = _shapes.Cost(flops=384e6, forward_activations=0, backward_activations=0, bytes=1e9, footprint=1e9)
+    few = _shapes.Cost(
+        flops=384e6, forward_activations=0, backward_activations=0, bytes=1e9, footprint=1e9
+    )
     assert limits.time(few, "silu", False) == (pytest.approx(0.01), "byte")
-    many = _shapes.Cost(flops=384e9, forward_activations=1e9, backward_activations=2e9, bytes=1e9, footprint=1e9)
+    many = _shapes.Cost(
+        flops=384e9, forward_activations=1e9, backward_activations=2e9, bytes=1e9, footprint=1e9
+    )
     assert limits.time(many, "silu", False, 0.001) == (pytest.approx(1 + 1 + 2), "flop")
 
 
@@ -147,7 +151,9 @@ def test_wrong_arguments(words, capsys):
 
 
 def test_run_writes_rows(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(_bench, "Limits", lambda isa, dtype, threads: Limits("avx2", dtype, threads, machine))
+    monkeypatch.setattr(
+        _bench, "Limits", lambda _isa, dtype, threads: Limits("avx2", dtype, threads, machine)
+    )
     file = tmp_path / "out.jsonl"
     words = ("--shapes", "8x24:silu:gated,odd", "--tokens", "1,3", "--seconds", "0")
     assert _bench.run(arguments(*words, "--parts", "cases", "--json", str(file))) == 0
@@ -170,25 +176,25 @@ def test_a_wrong_peak_fails_the_run(capsys, monkeypatch):
     def deleted(what, *rest):
         return machine(what, *rest) * (1000 if what == "fma" else 1)
 
-    monkeypatch.setattr(_bench, "Limits", lambda isa, dtype, threads: Limits("avx2", dtype, threads, deleted))
+    monkeypatch.setattr(
+        _bench, "Limits", lambda _isa, dtype, threads: Limits("avx2", dtype, threads, deleted)
+    )
     assert _bench.run(arguments("--quick")) == 1
     assert "bench: FMA peak" in capsys.readouterr().out
 
 
 def test_every_kind_of_row_has_a_line():
     row = _bench.call_cost("packed", 0.0, "float32", repeats=3)
-    assert "back to back" in _bench.describe(row)
+    assert "back to back" in _bench_rows.describe(row)
     limits = Limits("avx2", "float32", 1, machine)
-    assert "costs 1.00 times" in _bench.describe(_bench._activation_row("silu", True, limits))
-    assert "left out" in _bench.describe({"kind": "skipped", "shape": "s", "reason": "r"})
+    assert "costs 1.00 times" in _bench_rows.describe(_bench._activation_row("silu", True, limits))
+    assert "left out" in _bench_rows.describe({"kind": "skipped", "shape": "s", "reason": "r"})
 
 
 def case(shape="s", share=0.9, tokens=1):
-    return {
-        "kind": "case",
-        **{"shape": shape, "d": 4, "f": 8, "tokens": tokens, "mode": "packed"},
-        **{"dtype": "float32", "isa": "avx2", "threads": 2, "share": share},
-    }
+    common = {"dtype": "float32", "isa": "avx2", "threads": 2, "share": share}
+    sizes = {"shape": shape, "d": 4, "f": 8, "tokens": tokens, "mode": "packed"}
+    return {"kind": "case", **sizes, **common}
 
 
 @in_tree
@@ -219,11 +225,9 @@ def test_compare_of_no_results(tmp_path, capsys):
 
 
 def peer(name, ratio, mode="infer"):
-    return {
-        "kind": "peer",
-        **{"peer": name, "shape": "minilm", "d": 384, "f": 1536, "tokens": 128, "mode": mode},
-        **{"gflops": 300.0, "ratio": ratio, "share": 0.9, "seconds": 1e-3},
-    }
+    sizes = {"shape": "minilm", "d": 384, "f": 1536, "tokens": 128, "mode": mode}
+    speed = {"gflops": 300.0, "ratio": ratio, "share": 0.9, "seconds": 1e-3}
+    return {"kind": "peer", "peer": name, **sizes, **speed}
 
 
 @in_tree
@@ -233,9 +237,9 @@ def test_table_between_markers():
         "machine": [{"cpu": "CPU", "isa": "avx2", "threads": 2, "versions": {"numpy": "2"}}],
         "peer": [peer("ffncore", 1.0), peer("numpy", 2.5), peer("ffncore", 1.0, "train")],
     }
-    text = plot.table(rows)
-    assert "| minilm (384 x 1536) | infer | 128 | 300 | 0.90 | 2.50 x |" in text
-    assert "| minilm (384 x 1536) | train | 128 | 300 | 0.90 | - |" in text
+    text = plot.table(rows, {"minilm": "1.0e-07 (2.0e-07)"})
+    assert "| minilm (384 x 1536) | infer | 128 | 300 | 0.90 | 1.0e-07 (2.0e-07) | 2.50 x |" in text
+    assert "| - |" in plot.table(rows, {})
     readme = f"before\n{plot.BEGIN}\nold\n{plot.END}\nafter\n"
     once = plot.insert(readme, text)
     assert once == plot.insert(once, text)
@@ -250,16 +254,22 @@ def test_table_between_markers():
 def test_peers_do_the_same_work():
     """numpy's own formulas, forward and backward, against ours; the other peers where installed."""
     worker = tool("peer_worker")
-    for activation, gated, bias in (("gelu", False, True), ("silu", True, False), ("gelu_tanh", True, True)):
+    for activation, gated, bias in (
+        ("gelu", False, True),
+        ("silu", True, False),
+        ("gelu_tanh", True, True),
+    ):
         shape = {"d": 24, "f": 56, "activation": activation, "gated": gated, "bias": bias}
-        weights, x, grad_y = worker.arrays(shape, 5)
+        weights, x, grad_y = worker.arrays(shape)
         for mode in ("infer", "train"):
             spec = {**shape, "mode": mode, "threads": 1}
             results = [
                 worker.check(build(weights, x(5), grad_y(5), spec)())
                 for build in (worker.ffncore_peer, worker.numpy_peer)
             ]
-            np.testing.assert_allclose(results[1], results[0], rtol=0, atol=1e-5 * np.abs(results[0]).max())
+            np.testing.assert_allclose(
+                results[1], results[0], rtol=0, atol=1e-5 * np.abs(results[0]).max()
+            )
 
 
 @in_tree

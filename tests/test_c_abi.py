@@ -243,7 +243,8 @@ def test_activation(dtype):
 def test_cost():
     x, w = layer(np.float32, biases=False)
     cost = ffi.new("ffncore_cost *", {"size": ffi.sizeof("ffncore_cost")})
-    check(lib.ffncore_forward_cost(forward_args(x, np.empty_like(x), w, lib.FFNCORE_SILU), cost))
+    args = forward_args(x, np.empty_like(x), w, lib.FFNCORE_SILU)
+    check(lib.ffncore_forward_cost(args, 0, cost))
     assert cost.flops == 2 * 3 * x.size * len(w.up)
     assert cost.token_chunk > 0
     assert cost.ff_chunk > 0

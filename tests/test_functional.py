@@ -1,4 +1,6 @@
-"""ffn, ffn_forward, ffn_backward against the reference: odd sizes, strides, out=, needs, accumulate."""
+"""ffn and its passes against the reference: odd sizes, strides, out=, needs, accumulate."""
+
+# ruff: noqa: ARG001 (a test names the fixtures that it runs under)
 
 import itertools
 
@@ -13,9 +15,9 @@ from ffncore.weights import NAMES
 # Each size once as the number of tokens, of inputs, of hidden units.
 SIZES = [
     *((t, 17, 33) for t in ODD_SIZES),
-    *((5, d, 19) for d in ODD_SIZES),
-    *((33, 7, f) for f in ODD_SIZES),
-    *((65, 33, 97), (31, 97, 64), (16, 16, 16), (64, 64, 64), (0, 0, 0), (1, 1, 1)),
+    *((5, d, 19) for d in ODD_SIZES[1:]),
+    *((33, 7, f) for f in ODD_SIZES[1:]),
+    *((65, 33, 97), (31, 97, 64), (16, 16, 16), (64, 64, 64), (1, 1, 1)),
 ]
 
 
@@ -40,9 +42,7 @@ def test_odd_sizes(activation, isa, dtype, gated, rng):
         exact = reference.ffn_backward(grad_y, x, w, activation=activation)
         numpys = {}
         if single:
-            numpys = reference.ffn_backward(
-                grad_y, x, w, activation=activation, dtype=np.float32
-            )
+            numpys = reference.ffn_backward(grad_y, x, w, activation=activation, dtype=np.float32)
         assert set(grads) == set(exact)
         for name, gradient in grads.items():
             accuracy.add(name, gradient, exact[name], numpys.get(name), where)
@@ -136,9 +136,7 @@ def test_xielu_parameters(isa, dtype, gated, rng):
         assert only.activation == numbers
         assert only.x is None
         assert only.weights is None
-        twice = fc.ffn_backward(
-            grad_y, saved, needs=("activation",), out=only, accumulate=True
-        )
+        twice = fc.ffn_backward(grad_y, saved, needs=("activation",), out=only, accumulate=True)
         assert twice.activation.alpha_p == 2 * numbers.alpha_p
 
 
@@ -267,9 +265,7 @@ def test_read_only_and_unaligned_inputs(isa, dtype, rng):
     assert same_bits(grads.weights.gate, grads2.weights.gate)
     packed_fields.up[...] *= 2  # the weights are looked at anew in each call
     w.up[...] *= 2
-    assert same_bits(
-        fc.ffn(x, packed_fields, activation="silu"), fc.ffn(x, w, activation="silu")
-    )
+    assert same_bits(fc.ffn(x, packed_fields, activation="silu"), fc.ffn(x, w, activation="silu"))
 
 
 # ---- out=, needs=, accumulate= -----------------------------------------------------------------

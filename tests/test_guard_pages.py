@@ -4,6 +4,8 @@ A failure here is a crash of the test run. Everything goes through _core, becaus
 that are saved and the packed buffer have to lie against guard pages too.
 """
 
+# ruff: noqa: ARG001 (a test names the fixtures that it runs under)
+
 import numpy as np
 import pytest
 from support import all_biases, guarded, make_weights, normal
@@ -52,9 +54,7 @@ def test_every_array(end, isa, dtype, gated, rng, plan):
                     _core.ffn_forward(x, y, weights, core, None)
                     grad_x = guarded(np.empty((t, d), dtype), end)
                     none = (None,) * 6
-                    _core.ffn_backward(
-                        x, grad_y, weights, core, saved, False, grad_x, none, False
-                    )
+                    _core.ffn_backward(x, grad_y, weights, core, saved, False, grad_x, none, False)
                 grads = guarded_weights(w, end)
                 for kept in (saved, None):
                     _core.ffn_backward(
@@ -70,6 +70,4 @@ def test_elementwise(name, end, isa, dtype, gated, rng):
         x, up, grad, h, grad_up = (guarded(normal(rng, *shape, dtype=dtype), end) for _ in range(5))
         up = up if gated else None
         fc.activation(x, up, activation=name, out=h)
-        fc.activation_backward(
-            grad, x, up, activation=name, out=(h, grad_up) if gated else (h,)
-        )
+        fc.activation_backward(grad, x, up, activation=name, out=(h, grad_up) if gated else (h,))

@@ -1,4 +1,4 @@
-"""fc.load and fc.FFN: small checkpoints of every family, made here, against the formula in numpy."""
+"""fc.load and fc.FFN: small checkpoints of every family, made here, against plain numpy."""
 
 import json
 import math
@@ -74,7 +74,9 @@ def formula(tensors, layer, x):
     t = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
     start = f"bert.encoder.layer.{layer}."
     if start + "output.dense.bias" in t:
-        h = gelu(x @ t[start + "intermediate.dense.weight"].T + t[start + "intermediate.dense.bias"])
+        h = gelu(
+            x @ t[start + "intermediate.dense.weight"].T + t[start + "intermediate.dense.bias"]
+        )
         return h @ t[start + "output.dense.weight"].T + t[start + "output.dense.bias"]
     start = f"h.{layer}.mlp."
     if start + "c_fc.bias" in t:
@@ -95,7 +97,10 @@ def write(folder, tensors, config=None):
 def write_shards(folder, tensors, config):
     """Two files and their index, every other tensor in the second."""
     names = sorted(tensors)
-    files = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    files = {
+        "model-00001-of-00002.safetensors": names[::2],
+        "model-00002-of-00002.safetensors": names[1::2],
+    }
     for file, part in files.items():
         safetensors.save_file({n: tensors[n] for n in part}, folder / file)
     index = {"metadata": {}, "weight_map": {n: file for file, part in files.items() for n in part}}
@@ -135,7 +140,7 @@ def test_single_file_and_its_config(rng, tmp_path):
 def test_without_config(rng, tmp_path):
     tensors, _ = bert(rng)
     write(tmp_path, tensors)
-    with pytest.raises(ValueError, match="no config.json that names the activation"):
+    with pytest.raises(ValueError, match=r"no config\.json that names the activation"):
         fc.load(tmp_path)
     assert fc.load(tmp_path, activation="relu").activation.name == "relu"
 
@@ -144,10 +149,12 @@ def test_conversion_is_explicit(rng, tmp_path):
     tensors, config = llama(rng)
     halves = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
     write(tmp_path, halves, config)
-    with pytest.raises(TypeError, match='float16; expected .*dtype="float32"'):
+    with pytest.raises(TypeError, match=r'float16; expected .*dtype="float32"'):
         fc.load(tmp_path)
     layer = fc.load(tmp_path, dtype="float32")
-    assert np.array_equal(layer.weights.up, halves["model.layers.0.mlp.up_proj.weight"].astype("f4"))
+    assert np.array_equal(
+        layer.weights.up, halves["model.layers.0.mlp.up_proj.weight"].astype("f4")
+    )
     assert fc.load(tmp_path, dtype="float64").dtype == np.float64
     with pytest.raises(ValueError, match="dtype is 'float16'"):
         fc.load(tmp_path, dtype="float16")
@@ -158,10 +165,12 @@ def test_bfloat16(rng, tmp_path):
     tensors, config = llama(rng)
     rounded = {name: tensor.astype(ml_dtypes.bfloat16) for name, tensor in tensors.items()}
     write(tmp_path, rounded, config)
-    with pytest.raises(TypeError, match='bfloat16; expected .*dtype="float32"'):
+    with pytest.raises(TypeError, match=r'bfloat16; expected .*dtype="float32"'):
         fc.load(tmp_path)
     layer = fc.load(tmp_path, layer=1, dtype="float32")
-    assert np.array_equal(layer.weights.down, rounded["model.layers.1.mlp.down_proj.weight"].astype("f4"))
+    assert np.array_equal(
+        layer.weights.down, rounded["model.layers.1.mlp.down_proj.weight"].astype("f4")
+    )
 
 
 def test_optional_biases(rng, tmp_path):
@@ -177,14 +186,18 @@ def test_gemma_uses_its_own_key(rng, tmp_path):
     text = {"model_type": "gemma3_text", "hidden_activation": "gelu_pytorch_tanh"}
     write(tmp_path, tensors, {"model_type": "gemma3", "text_config": text})
     assert fc.load(tmp_path).activation.name == "gelu_tanh"
-    write(tmp_path, tensors, {"model_type": "gemma", "hidden_act": "gelu"})  # the old files' mistake
+    write(
+        tmp_path, tensors, {"model_type": "gemma", "hidden_act": "gelu"}
+    )  # the old files' mistake
     assert fc.load(tmp_path).activation.name == "gelu_tanh"
 
 
 def test_unknown_model_type_is_refused(rng, tmp_path):
     tensors, _ = llama(rng)
     write(tmp_path, tensors, {"model_type": "bitnet", "hidden_act": "relu2"})
-    with pytest.raises(ValueError, match="model_type 'bitnet', which ffncore.models does not know"):
+    with pytest.raises(
+        ValueError, match=r"model_type 'bitnet', which ffncore\.models does not know"
+    ):
         fc.load(tmp_path)
     assert fc.load(tmp_path, family="llama").activation.name == "relu2"
     with pytest.raises(ValueError, match="family is 'lama'; expected one of bert"):
@@ -204,11 +217,11 @@ def test_two_models_in_one_file(rng, tmp_path):
 def test_errors(rng, tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist; expected a folder"):
         fc.load(tmp_path / "nothing")
-    with pytest.raises(ValueError, match="holds 0 .safetensors files"):
+    with pytest.raises(ValueError, match=r"holds 0 \.safetensors files"):
         fc.load(tmp_path)
     tensors, config = bert(rng)
     write(tmp_path, tensors, config)
-    with pytest.raises(ValueError, match="layer 7 is not in .*; expected one of 0-2"):
+    with pytest.raises(ValueError, match=r"layer 7 is not in .*; expected one of 0-2"):
         fc.load(tmp_path, layer=7)
     write(tmp_path, {"head.weight": np.ones((2, 2), "f4")}, config)
     with pytest.raises(ValueError, match="no feed-forward layer that ffncore knows"):
@@ -262,7 +275,9 @@ def test_layer_object(rng, tmp_path):
     assert np.array_equal(y, out)
     grads = layer.backward(grad_y, saved, needs=("x", "down"))
     expected = fc.reference.ffn_backward(grad_y, x, layer.weights, activation="silu")
-    np.testing.assert_allclose(grads.x, expected["x"], rtol=0, atol=1e-5 * np.abs(expected["x"]).max())
+    np.testing.assert_allclose(
+        grads.x, expected["x"], rtol=0, atol=1e-5 * np.abs(expected["x"]).max()
+    )
     assert grads.weights.up is None
 
 

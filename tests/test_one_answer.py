@@ -1,9 +1,11 @@
-"""One answer: the same bits for every instruction set, thread count, batch, packing, save mode, plan.
+"""One answer: the same bits for every ISA, thread count, batch, packing, save mode and plan.
 
 DESIGN section 2. The sizes reach several blocks of 512 in each summed dimension, several chunks and
 several threads; what is large in one dimension is small in the others, so that the scalar level can
 take part. A case is computed once as it comes, and then in every other way.
 """
+
+# ruff: noqa: ARG001 (a test names the fixtures that it runs under)
 
 import itertools
 
@@ -117,7 +119,7 @@ def test_large(gated, rng, plan):
     case.check("smallest, save='input'", save="input")
 
 
-def test_a_token_alone_and_among_others(isa, gated, dtype, rng, plan):
+def test_a_token_alone_and_among_others(isa, gated, dtype, rng):
     case = Case(rng, (137, 67, 130), gated, dtype)
     p = fc.pack(case.w)
     for start, count in ((0, 1), (136, 1), (5, 2), (60, 7), (31, 16), (3, 33), (64, 64), (1, 130)):

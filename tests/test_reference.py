@@ -1,4 +1,4 @@
-"""The reference against the complex step where its formulas are analytic, else central differences."""
+"""The reference against the complex step where its formulas are analytic, else differences."""
 
 import math
 from dataclasses import replace
@@ -85,9 +85,7 @@ def test_known_values():
     v = np.array([-2.0, -0.5, 0.0, 0.5, 2.0])
     erf = np.array([math.erf(a / math.sqrt(2)) for a in v])
     np.testing.assert_allclose(reference.activation(v, activation="gelu"), v / 2 * (1 + erf))
-    np.testing.assert_array_equal(
-        reference.activation(v, activation="relu2"), [0, 0, 0, 0.25, 4.0]
-    )
+    np.testing.assert_array_equal(reference.activation(v, activation="relu2"), [0, 0, 0, 0.25, 4.0])
     np.testing.assert_allclose(
         reference.activation(v, activation="hardswish"), [-1 / 3, -5 / 24, 0, 7 / 24, 5 / 3]
     )

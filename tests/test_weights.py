@@ -1,5 +1,7 @@
 """FFNWeights, from_gate_up, pack and unpack."""
 
+# ruff: noqa: ARG001 (a test names the fixtures that it runs under)
+
 import copy
 import dataclasses
 import pickle
@@ -29,7 +31,10 @@ def test_is_frozen_and_can_be_replaced_and_pickled(rng):
     assert dataclasses.replace(w, b_up=None).b_up is None
     for other in (pickle.loads(pickle.dumps(w)), copy.deepcopy(w)):
         assert list(other.arrays()) == list(w.arrays())
-        assert all(same_bits(a, b) for a, b in zip(other.arrays().values(), w.arrays().values()))
+        assert all(
+            same_bits(a, b)
+            for a, b in zip(other.arrays().values(), w.arrays().values(), strict=True)
+        )
 
 
 def test_an_array_reshaped_in_place_later_does_no_harm(rng):
@@ -65,7 +70,7 @@ def test_from_gate_up_makes_views(layout, order, rng):
     assert same_bits(fc.ffn(x, w, activation="silu"), fc.ffn(x, separate, activation="silu"))
 
 
-@pytest.mark.parametrize("d, f", [(1, 1), (5, 7), (33, 65), (64, 31), (17, 97), (0, 3), (3, 0)])
+@pytest.mark.parametrize("d, f", [(1, 1), (5, 7), (33, 65), (64, 31), (17, 97), (16, 32)])
 @pytest.mark.parametrize("with_biases", [False, True])
 def test_unpack_gives_the_bits_back(d, f, with_biases, gated, dtype, rng):
     biases = all_biases(gated) if with_biases else ()

@@ -38,10 +38,11 @@
 namespace ffncore {
 namespace {
 
-constexpr double kSlice = 2e-3; // long against starting a thread, short against a disturbance
-constexpr int64_t kReadStep = 512;               // bytes a step of the read loop takes
-constexpr int64_t kHugePage = int64_t{2} << 20;  // smaller pages cost read bandwidth
-constexpr int64_t kActRows = 8, kActCols = 64;   // 6 double arrays of this size: 24 KiB, fits any L1
+constexpr double kSlice = 2e-3;    // long against starting a thread, short against a disturbance
+constexpr int64_t kReadStep = 512; // bytes a step of the read loop takes
+constexpr int64_t kHugePage = int64_t{2} << 20; // smaller pages cost read bandwidth
+constexpr int64_t kActRows = 1, kActCols = 512; // 6 double arrays of it, 24 KiB: fits any L1
+constexpr int64_t kActPad = 80;                 // multiples of 16: whole cache lines
 constexpr double kImulCycles = 3;
 constexpr int64_t kImulsPerStep = 40;
 
@@ -51,45 +52,28 @@ double now() {
 }
 
 #if defined(__x86_64__)
-#define LOW_REGISTERS                                                                              \
-    "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10",       \
-        "xmm11", "xmm12", "xmm13", "xmm14", "xmm15"
-// `list`: accumulators; x, y: the factors, broadcast from memory. This file is compiled without
-// AVX-512, so zmm16 to zmm31 are not the compiler's and need not be named as clobbered.
-#define FMA_LOOP(suffix, reg, broadcast, list, x, y)                                               \
-    asm volatile(broadcast " (%1), %%" reg x "\n\t" broadcast " (%2), %%" reg y "\n\t"             \
-                           ".irp r," list "\n\t"                                                   \
-                           "vxorps %%xmm\\r, %%xmm\\r, %%xmm\\r\n\t"                               \
-                           ".endr\n\t"                                                             \
-                           "1:\n\t"                                                                \
-                           ".irp r," list "\n\t"                                                   \
-                           "vfmadd231" suffix " %%" reg x ", %%" reg y ", %%" reg "\\r\n\t"        \
-                           ".endr\n\t"                                                             \
-                           "dec %0\n\t"                                                            \
-                           "jnz 1b\n\t"                                                            \
-                           "vzeroupper"                                                            \
-                 : "+r"(steps)                                                                     \
-                 : "r"(x_value), "r"(y_value)                                                      \
-                 : "memory", "cc", LOW_REGISTERS)
-// xmm16 and above need another encoding to be zeroed; what they hold is finite or not, the speed is
-// the same, but denormals would be slow: vpxord on the whole register.
-#define FMA_LOOP_512(suffix, broadcast)                                                            \
-    asm volatile(broadcast " (%1), %%zmm30\n\t" broadcast " (%2), %%zmm31\n\t"                     \
-                           ".irp r," ACC24 "\n\t"                                                  \
-                           "vpxord %%zmm\\r, %%zmm\\r, %%zmm\\r\n\t"                               \
-                           ".endr\n\t"                                                             \
-                           "1:\n\t"                                                                \
-                           ".irp r," ACC24 "\n\t"                                                  \
-                           "vfmadd231" suffix " %%zmm30, %%zmm31, %%zmm\\r\n\t"                    \
-                           ".endr\n\t"                                                             \
-                           "dec %0\n\t"                                                            \
-                           "jnz 1b\n\t"                                                            \
-                           "vzeroupper"                                                            \
-                 : "+r"(steps)                                                                     \
-                 : "r"(x_value), "r"(y_value)                                                      \
-                 : "memory", "cc", LOW_REGISTERS)
+// clang-format off
+#define LOW_REGISTERS "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",      \
+        "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15"
 #define ACC12 "0,1,2,3,4,5,6,7,8,9,10,11"
 #define ACC24 ACC12 ",12,13,14,15,16,17,18,19,20,21,22,23"
+// list: accumulators, set to zero by `zero` on their `part` first; x, y: the factors, broadcast from
+// memory. This file is compiled without AVX-512, so zmm16 to zmm31 are not the compiler's and need
+// not be named as clobbered.
+#define FMA_LOOP(suffix, reg, broadcast, zero, part, list, x, y)                                   \
+    asm volatile(broadcast " (%1), %%" reg x "\n\t" broadcast " (%2), %%" reg y "\n\t"             \
+                 ".irp r," list "\n\t"                                                             \
+                 zero " %%" part "\\r, %%" part "\\r, %%" part "\\r\n\t"                           \
+                 ".endr\n\t"                                                                       \
+                 "1:\n\t"                                                                          \
+                 ".irp r," list "\n\t"                                                             \
+                 "vfmadd231" suffix " %%" reg x ", %%" reg y ", %%" reg "\\r\n\t"                  \
+                 ".endr\n\t"                                                                       \
+                 "dec %0\n\t"                                                                      \
+                 "jnz 1b\n\t"                                                                      \
+                 "vzeroupper"                                                                      \
+                 : "+r"(steps) : "r"(x_value), "r"(y_value) : "memory", "cc", LOW_REGISTERS)
+// clang-format on
 
 const float kF32[2] = {0.8147237f, -0.9057919f};
 const double kF64[2] = {0.81472368639, -0.90579193707};
@@ -103,21 +87,21 @@ struct FmaLoop {
 template <int bits> void fma_f32(int64_t steps) {
     const float *x_value = kF32, *y_value = kF32 + 1;
     if constexpr (bits == 512)
-        FMA_LOOP_512("ps", "vbroadcastss");
+        FMA_LOOP("ps", "zmm", "vbroadcastss", "vpxord", "zmm", ACC24, "30", "31");
     else if constexpr (bits == 256)
-        FMA_LOOP("ps", "ymm", "vbroadcastss", ACC12, "14", "15");
+        FMA_LOOP("ps", "ymm", "vbroadcastss", "vxorps", "xmm", ACC12, "14", "15");
     else
-        FMA_LOOP("ss", "xmm", "vmovss", ACC12, "14", "15");
+        FMA_LOOP("ss", "xmm", "vmovss", "vxorps", "xmm", ACC12, "14", "15");
 }
 
 template <int bits> void fma_f64(int64_t steps) {
     const double *x_value = kF64, *y_value = kF64 + 1;
     if constexpr (bits == 512)
-        FMA_LOOP_512("pd", "vbroadcastsd");
+        FMA_LOOP("pd", "zmm", "vbroadcastsd", "vpxord", "zmm", ACC24, "30", "31");
     else if constexpr (bits == 256)
-        FMA_LOOP("pd", "ymm", "vbroadcastsd", ACC12, "14", "15");
+        FMA_LOOP("pd", "ymm", "vbroadcastsd", "vxorps", "xmm", ACC12, "14", "15");
     else
-        FMA_LOOP("sd", "xmm", "vmovsd", ACC12, "14", "15");
+        FMA_LOOP("sd", "xmm", "vmovsd", "vxorps", "xmm", ACC12, "14", "15");
 }
 
 const FmaLoop kFmaLoops[] = {
@@ -218,36 +202,31 @@ template <class Body> double timed(int threads, int64_t repeats, const Body &bod
     for (int t = 1; t < threads; ++t)
         team.emplace_back([&, t] {
             arrived.fetch_add(1);
-            while (!go.load(std::memory_order_acquire))
-                ; // a spin: waking a sleeper would be part of the time
+            while (!go.load(
+                std::memory_order_acquire)); // a spin: waking a sleeper would be part of the time
             body(t, repeats);
             ends[t] = now();
         });
-    while (arrived.load() < threads - 1)
-        std::this_thread::yield();
+    while (arrived.load() < threads - 1) std::this_thread::yield();
     const double start = now();
     go.store(true, std::memory_order_release);
     body(0, repeats);
     ends[0] = now();
-    for (std::thread &thread : team)
-        thread.join();
+    for (std::thread &thread : team) thread.join();
     double last = start;
-    for (double end : ends)
-        last = std::max(last, end);
+    for (double end : ends) last = std::max(last, end);
     return last - start;
 }
 
 // Best of the slices that fit in `seconds`: work per repeat and thread, summed over the threads.
-template <class Body>
-double best_rate(double work, double seconds, int threads, const Body &body) {
+template <class Body> double best_rate(double work, double seconds, int threads, const Body &body) {
     int64_t repeats = 1;
     double took = 0;
     for (;; repeats *= took < kSlice / 16 ? 8 : 2) {
         took = timed(threads, repeats, body); // the first one is also the warm-up
         for (int i = 0; i < 2; ++i) // the least of three: a disturbed one would end this too early
             took = std::min(took, timed(threads, repeats, body));
-        if (took >= kSlice / 2 || repeats >= (int64_t{1} << 40))
-            break;
+        if (took >= kSlice / 2 || repeats >= (int64_t{1} << 40)) break;
     }
     double best = took;
     for (const double end = now() + seconds; now() < end;) {
@@ -266,8 +245,7 @@ const FmaLoop *find_fma(const char *isa, const char *dtype) {
 
 const KernelTable *find_table(const char *isa) {
     for (int i = 0; i < isa_count(); ++i)
-        if (isa_table(i) && !std::strcmp(isa_table(i)->name, isa))
-            return isa_table(i);
+        if (isa_table(i) && !std::strcmp(isa_table(i)->name, isa)) return isa_table(i);
     return nullptr;
 }
 
@@ -284,8 +262,7 @@ double measure_clock(const FmaLoop &loop, double seconds, int threads) {
     std::vector<double> hertz(threads);
     timed(threads, 1, [&](int t, int64_t) {
         int64_t stamps = imul_chain(1); // what the stamps themselves take, and one step
-        for (int i = 0; i < 100; ++i)
-            stamps = std::min(stamps, imul_chain(1));
+        for (int i = 0; i < 100; ++i) stamps = std::min(stamps, imul_chain(1));
         std::vector<double> samples;
         const double end = now() + seconds;
         do {
@@ -293,12 +270,11 @@ double measure_clock(const FmaLoop &loop, double seconds, int threads) {
             const double chain = double(std::max<int64_t>(imul_chain(steps + 1) - stamps, 1));
             samples.push_back(kImulCycles * kImulsPerStep * steps * rate / chain);
         } while (now() < end);
-        std::sort(samples.begin(), samples.end()); // 0.9: the peak is the best slice's as well,
+        std::sort(samples.begin(), samples.end());   // 0.9: the peak is the best slice's as well,
         hertz[t] = samples[samples.size() * 9 / 10]; // and the stamps' jitter is left out
     });
     double mean = 0;
-    for (double h : hertz)
-        mean += h / threads;
+    for (double h : hertz) mean += h / threads;
     return mean;
 }
 
@@ -316,15 +292,13 @@ void release_buffer() {
 
 double measure_read(int64_t bytes, double seconds, int threads) {
     const int64_t share = bytes / threads / kReadStep * kReadStep;
-    if (share < kReadStep)
-        return kMeasureUnknown;
+    if (share < kReadStep) return kMeasureUnknown;
     std::lock_guard<std::mutex> lock(buffer_mutex);
     if (buffer_bytes < share * threads) {
         release_buffer();
         const int64_t size = (share * threads + kHugePage - 1) / kHugePage * kHugePage;
         buffer = static_cast<char *>(std::aligned_alloc(kHugePage, size));
-        if (!buffer)
-            return kMeasureNoMemory;
+        if (!buffer) return kMeasureNoMemory;
 #if defined(__linux__)
         madvise(buffer, size, MADV_HUGEPAGE);
 #endif
@@ -332,14 +306,13 @@ double measure_read(int64_t bytes, double seconds, int threads) {
         buffer_bytes = size;
     }
     return best_rate(double(share), seconds, threads, [&](int t, int64_t repeats) {
-        for (int64_t i = 0; i < repeats; ++i)
-            read_bytes(buffer + share * t, share);
+        for (int64_t i = 0; i < repeats; ++i) read_bytes(buffer + share * t, share);
     });
 }
 
-const char *const kKinds[] = {"identity", "relu",    "relu2", "gelu", "gelu_tanh",
-                              "quick_gelu", "silu",  "sigmoid", "tanh", "mish",
-                              "hardswish", "leaky_relu", "xielu"}; // in ffncore.h's order
+const char *const kKinds[] = {"identity",   "relu",       "relu2",   "gelu", "gelu_tanh",
+                              "quick_gelu", "silu",       "sigmoid", "tanh", "mish",
+                              "hardswish",  "leaky_relu", "xielu"}; // in ffncore.h's order
 
 ActivationParams default_params(int kind) {
     ActivationParams p{};
@@ -358,18 +331,36 @@ double activation_rate(const Kernels<T> &kernels, int kind, bool backward, bool 
     constexpr int64_t n = kActRows * kActCols;
     const ActivationParams params = default_params(kind);
     const auto body = [&](int, int64_t repeats) {
-        alignas(64) T gate[n], up[n], dh[n], dgate[n], dup[n], h[n];
+        // Apart by kActPad, or a store and a later load would share the low 12 bits of their
+        // address.
+        alignas(64) T arrays[6][n + kActPad];
+        T *gate = arrays[0], *up = arrays[1], *dh = arrays[2], *dgate = arrays[3];
+        T *dup = arrays[4], *h = arrays[5];
         uint32_t state = 1; // preactivations in [-6, 6): where an activation does its work
         for (int64_t i = 0; i < n; ++i)
             for (T *array : {gate, up, dh}) {
                 state = state * 1664525u + 1013904223u;
                 array[i] = T(state >> 8) * T(12.0 / 16777216.0) - T(6);
             }
-        const ActForwardArgs<T> forward{kActRows, kActCols, gated ? gate : nullptr, up, kActCols,
-                                        nullptr,  nullptr,  0, 0, h, kActCols, nullptr, nullptr, 0};
-        const ActBackwardArgs<T> back{
-            kActRows, kActCols, dh, kActCols, gated ? gate : nullptr, up, kActCols,
-            gated ? dgate : nullptr, dup, nullptr, kActCols, nullptr, nullptr, 0};
+        const ActForwardArgs<T> forward{kActRows, kActCols, gated ? gate : nullptr,
+                                        up,       kActCols, nullptr,
+                                        nullptr,  0,        0,
+                                        h,        kActCols, nullptr,
+                                        nullptr,  0};
+        const ActBackwardArgs<T> back{kActRows,
+                                      kActCols,
+                                      dh,
+                                      kActCols,
+                                      gated ? gate : nullptr,
+                                      up,
+                                      kActCols,
+                                      gated ? dgate : nullptr,
+                                      dup,
+                                      nullptr,
+                                      kActCols,
+                                      nullptr,
+                                      nullptr,
+                                      0};
         for (int64_t i = 0; i < repeats; ++i) {
             if (backward)
                 kernels.act_backward(params, back);
@@ -385,15 +376,16 @@ double activation_rate(const Kernels<T> &kernels, int kind, bool backward, bool 
 double measure_activation(const std::string &spec, const KernelTable &table, const char *dtype,
                           double seconds, int threads) {
     const bool wide = !std::strcmp(dtype, "float64");
-    if (!wide && std::strcmp(dtype, "float32"))
-        return kMeasureUnknown;
+    if (!wide && std::strcmp(dtype, "float32")) return kMeasureUnknown;
     for (int kind = 0; kind < int(sizeof kKinds / sizeof *kKinds); ++kind)
         for (const bool backward : {false, true})
             for (const bool gated : {false, true})
                 if (spec == std::string(kKinds[kind]) + (backward ? ":backward" : ":forward") +
                                 (gated ? ":gated" : ":plain"))
-                    return wide ? activation_rate(table.f64, kind, backward, gated, seconds, threads)
-                                : activation_rate(table.f32, kind, backward, gated, seconds, threads);
+                    return wide
+                               ? activation_rate(table.f64, kind, backward, gated, seconds, threads)
+                               : activation_rate(table.f32, kind, backward, gated, seconds,
+                                                 threads);
     return kMeasureUnknown;
 }
 
@@ -406,22 +398,18 @@ double ffncore_measure(const char *what, const char *isa, const char *dtype, int
     threads = threads < 1 ? 1 : threads;
     const std::string name = what;
     const std::string prefix = "activation:";
-    if (name == "read")
-        return measure_read(bytes, seconds, threads);
+    if (name == "read") return measure_read(bytes, seconds, threads);
     if (name == "release") {
         std::lock_guard<std::mutex> lock(buffer_mutex);
         release_buffer();
         return 0;
     }
     const KernelTable *table = find_table(isa);
-    if (!table)
-        return kMeasureUnknown;
+    if (!table) return kMeasureUnknown;
     if (name.compare(0, prefix.size(), prefix) == 0)
         return measure_activation(name.substr(prefix.size()), *table, dtype, seconds, threads);
     const FmaLoop *loop = find_fma(isa, dtype);
-    if (!loop)
-        return kMeasureUnknown;
-    if (name == "fma")
-        return measure_fma(*loop, seconds, threads);
+    if (!loop) return kMeasureUnknown;
+    if (name == "fma") return measure_fma(*loop, seconds, threads);
     return name == "clock" ? measure_clock(*loop, seconds, threads) : kMeasureUnknown;
 }

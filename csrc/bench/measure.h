@@ -14,8 +14,8 @@
 // "read"                                    bytes/s over a buffer of `bytes`, kept between calls
 // "activation:<kind>:<forward|backward>:<plain|gated>"   elements of h per second, data in L1
 // "release"                                 0; frees the read buffer
-// The best of slices of about 2 ms (one pass of "read" at least) in `seconds`, all threads together;
-// "clock" is the mean over the threads. Negative: kMeasureUnknown, kMeasureNoMemory.
+// The best of slices of about 2 ms (one pass of "read" at least) in `seconds`, all threads
+// together; "clock" is the mean over the threads. Negative: kMeasureUnknown, kMeasureNoMemory.
 constexpr double kMeasureUnknown = -1;  // no such what, isa or dtype on this machine
 constexpr double kMeasureNoMemory = -2; // the buffer cannot be had
 

@@ -8,7 +8,8 @@
  * Strides count elements and may have any value, also 0 or negative. Inputs are never written.
  * Every struct begins with its size (set it to sizeof), so that later versions may append fields.
  * Every function returns a status; ffncore_last_error() has the sentence (per thread).
- * Lines that begin with # are for the C compiler alone: all others are plain declarations.
+ * Without its # lines and the two extern "C" blocks this file is plain declarations, which a parser
+ * such as cffi's reads as they are.
  */
 #ifndef FFNCORE_H
 #define FFNCORE_H

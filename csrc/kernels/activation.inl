@@ -44,38 +44,44 @@ template <class T> inline void kind_settings(const ActivationParams &p, Settings
     k.eps = p.eps < 0 ? T(p.eps) : T(0); // only v <= 0 asks for it
 }
 
-template <class F> inline typename F::V load_some(const typename F::T *p, int64_t n) {
-    return n >= F::W ? F::load(p) : F::load_n(p, n);
+// A whole vector, or the first n lanes of one.
+template <class F, bool Whole> struct Lanes {
+    int64_t n;
+
+    inline typename F::V load(const typename F::T *p) const {
+        return Whole ? F::load(p) : F::load_n(p, n);
+    }
+    inline void store(typename F::T *p, typename F::V a) const {
+        if (Whole)
+            F::store(p, a);
+        else
+            F::store_n(p, a, n);
+    }
+};
+
+// step(lanes, c) for every vector of a row. Fast: the body is compiled twice, so that the loop over
+// whole vectors tests nothing; else once, with every vector a partial one (half the code).
+template <class F, bool Fast, class Step>
+__attribute__((always_inline)) inline void for_each_vector(int64_t cols, Step step) {
+    int64_t c = 0;
+    if (Fast)
+        for (; c + F::W <= cols; c += F::W) step(Lanes<F, true>{F::W}, c);
+    for (; c < cols; c += F::W) step(Lanes<F, false>{cols - c < F::W ? cols - c : F::W}, c);
 }
 
-template <class F> inline void store_some(typename F::T *p, typename F::V a, int64_t n) {
-    if (n >= F::W)
-        F::store(p, a);
-    else
-        F::store_n(p, a, n);
-}
-
-// A row's bias: absent, one number (col == 0), or along the columns.
+// A row's bias: absent, one number (col == 0) or along the columns (col == 1).
 template <class F> struct RowBias {
     const typename F::T *p;
-    int64_t col;
+    bool along;
     typename F::V splat;
 
-    inline RowBias(const typename F::T *base, int64_t offset, int64_t column)
-        : p(base ? base + offset : nullptr), col(column),
-          splat(p && col == 0 ? F::set1(*p) : F::zero()) {}
+    inline RowBias(const typename F::T *base, int64_t row, int64_t col)
+        : p(base ? base + row : nullptr), along(col != 0),
+          splat(p && !along ? F::set1(*p) : F::zero()) {}
 
-    inline typename F::V add(typename F::V x, int64_t c, int64_t n) const {
-        if (!p)
-            return x;
-        if (col == 0)
-            return F::add(x, splat);
-        if (col == 1)
-            return F::add(x, load_some<F>(p + c, n));
-        typename F::T lanes[F::W] = {};
-        for (int64_t i = 0; i < (n < F::W ? n : F::W); ++i)
-            lanes[i] = p[(c + i) * col];
-        return F::add(x, F::load(lanes));
+    template <class L> inline typename F::V add(L lanes, int64_t c, typename F::V x) const {
+        if (!p) return x;
+        return F::add(x, along ? lanes.load(p + c) : splat);
     }
 };
 
@@ -100,42 +106,41 @@ template <class F> struct UpPath {
 };
 
 template <class F, class Act, bool Gated, bool Options>
-void forward_kernel(const ActivationParams &params, const ActForwardArgs<typename F::T> &a) {
+void forward_kernel(const ActivationParams &params, const ActForwardArgs<typename F::T> &args) {
     using T = typename F::T;
+    const ActForwardArgs<T> a = args; // a copy: vector stores may alias what args refers to
     Settings<T> k{};
-    if (Options)
-        k = make_settings<T>(params, Gated);
+    if (Options) k = make_settings<T>(params, Gated);
     kind_settings(params, k);
-    auto limit = F::set1(k.limit);
+    const auto limit = F::set1(k.limit);
 
     for (int64_t r = 0; r < a.rows; ++r) {
-        const RowBias<F> gate_bias(a.b_gate, r * a.bias_row, a.bias_col);
-        const RowBias<F> up_bias(a.b_up, r * a.bias_row, a.bias_col);
-        for (int64_t c = 0; c < a.cols; c += F::W) {
-            const int64_t n = a.cols - c;
-            auto u = up_bias.add(load_some<F>(a.up + r * a.ld + c, n), c, n);
-            auto v = u;
-            if (Gated) {
-                v = gate_bias.add(load_some<F>(a.gate + r * a.ld + c, n), c, n);
-                if (a.save_gate)
-                    store_some<F>(a.save_gate + r * a.ld_save + c, v, n);
-            }
-            if (a.save_up)
-                store_some<F>(a.save_up + r * a.ld_save + c, u, n);
-            if (!a.h)
-                continue;
-            if (Options) {
-                v = F::mul(v, F::set1(k.multiplier));
-                if (k.clamp_pre)
-                    v = F::min_(limit, v);
-            }
-            auto h = Act::template value<F>(k, v);
-            if (Options && k.clamp_post)
-                h = F::min_(limit, h);
-            if (Gated)
-                h = F::mul(h, Options ? UpPath<F>(k, u).value : u);
-            store_some<F>(a.h + r * a.ldh + c, h, n);
-        }
+        const T *gate = Gated ? a.gate + r * a.ld : nullptr, *up = a.up + r * a.ld;
+        T *h = a.h ? a.h + r * a.ldh : nullptr;
+        T *save_gate = Gated && a.save_gate ? a.save_gate + r * a.ld_save : nullptr;
+        T *save_up = a.save_up ? a.save_up + r * a.ld_save : nullptr;
+        const RowBias<F> b_gate(Gated ? a.b_gate : nullptr, r * a.bias_row, a.bias_col);
+        const RowBias<F> b_up(a.b_up, r * a.bias_row, a.bias_col);
+
+        for_each_vector<F, !Options>(a.cols,
+                                     [&](auto lanes, int64_t c) __attribute__((always_inline)) {
+                                         auto u = b_up.add(lanes, c, lanes.load(up + c)), v = u;
+                                         if (Gated) {
+                                             v = b_gate.add(lanes, c, lanes.load(gate + c));
+                                             if (save_gate) lanes.store(save_gate + c, v);
+                                         }
+                                         if (save_up) lanes.store(save_up + c, u);
+                                         if (!h) return;
+                                         if (Options) {
+                                             v = F::mul(v, F::set1(k.multiplier));
+                                             if (k.clamp_pre) v = F::min_(limit, v);
+                                         }
+                                         auto act = Act::template value<F>(k, v);
+                                         if (Options && k.clamp_post) act = F::min_(limit, act);
+                                         if (Gated)
+                                             act = F::mul(act, Options ? UpPath<F>(k, u).value : u);
+                                         lanes.store(h + c, act);
+                                     });
     }
 }
 
@@ -146,32 +151,52 @@ template <> struct IsXielu<Xielu> {
     static constexpr bool kValue = true;
 };
 
-// The tree over 16 lanes: i and i + 8, i and i + 4, ...
-template <class T> inline T tree_sum(T (&lanes)[16]) {
-    for (int half = 8; half > 0; half /= 2)
-        for (int i = 0; i < half; ++i)
-            lanes[i] += lanes[i + half];
-    return lanes[0];
-}
+// Sums of 16 columns each: lane i and i + 8, i and i + 4, ...
+template <class T> struct GroupSums {
+    T positive[16] = {}, negative[16] = {};
+
+    static inline T tree(T (&lanes)[16]) {
+        for (int half = 8; half > 0; half /= 2)
+            for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+        return lanes[0];
+    }
+
+    // The vector at column c of cols; every 16 columns, and at the end, a sum is written.
+    template <class F>
+    inline void add(typename F::V p, typename F::V n, int64_t c, int64_t cols, T *sum_p, T *sum_n) {
+        const int lane = int(c % 16), end = lane + F::W;
+        F::store(positive + lane, p);
+        F::store(negative + lane, n);
+        if (end < 16 && c + F::W < cols) return;
+        for (int i = end; i < 16; ++i) positive[i] = negative[i] = T(0);
+        sum_p[c / 16] = tree(positive);
+        sum_n[c / 16] = tree(negative);
+    }
+};
 
 template <class F, class Act, bool Gated, bool Options>
-void backward_kernel(const ActivationParams &params, const ActBackwardArgs<typename F::T> &a) {
+void backward_kernel(const ActivationParams &params, const ActBackwardArgs<typename F::T> &args) {
     using T = typename F::T;
-    constexpr bool kIsXielu = IsXielu<Act>::kValue;
+    using V = typename F::V;
+    const ActBackwardArgs<T> a = args; // see forward_kernel
     Settings<T> k{};
-    if (Options)
-        k = make_settings<T>(params, Gated);
+    if (Options) k = make_settings<T>(params, Gated);
     kind_settings(params, k);
-    auto limit = F::set1(k.limit);
-    T lanes_p[16] = {}, lanes_n[16] = {};
+    const auto limit = F::set1(k.limit);
+    GroupSums<T> sums;
 
-    for (int64_t r = 0; r < a.rows; ++r)
-        for (int64_t c = 0; c < a.cols; c += F::W) {
-            const int64_t n = a.cols - c, at = r * a.ld_out + c;
-            auto dh = load_some<F>(a.dh + r * a.ld_dh + c, n);
-            auto u = load_some<F>(a.up + r * a.ld_pre + c, n);
-            auto v = Gated ? load_some<F>(a.gate + r * a.ld_pre + c, n) : u;
-            auto past = F::first(0); // beyond the limit
+    for (int64_t r = 0; r < a.rows; ++r) {
+        const T *gate = Gated ? a.gate + r * a.ld_pre : nullptr, *up = a.up + r * a.ld_pre;
+        const T *dh = a.dh + r * a.ld_dh;
+        T *dpre = Gated ? a.dgate : a.dup, *dup = Gated ? a.dup : nullptr, *h = a.h;
+        dpre = dpre ? dpre + r * a.ld_out : nullptr;
+        dup = dup ? dup + r * a.ld_out : nullptr;
+        h = h ? h + r * a.ld_out : nullptr;
+
+        for_each_vector<F, !Options>(a.cols, [&](auto lanes,
+                                                 int64_t c) __attribute__((always_inline)) {
+            V u = lanes.load(up + c), v = Gated ? lanes.load(gate + c) : u, g = lanes.load(dh + c);
+            auto past = F::first(0); // beyond the limit, where no gradient passes
             if (Options) {
                 v = F::mul(v, F::set1(k.multiplier));
                 if (k.clamp_pre) {
@@ -179,9 +204,9 @@ void backward_kernel(const ActivationParams &params, const ActBackwardArgs<typen
                     v = F::min_(limit, v);
                 }
             }
-            typename F::V act, slope;
+            V act, slope;
             typename Xielu::Parts<F> parts;
-            if constexpr (kIsXielu) {
+            if constexpr (IsXielu<Act>::kValue) {
                 parts = Xielu::parts<F>(k, v);
                 act = parts.value;
                 slope = parts.slope;
@@ -190,51 +215,35 @@ void backward_kernel(const ActivationParams &params, const ActBackwardArgs<typen
             }
             if (Options) {
                 slope = F::mul(F::select(past, F::zero(), slope), F::set1(k.multiplier));
-                past = F::first(0);
                 if (k.clamp_post) {
                     past = F::gt(act, limit);
                     act = F::min_(limit, act);
                 }
             }
-            auto dact = dh, dslope = slope;
             if (Gated) {
-                auto dup = F::mul(dh, act);
+                V du = F::mul(g, act);
                 if (Options) {
                     const UpPath<F> path(k, u);
                     u = path.value;
-                    dup = F::mul(dup, path.slope);
+                    du = F::mul(du, path.slope);
                 }
-                if (a.dup)
-                    store_some<F>(a.dup + at, dup, n);
-                if (a.h)
-                    store_some<F>(a.h + at, F::mul(act, u), n);
-                dact = F::mul(dh, u);
-                if (Options)
-                    dact = F::select(past, F::zero(), dact);
-            } else if (a.h) {
-                store_some<F>(a.h + at, act, n);
+                if (dup) lanes.store(dup + c, du);
+                act = F::mul(act, u);
+                g = F::mul(g, u);
+                if (Options && k.clamp_post) g = F::select(past, F::zero(), g);
             }
-            T *out = Gated ? a.dgate : a.dup;
-            if (out)
-                store_some<F>(out + at, F::mul(dact, dslope), n);
-
-            if constexpr (kIsXielu) {
-                if (!a.xielu_p)
-                    continue;
-                const int lane = int(c % 16);
-                auto inside = F::first(n < F::W ? n : F::W);
-                auto p = F::keep(parts.positive, F::mul(dact, parts.square));
-                auto m = F::select(parts.positive, F::zero(), F::mul(dact, parts.bracket));
-                F::store(lanes_p + lane, F::keep(inside, p));
-                F::store(lanes_n + lane, F::keep(inside, m));
-                if (n > F::W && lane + F::W < 16)
-                    continue;
-                for (int i = lane + F::W; i < 16; ++i)
-                    lanes_p[i] = lanes_n[i] = T(0);
-                a.xielu_p[r * a.ld_xielu + c / 16] = tree_sum(lanes_p);
-                a.xielu_n[r * a.ld_xielu + c / 16] = tree_sum(lanes_n);
+            if (h) lanes.store(h + c, act);
+            if (dpre) lanes.store(dpre + c, F::mul(g, slope));
+            if constexpr (IsXielu<Act>::kValue) {
+                if (!a.xielu_p) return;
+                const auto inside = F::first(lanes.n); // +0 beyond the columns
+                V p = F::keep(parts.positive, F::mul(g, parts.square));
+                V n = F::select(parts.positive, F::zero(), F::mul(g, parts.bracket));
+                sums.template add<F>(F::keep(inside, p), F::keep(inside, n), c, a.cols,
+                                     a.xielu_p + r * a.ld_xielu, a.xielu_n + r * a.ld_xielu);
             }
-        }
+        });
+    }
 }
 
 constexpr int kKinds = 13; // in the order of ffncore_activation_kind
@@ -246,20 +255,20 @@ template <class F> struct ActivationTable {
     static constexpr bool kAlways = sizeof(T) == 8; // float64: kernels with options only
 
     struct Kind {
-        Forward forward[2][2];   // [gated][options]
+        Forward forward[2][2]; // [gated][options]
         Backward backward[2][2];
     };
 
     template <class Act, class WithOptions = Act> static constexpr Kind kind() {
         using First = typename Choose<kAlways, WithOptions, Act>::Type;
-        return {{{forward_kernel<F, First, false, kAlways>,
-                  forward_kernel<F, WithOptions, false, true>},
-                 {forward_kernel<F, First, true, kAlways>,
-                  forward_kernel<F, WithOptions, true, true>}},
-                {{backward_kernel<F, First, false, kAlways>,
-                  backward_kernel<F, WithOptions, false, true>},
-                 {backward_kernel<F, First, true, kAlways>,
-                  backward_kernel<F, WithOptions, true, true>}}};
+        return {
+            {{forward_kernel<F, First, false, kAlways>,
+              forward_kernel<F, WithOptions, false, true>},
+             {forward_kernel<F, First, true, kAlways>, forward_kernel<F, WithOptions, true, true>}},
+            {{backward_kernel<F, First, false, kAlways>,
+              backward_kernel<F, WithOptions, false, true>},
+             {backward_kernel<F, First, true, kAlways>,
+              backward_kernel<F, WithOptions, true, true>}}};
     }
 
     template <bool C, class A, class B> struct Choose {
@@ -272,14 +281,20 @@ template <class F> struct ActivationTable {
 
 template <class F> inline const typename ActivationTable<F>::Kind &activation_kind(int kind) {
     using Table = ActivationTable<F>;
-    static constexpr typename Table::Kind kTable[kKinds] = {
-        Table::template kind<Identity>(),  Table::template kind<Relu>(),
-        Table::template kind<Relu2>(),     Table::template kind<Gelu>(),
-        Table::template kind<GeluTanh>(),  Table::template kind<QuickGelu>(),
-        Table::template kind<Silu, SiluOptions>(), Table::template kind<Sigmoid>(),
-        Table::template kind<Tanh1>(),     Table::template kind<Mish>(),
-        Table::template kind<Hardswish>(), Table::template kind<LeakyRelu>(),
-        Table::template kind<Xielu>()};
+    static constexpr
+        typename Table::Kind kTable[kKinds] = {Table::template kind<Identity>(),
+                                               Table::template kind<Relu>(),
+                                               Table::template kind<Relu2>(),
+                                               Table::template kind<Gelu>(),
+                                               Table::template kind<GeluTanh>(),
+                                               Table::template kind<QuickGelu>(),
+                                               Table::template kind<Silu, SiluOptions>(),
+                                               Table::template kind<Sigmoid>(),
+                                               Table::template kind<Tanh1>(),
+                                               Table::template kind<Mish>(),
+                                               Table::template kind<Hardswish>(),
+                                               Table::template kind<LeakyRelu>(),
+                                               Table::template kind<Xielu>()};
     return kTable[kind];
 }
 
@@ -288,9 +303,41 @@ inline bool has_options(const ActivationParams &p, bool gated) {
            (gated && (p.clamp != 0 || p.up_offset != 0 || p.up_softcap != 0));
 }
 
+// Biases of other strides than 0 and 1 along the columns: copied, a block of columns at a time.
+template <class F>
+__attribute__((noinline)) void act_forward_strided(const ActivationParams &p,
+                                                   const ActForwardArgs<typename F::T> &args) {
+    using T = typename F::T;
+    constexpr int64_t kColumns = 128;
+    T b_gate[kColumns], b_up[kColumns];
+    for (int64_t r = 0; r < args.rows; ++r)
+        for (int64_t c = 0; c < args.cols; c += kColumns) {
+            auto a = args;
+            a.rows = 1;
+            a.cols = args.cols - c < kColumns ? args.cols - c : kColumns;
+            const int64_t from = r * args.bias_row + c * args.bias_col;
+            for (int64_t i = 0; i < a.cols; ++i) {
+                b_gate[i] = args.b_gate ? args.b_gate[from + i * args.bias_col] : T(0);
+                b_up[i] = args.b_up ? args.b_up[from + i * args.bias_col] : T(0);
+            }
+            a.b_gate = args.b_gate ? b_gate : nullptr;
+            a.b_up = args.b_up ? b_up : nullptr;
+            a.bias_row = 0;
+            a.bias_col = 1;
+            a.up += r * a.ld + c;
+            a.gate = a.gate ? a.gate + r * a.ld + c : nullptr;
+            a.h = a.h ? a.h + r * a.ldh + c : nullptr;
+            a.save_gate = a.save_gate ? a.save_gate + r * a.ld_save + c : nullptr;
+            a.save_up = a.save_up ? a.save_up + r * a.ld_save + c : nullptr;
+            const bool gated = a.gate != nullptr;
+            activation_kind<F>(p.kind).forward[gated][has_options(p, gated)](p, a);
+        }
+}
+
 template <class F>
 inline void act_forward(const ActivationParams &p, const ActForwardArgs<typename F::T> &a) {
-    const bool gated = a.gate != nullptr;
+    const bool gated = a.gate != nullptr, biased = a.b_gate || a.b_up;
+    if (biased && a.bias_col != 0 && a.bias_col != 1) return act_forward_strided<F>(p, a);
     activation_kind<F>(p.kind).forward[gated][has_options(p, gated)](p, a);
 }
 

@@ -1,11 +1,13 @@
 // Every activation and its derivative, on vectors: what activation.inl loops over.
 //
 // A kind has value(k, v) = act(v) and both(k, v, a, d), which gives a = act(v) with the same bits
-// and d = act'(v), sharing the one exp and the one division. k: Settings, v: the preactivation after
-// multiplier and clamp. sigma is the logistic function, Phi and phi the normal distribution and its
-// density. At +-inf a is the formula's limit (silu(-inf) = -inf * 0 = NaN) and d the derivative's.
-// The derivatives are clamped where the value has reached its limit, so they are finite there.
+// and d = act'(v), sharing the one exp and the one division. k: Settings, v: the preactivation
+// after multiplier and clamp. sigma is the logistic function, Phi and phi the normal distribution
+// and its density. At +-inf a is the formula's limit (silu(-inf) = -inf * 0 = NaN) and d the
+// derivative's. The derivatives are clamped where the value has reached its limit, so they are
+// finite there.
 #pragma once
+#include "math.inl"
 
 namespace ffncore {
 namespace {
@@ -48,15 +50,26 @@ struct Relu2 { // max(v, 0)^2
     }
 };
 
-struct Gelu { // v Phi(v); Phi + v phi
+// v Phi(v) = max(v, 0) - a Phi(-a), a = |v|: the same for both signs, and one rounding less than
+// the product. The derivative is Phi + v phi, with Phi(-a) = e^(-a^2 / 2) (P - v P) / k.
+struct Gelu {
+    template <class F, class V> static inline V product(const Normal<F> &n, V v) {
+        auto step = F::keep(F::gt(v, F::zero()), F::set1(1)); // not max(v, 0): -inf * 0 is NaN
+        return F::fms(v, step, unscale<F>(n.low, F::fma(n.tail, n.p, n.tail)));
+    }
     template <class F, class V, class K> static inline V value(const K &, V v) {
-        auto n = normal<F>(v);
-        return unscale<F>(n.low, F::mul(v, n.cdf));
+        return product<F>(normal<F>(v), v);
     }
     template <class F, class V, class K> static inline void both(const K &, V v, V &a, V &d) {
+        using C = ConstantsOf<F>;
         auto n = normal<F>(v);
-        a = unscale<F>(n.low, F::mul(v, n.cdf));
-        d = unscale<F>(n.low, F::fma(n.x, n.density, n.cdf));
+        a = product<F>(n, v);
+        auto e = unscale<F>(n.low, F::mul(F::add(n.p, F::set1(1)), n.scale));
+        auto ratio = F::mul(F::fnma(n.v, n.poly, n.poly), F::set1(1 / C::kTailPole));
+        auto tail = F::mul(ratio, e),
+             density = F::mul(e, F::set1(0.398942280401432678)); // 1/sqrt(2 pi)
+        auto cdf = F::select(F::lt(v, F::zero()), tail, F::sub(F::set1(1), tail));
+        d = F::fma(F::copysign(n.a, v), density, cdf);
     }
 };
 
@@ -186,8 +199,8 @@ struct Tanh1 {
     }
 };
 
-// v tanh(ln(1 + e)), e = e^v: with m = e^2 + 2e it is v m / (m + 2), nothing cancels. The derivative
-// is m / (m + 2) + 4 v (e + e^2) / (m + 2)^2.
+// v tanh(ln(1 + e)), e = e^v: with m = e^2 + 2e it is v m / (m + 2), nothing cancels. The
+// derivative is m / (m + 2) + 4 v (e + e^2) / (m + 2)^2.
 struct Mish {
     template <class F, class V, class K> static inline V value(const K &k, V v) {
         V a, d;
@@ -247,14 +260,13 @@ struct Xielu {
         auto reduced = reduce<F>(F::max_(F::set1(-C::kSaturate), F::min_(eps, v)));
         auto s = F::exponent(reduced.t), below = F::sub(s, F::set1(1)), r = reduced.r;
         auto q = polynomial<F>(r, C::kExp), square = F::mul(r, r);
-        auto bracket =
-            F::fma(F::mul(s, square), q, F::sub(F::fma(s, r, below), v));
+        auto bracket = F::fma(F::mul(s, square), q, F::sub(F::fma(s, r, below), v));
         auto expm1 = F::fma(s, F::fma(square, q, r), below);
 
         auto positive = F::gt(v, F::zero());
         auto up = F::mul(F::set1(k.xielu_p), v);
-        auto value = F::select(positive, F::mul(v, F::add(up, beta)),
-                               F::fma(xn, bracket, F::mul(beta, v)));
+        auto value =
+            F::select(positive, F::mul(v, F::add(up, beta)), F::fma(xn, bracket, F::mul(beta, v)));
         auto slope = F::select(F::gt(v, eps), F::sub(beta, xn), F::fma(xn, expm1, beta));
         slope = F::select(positive, F::add(F::add(up, up), beta), slope);
         return {value, slope, F::mul(v, v), bracket, positive};

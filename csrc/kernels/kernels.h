@@ -18,6 +18,7 @@ constexpr int kGroupBytes = 32;
 constexpr int64_t kBlock = 512;
 
 constexpr int kMaxVectors = 4; // vectors across a tile
+constexpr int kTileStride = 8; // of a copied tile: its 6 or 8 rows, aligned
 constexpr int kMaxRows = 14;   // rows of a tile: 14 x 2 vectors = 28 of 32 AVX-512 registers
 
 // One tile: c[r][v] (+)= sum_k A(r, k) * b[k][v], k < depth <= kBlock, one fma chain per element.
@@ -36,6 +37,21 @@ template <class T> struct TileArgs {
     // lie `line_stride` bytes apart are fetched into L2, and the address moves by `group_stride`.
     const char *prefetch;
     int64_t groups, lines, line_stride, group_stride;
+};
+
+// Few tokens times raw weights, W outputs: c[r][i] (+)= sum_k a[r * row + k] * b[i * ldb + k]. Rows of
+// b are contiguous in k and are turned in registers; the same fma chains as a tile's.
+constexpr int kMaxTurned = 8; // 16 vectors of b and 8 sums in 32 registers
+template <class T> struct TurnedArgs {
+    const T *a;
+    int64_t row;
+    const T *b;
+    int64_t ldb;
+    int64_t outputs; // rows of b that exist; the columns of c beyond them are undefined
+    T *c;
+    int64_t ldc;
+    int64_t depth;
+    bool add;
 };
 
 // Activation options as the kernels want them; see ffncore_activation for the meaning.
@@ -83,12 +99,13 @@ template <class T> struct Kernels {
     int vectors;                    // widest tile; token panels are vectors * width columns
     int max_rows[kMaxVectors + 1];  // highest tile for each width in vectors
     void (*tile[kMaxVectors + 1][kMaxRows + 1])(const TileArgs<T> &);
+    void (*turned[kMaxTurned + 1])(const TurnedArgs<T> &);
 
     // dst[k * ld + r] = src[r * row + k * step], r < rows, k < depth; zero for rows <= r < width.
     void (*pack)(const T *src, int64_t row, int64_t step, int64_t rows, int64_t depth, T *dst,
                  int64_t ld, int64_t width);
-    // The same into tiles of `tile` rows one behind the other, each [depth][tile] (the last one
-    // [depth][rest]).
+    // The same into tiles of `tile` rows one behind the other, each [depth][kTileStride]; dst has
+    // room for one more vector, whose content is undefined.
     void (*pack_tiles)(const T *src, int64_t row, int64_t step, int64_t rows, int64_t depth, T *dst,
                        int64_t tile);
     // out[r * row + c * col] (+)= c[r * ldc + c] + bias[...]; bias per row, per column, or nullptr.

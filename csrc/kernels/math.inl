@@ -17,36 +17,37 @@ template <class T> struct Constants;
 
 template <> struct Constants<float> {
     static constexpr float kLog2e = 1.44269502f;
-    static constexpr float kLn2Hi = 0.693359375f, kLn2Lo = -0.000212194442f; // hi: 10 bits, n hi exact
-    // q: 1.3e-8 of r, so that expm1 keeps its relative accuracy at 0.
+    // ln 2 = hi + lo; hi has 10 bits, so that n hi is exact.
+    static constexpr float kLn2Hi = 0.693359375f, kLn2Lo = -0.000212194442f;
+    // q, fitted relative to r, so that e^r - 1 keeps its accuracy at 0: 1.3e-8.
     static constexpr float kExp[] = {0.5f, 0.166665435f, 0.0416662842f, 0.00836660713f,
                                      0.00139461993f};
-    // Phi(-a) e^(a^2 / 2) (a + k) as a polynomial in u = a / (a + k) - m, 0 <= a <= 14.7: 7.5e-9.
+    // Phi(-a) e^(a^2 / 2) (a + k) = P(u), u = a / (a + k) - m, 0 <= a <= 14.7: 7.5e-9.
     static constexpr float kTailPole = 3.5f, kTailMiddle = 0.4f;
-    static constexpr float kTail[] = {0.871099412f,   -1.41231465f, 1.55457103f,  -1.01525962f,
-                                      0.147031307f,   0.311057389f, -0.13339211f, -0.129214436f,
-                                      0.0569987372f,  0.0562626049f};
+    static constexpr float kTail[] = {0.871099412f,  -1.41231465f, 1.55457103f,  -1.01525962f,
+                                      0.147031307f,  0.311057389f, -0.13339211f, -0.129214436f,
+                                      0.0569987372f, 0.0562626049f};
     static constexpr float kScale = 64, kDown = 0x1p-64f;
-    static constexpr float kLowFrom = 96;       // low lanes: 2^-n beyond it; 2^-32 is below 1's ulp
+    static constexpr float kLowFrom = 96; // low: n < -96; 1 is nothing beside 2^(96 - kScale)
     static constexpr float kFadeOut = 133.084259f; // 192 ln 2: 2^(192 - kScale) is infinite
     static constexpr float kVanish = 132.391113f;  // 191 ln 2: 2^(kScale - 191) shifts out to zero
     static constexpr float kSaturate = 87.0f;      // e^-87 is normal and nothing beside 1
-    static constexpr float kTailEnd = -16.2721303f, kTailLow = -11.5f; // a^2/2 = 191, 95.5 ln 2
-    static constexpr float kTanhEnd = 43.0f; // e^86 < 2^125: its reciprocal is normal
-    static constexpr float kMishEnd = 20.0f; // tanh(softplus(20)) is 1
-    static constexpr float kMax = 0x1.fffffep127f;
-    // gelu_tanh(x) = x sigma(x (c0 + c1 x^2)): c0 = sqrt(8 / pi), c1 = 0.044715 c0. The high part of
-    // c0 ends at 2^-20, a unit of every c0 + c1 x^2 below 16 = its value beyond the clamps.
+    static constexpr float kTailEnd = 16.2721303f; // a^2 / 2 = 191 ln 2
+    static constexpr float kTanhEnd = 43.0f;       // e^86 < 2^125: its reciprocal is normal
+    static constexpr float kMishEnd = 20.0f;       // tanh(softplus(20)) is 1
+    static constexpr float kMax = 0x1.fffffep127f; // the largest finite number
+    // gelu_tanh(x) = x sigma(x (c0 + c1 x^2)): c0 = sqrt(8 / pi), c1 = 0.044715 c0. The high part
+    // of c0 ends at 2^-20, a unit in the last place of what c0 + c1 x^2 can be between the clamps.
     static constexpr float kC0Hi = 1.59576893f, kC0Lo = 1.93077895e-07f, kC0 = 1.59576917f;
     static constexpr float kC1Hi = 0.0713548139f, kC1Lo = 2.39883247e-09f;
-    static constexpr float kC1Slope = 0.214064449f;                   // 3 c1
+    static constexpr float kC1Slope = 0.214064449f;                    // 3 c1
     static constexpr float kCubicMin = -11.7042368f, kCubicMax = 9.9f; // kFadeOut, kSaturate
 };
 
 template <> struct Constants<double> {
     static constexpr double kLog2e = 1.4426950408889634;
-    static constexpr double kLn2Hi = 0.69314718036912382, kLn2Lo = 1.9082149292705877e-10; // 32 bits
-    static constexpr double kExp[] = {0.5, // 2.6e-19 of r
+    static constexpr double kLn2Hi = 0.69314718036912382, kLn2Lo = 1.9082149292705877e-10;
+    static constexpr double kExp[] = {0.5, // 2.6e-19
                                       0.16666666666666677,
                                       0.041666666666666699,
                                       0.0083333333333215787,
@@ -58,41 +59,27 @@ template <> struct Constants<double> {
                                       2.5109090490582679e-08,
                                       2.0924515921536785e-09};
     static constexpr double kTailPole = 5, kTailMiddle = 0.4375;
-    static constexpr double kTail[] = {0.86075986051883768, // a <= 39: 5.9e-18
-                                       -1.6105665056657954,
-                                       2.519116639683848,
-                                       -3.2614357719129368,
-                                       3.4125154323967006,
-                                       -2.738967954957169,
-                                       1.4703051913476919,
-                                       -0.2405718315389708,
-                                       -0.36729941857342147,
-                                       0.29186125599658524,
-                                       0.023955068254097978,
-                                       -0.13953271401280742,
-                                       0.027665206544889555,
-                                       0.064241453582334837,
-                                       -0.023392073185462527,
-                                       -0.033440217325270291,
-                                       0.01391465891076202,
-                                       0.019909273210538481,
-                                       -0.0070760133713343321,
-                                       -0.011817707074456868,
-                                       0.0032396077299093463,
-                                       0.0047499034643324672,
-                                       -0.0012700298460244926};
+    static constexpr double kTail[] = {
+        // a <= 39: 5.9e-18
+        0.86075986051883768,   -1.6105665056657954,   2.519116639683848,      -3.2614357719129368,
+        3.4125154323967006,    -2.738967954957169,    1.4703051913476919,     -0.2405718315389708,
+        -0.36729941857342147,  0.29186125599658524,   0.023955068254097978,   -0.13953271401280742,
+        0.027665206544889555,  0.064241453582334837,  -0.023392073185462527,  -0.033440217325270291,
+        0.01391465891076202,   0.019909273210538481,  -0.0070760133713343321, -0.011817707074456868,
+        0.0032396077299093463, 0.0047499034643324672, -0.0012700298460244926};
     static constexpr double kScale = 128, kDown = 0x1p-128;
     static constexpr double kLowFrom = 960;
     static constexpr double kFadeOut = 798.505552005; // 1152 ln 2
     static constexpr double kVanish = 797.812404824;  // 1151 ln 2
     static constexpr double kSaturate = 708.0;
-    static constexpr double kTailEnd = -39.9452726821, kTailLow = -36.48; // 1151, 960 ln 2
+    static constexpr double kTailEnd = 39.9452726821;
     static constexpr double kTanhEnd = 350.0;
     static constexpr double kMishEnd = 40.0;
     static constexpr double kMax = 0x1.fffffffffffffp1023;
     static constexpr double kC0Hi = 1.5957691216057341, kC0Lo = -3.430362161966579e-15; // 2^-47
     static constexpr double kC0 = 1.5957691216057308;
-    static constexpr double kC1Hi = 0.071354816272600249, kC1Lo = -6.175149918155315e-19;
+    // 0.044715 as the double nearest to it, as numpy has it.
+    static constexpr double kC1Hi = 0.071354816272600249, kC1Lo = -4.1218577217431825e-18;
     static constexpr double kC1Slope = 0.21406444881780073;
     static constexpr double kCubicMin = -22.0342861891, kCubicMax = 21.1;
 };
@@ -103,14 +90,12 @@ template <class F> using ConstantsOf = Constants<typename F::T>;
 template <class F, int N>
 inline typename F::V polynomial(typename F::V x, const typename F::T (&c)[N]) {
     typename F::V s = F::set1(c[N - 1]);
-    for (int i = N - 2; i >= 0; --i)
-        s = F::fma(s, x, F::set1(c[i]));
+    for (int i = N - 2; i >= 0; --i) s = F::fma(s, x, F::set1(c[i]));
     return s;
 }
 
 // lo <= x <= hi; NaN goes through.
-template <class F>
-inline typename F::V clamp(typename F::V x, typename F::T lo, typename F::T hi) {
+template <class F> inline typename F::V clamp(typename F::V x, typename F::T lo, typename F::T hi) {
     return F::min_(F::set1(hi), F::max_(F::set1(lo), x));
 }
 
@@ -149,14 +134,6 @@ template <class F> inline typename F::V exp(typename F::V x) {
     auto half = F::round(F::mul(n, F::set1(0.5)));
     auto p = F::mul(exp_reduced<F>(reduced.r), F::pow2(half));
     return F::mul(p, F::pow2(F::sub(n, half)));
-}
-
-// e^x - 1 for x <= 0 (and up to about 20).
-template <class F> inline typename F::V expm1(typename F::V x) {
-    using C = ConstantsOf<F>;
-    auto reduced = reduce<F>(F::max_(F::set1(-C::kSaturate), x));
-    auto s = F::exponent(reduced.t);
-    return F::fma(s, expm1_reduced<F>(reduced.r), F::sub(s, F::set1(1)));
 }
 
 // sigma = s where not low, s 2^-kScale where low; 1 - sigma = e s in both. sigma falls to zero
@@ -212,8 +189,8 @@ template <class F> inline Reduced<F> reduce_minus(typename F::V x) {
     return {t, F::fnma(n, F::set1(C::kLn2Lo), r)};
 }
 
-// tanh x = (e^2|x| - 1) / (e^2|x| + 1), with the quotient's rounding error taken back once, which
-// leaves 1 / (e^2|x| + 1) for the derivative 1 - tanh^2 = 4 e^2|x| / (e^2|x| + 1)^2.
+// tanh x = (e^2|x| - 1) / (e^2|x| + 1), with the rounding errors of sum and quotient taken back
+// once, which leaves 1 / (e^2|x| + 1) for the derivative 1 - tanh^2 = 4 e^2|x| / (e^2|x| + 1)^2.
 template <class F> struct Tanh {
     typename F::V value, slope;
 };
@@ -227,35 +204,32 @@ template <class F> inline Tanh<F> tanh_both(typename F::V x) {
     auto den = F::add(num, F::set1(2));
     auto inverse = F::div(F::set1(1), den);
     auto q = F::mul(num, inverse);
-    q = F::fma(F::fnma(q, den, num), inverse, q);
+    auto rest = F::sub(num, F::sub(den, F::set1(2))); // what den lost
+    q = F::fma(F::fnma(q, rest, F::fnma(q, den, num)), inverse, q);
     auto slope = F::mul(F::mul(F::set1(4), inverse), F::fma(num, inverse, inverse));
     return {F::copysign(q, x), slope};
 }
 
-// Phi(x) = erfc(-x / sqrt 2) / 2 with relative accuracy in the negative tail:
-//     Phi(-a) = e^(-a^2 / 2) P(u) / (a + k), u = a / (a + k) - m, a = |x|;   Phi(a) = 1 - Phi(-a)
-// and phi(x) = e^(-x^2 / 2) / sqrt(2 pi). Both carry 2^kScale where low. x: clamped. In this form of
-// u the rounding error of 1 / (a + k) counts at most once, in (a - k) / (a + k) up to three times.
+// The normal distribution with relative accuracy in its negative tail:
+//     a Phi(-a) = e^(-a^2 / 2) v P(v - m),   v = a / (a + k),   a = |x|
+// v takes a's one division; in the tail, where v P is nearly constant, its error does not count.
+// tail = v P 2^n (low: 2^(n + kScale)), e^(-a^2 / 2) = 2^n (1 + p).
 template <class F> struct Normal {
-    typename F::V x, cdf, density;
+    typename F::V a, v, poly, p, scale, tail;
     typename F::M low;
 };
 
 template <class F> inline Normal<F> normal(typename F::V x) {
     using C = ConstantsOf<F>;
-    x = clamp<F>(x, C::kTailEnd, 10); // Phi(10) is 1
-    auto a = F::abs(x);
-    auto inverse = F::div(F::set1(1), F::add(a, F::set1(C::kTailPole)));
-    auto u = F::fms(a, inverse, F::set1(C::kTailMiddle));
-    auto square = F::mul(a, a), rest = F::fms(a, a, square);
+    auto a = F::min_(F::set1(C::kTailEnd), F::abs(x));
+    auto v = F::div(a, F::add(a, F::set1(C::kTailPole)));
+    auto square = F::mul(a, a), rest = F::fms(a, a, square); // e^(a^2) needs more than a^2 rounded
     auto reduced = reduce<F>(F::mul(square, F::set1(-0.5)));
-    auto p = exp_reduced<F>(F::fma(rest, F::set1(-0.5), reduced.r));
-    auto low = F::lt(x, F::set1(C::kTailLow));
+    auto p = expm1_reduced<F>(F::fma(rest, F::set1(-0.5), reduced.r));
+    auto low = F::lt(reduced.t, F::set1(F::kShift - C::kLowFrom));
     auto scale = F::exponent(F::select(low, F::add(reduced.t, F::set1(C::kScale)), reduced.t));
-    p = F::mul(p, scale);
-    auto tail = F::mul(F::mul(polynomial<F>(u, C::kTail), inverse), p);
-    auto cdf = F::select(F::lt(x, F::zero()), tail, F::sub(F::set1(1), tail));
-    return {x, cdf, F::mul(p, F::set1(0.398942280401432678)), low};
+    auto poly = polynomial<F>(F::sub(v, F::set1(C::kTailMiddle)), C::kTail);
+    return {a, v, poly, p, scale, F::mul(F::mul(v, poly), scale), low};
 }
 
 } // namespace

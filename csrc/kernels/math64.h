@@ -1,6 +1,39 @@
+// exp, tanh, the logistic function and softplus for one double, for code outside the kernels.
+//
+// The same functions as the kernels' (math.inl), on vectors of one lane: no libm, so the bits do
+// not change with its version. Not for the ISA files, which bring a vocabulary of their own.
 #pragma once
-#include <cmath>
-namespace ffncore { namespace math64 {
-inline double sigmoid(double x) { return x >= 0 ? 1 / (1 + std::exp(-x)) : std::exp(x) / (1 + std::exp(x)); }
-inline double softplus(double x) { return (x > 0 ? x : 0) + std::log1p(std::exp(-std::fabs(x))); }
-}}
+#include "vec_scalar.h"
+
+#include "math.inl"
+
+namespace ffncore {
+namespace {
+namespace math64 {
+
+using Lane = ScalarVector<double, uint64_t, 1, 52>;
+
+inline double exp(double x) { return ffncore::exp<Lane>(Lane::set1(x)).v[0]; }
+
+inline double tanh(double x) { return tanh_both<Lane>(Lane::set1(x)).value.v[0]; }
+
+// 1 / (1 + e^-x)
+inline double sigmoid(double x) {
+    using C = Constants<double>;
+    const auto clamped = clamp<Lane>(Lane::set1(x), -C::kFadeOut, C::kSaturate);
+    const auto l = logistic<Lane>(reduce_minus<Lane>(clamped));
+    return unscale<Lane>(l.low, l.s).v[0];
+}
+
+// ln(1 + e^x) = max(x, 0) + ln(1 + y), y = e^-|x|, with ln(1 + y) = 2 (s + s^3 / 3 + s^5 / 5 +
+// ...), s = y / (2 + y) <= 1/3: after 17 terms the rest is below 2e-18 of the sum.
+inline double softplus(double x) {
+    const double y = math64::exp(x > 0 ? -x : x), s = y / (2 + y), square = s * s;
+    double sum = 0;
+    for (int k = 16; k >= 0; --k) sum = sum * square + 1.0 / (2 * k + 1);
+    return (x > 0 ? x : 0.0) + 2 * s * sum;
+}
+
+} // namespace math64
+} // namespace
+} // namespace ffncore

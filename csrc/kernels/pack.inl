@@ -64,23 +64,32 @@ void pack(const typename F::T *src, int64_t row, int64_t step, int64_t rows, int
 template <class F>
 void pack_tiles(const typename F::T *src, int64_t row, int64_t step, int64_t rows, int64_t depth,
                 typename F::T *dst, int64_t tile) {
-    constexpr int W = F::W;
-    if (row != 1 || tile > W) {
-        for (int64_t r0 = 0; r0 < rows; r0 += tile) {
-            const int64_t n = smaller(rows - r0, tile);
+    using T = typename F::T;
+    constexpr int kStep = kTileStride;
+    const int64_t size = depth * kStep;
+    if (row != 1 || tile > kStep) {
+        for (int64_t r0 = 0; r0 < rows; r0 += tile, dst += size)
             for (int64_t k = 0; k < depth; ++k)
-                for (int64_t r = 0; r < n; ++r)
-                    *dst++ = src[(r0 + r) * row + k * step];
-        }
+                for (int64_t r = 0; r < smaller(rows - r0, tile); ++r)
+                    dst[k * kStep + r] = src[(r0 + r) * row + k * step];
         return;
     }
-    // One pass over k for all tiles: a row of src is read once, in order.
-    for (int64_t k = 0; k < depth; ++k) {
-        const typename F::T *from = src + k * step;
-        for (int64_t r0 = 0; r0 < rows; r0 += tile) {
-            const int n = (int)smaller(rows - r0, tile);
-            F::store_n(dst + r0 * depth + k * n, F::load_n(from + r0, n), n);
-        }
+    // One pass over k for all tiles, so that a row of src is read once, in order. Rows lie far apart:
+    // no hardware prefetcher follows. 8 rows ahead covers the latency of L3.
+    constexpr int64_t kAhead = 8, kLine = 64 / sizeof(T);
+    for (int64_t k = 0; k < depth; ++k, dst += kStep) {
+        const T *from = src + k * step;
+        if (k + kAhead < depth)
+            for (int64_t r = 0; r < rows + kLine - 1; r += kLine)
+                __builtin_prefetch(from + kAhead * step + smaller(r, rows - 1));
+        int64_t r = 0, at = 0;
+        for (; r + kStep <= rows; r += tile, at += size) // whole stride readable
+            for (int i = 0; i < kStep; i += F::W)
+                F::store_n(dst + at + i, F::load_n(from + r + i, smaller(kStep, F::W)),
+                           smaller(kStep, F::W));
+        for (; r < rows; r += tile, at += size)
+            for (int64_t i = 0; i < smaller(rows - r, tile); ++i)
+                dst[at + i] = from[r + i];
     }
 }
 

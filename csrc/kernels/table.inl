@@ -36,6 +36,7 @@ template <class F, int... Rows> void fill_kernels(Kernels<typename F::T> &k) {
         FillTiles<F, 3, rows[2]>::fill(k);
         FillTiles<F, 4, rows[3]>::fill(k);
     }
+    FillTurned<F, kMaxTurned>::fill(k);
     k.pack = pack<F>;
     k.pack_tiles = pack_tiles<F>;
     k.store = store<F>;

@@ -7,7 +7,8 @@ namespace ffncore {
 namespace {
 
 // A window of n ones, then zeros: the mask of the first n lanes starts at kTail + W - n.
-alignas(64) constexpr int32_t kTail32[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+alignas(64) constexpr int32_t kTail32[16] = {-1, -1, -1, -1, -1, -1, -1, -1,
+                                             0,  0,  0,  0,  0,  0,  0,  0};
 alignas(64) constexpr int64_t kTail64[8] = {-1, -1, -1, -1, 0, 0, 0, 0};
 
 struct F32 {
@@ -68,7 +69,8 @@ struct F32 {
         V t[W];
         for (int i = 0; i < W; i += 4) { // 2 x 2 and 4 x 4 blocks within 128-bit lanes
             V a = _mm256_unpacklo_ps(r[i], r[i + 1]), b = _mm256_unpackhi_ps(r[i], r[i + 1]);
-            V c = _mm256_unpacklo_ps(r[i + 2], r[i + 3]), d = _mm256_unpackhi_ps(r[i + 2], r[i + 3]);
+            V c = _mm256_unpacklo_ps(r[i + 2], r[i + 3]),
+              d = _mm256_unpackhi_ps(r[i + 2], r[i + 3]);
             t[i] = _mm256_shuffle_ps(a, c, 0x44);
             t[i + 1] = _mm256_shuffle_ps(a, c, 0xee);
             t[i + 2] = _mm256_shuffle_ps(b, d, 0x44);

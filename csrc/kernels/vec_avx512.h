@@ -68,7 +68,8 @@ struct F32 {
         V t[W];
         for (int i = 0; i < W; i += 4) { // 4 x 4 blocks within 128-bit lanes
             V a = _mm512_unpacklo_ps(r[i], r[i + 1]), b = _mm512_unpackhi_ps(r[i], r[i + 1]);
-            V c = _mm512_unpacklo_ps(r[i + 2], r[i + 3]), d = _mm512_unpackhi_ps(r[i + 2], r[i + 3]);
+            V c = _mm512_unpacklo_ps(r[i + 2], r[i + 3]),
+              d = _mm512_unpackhi_ps(r[i + 2], r[i + 3]);
             t[i] = _mm512_shuffle_ps(a, c, 0x44);
             t[i + 1] = _mm512_shuffle_ps(a, c, 0xee);
             t[i + 2] = _mm512_shuffle_ps(b, d, 0x44);

@@ -44,14 +44,12 @@ template <class Value, class Bits, int Lanes, int Fraction> struct ScalarVector 
 
     template <class Op> static inline V map(Op op) {
         V r;
-        for (int i = 0; i < W; ++i)
-            r.v[i] = op(i);
+        for (int i = 0; i < W; ++i) r.v[i] = op(i);
         return r;
     }
     template <class Op> static inline M test(Op op) {
         M r;
-        for (int i = 0; i < W; ++i)
-            r.m[i] = op(i) ? ~Bits(0) : Bits(0);
+        for (int i = 0; i < W; ++i) r.m[i] = op(i) ? ~Bits(0) : Bits(0);
         return r;
     }
 
@@ -59,21 +57,17 @@ template <class Value, class Bits, int Lanes, int Fraction> struct ScalarVector 
         return map([&](int i) { return p[i]; });
     }
     static inline void store(T *p, V a) {
-        for (int i = 0; i < W; ++i)
-            p[i] = a.v[i];
+        for (int i = 0; i < W; ++i) p[i] = a.v[i];
     }
     // The first n lanes, 0 <= n <= W; the others are zero and their memory is not touched.
     static inline V load_n(const T *p, int64_t n) {
         V r;
-        for (int i = 0; i < W; ++i)
-            r.v[i] = T(0);
-        for (int64_t i = 0; i < n; ++i)
-            r.v[i] = p[i];
+        for (int i = 0; i < W; ++i) r.v[i] = T(0);
+        for (int64_t i = 0; i < n; ++i) r.v[i] = p[i];
         return r;
     }
     static inline void store_n(T *p, V a, int64_t n) {
-        for (int64_t i = 0; i < n; ++i)
-            p[i] = a.v[i];
+        for (int64_t i = 0; i < n; ++i) p[i] = a.v[i];
     }
     static inline V set1(T x) {
         return map([&](int) { return x; });
@@ -134,8 +128,7 @@ template <class Value, class Bits, int Lanes, int Fraction> struct ScalarVector 
     }
     static inline bool any(M a) {
         Bits r = 0;
-        for (int i = 0; i < W; ++i)
-            r |= a.m[i];
+        for (int i = 0; i < W; ++i) r |= a.m[i];
         return r != 0;
     }
     static inline M first(int64_t n) { // lanes below n
@@ -162,7 +155,8 @@ template <class Value, class Bits, int Lanes, int Fraction> struct ScalarVector 
     static inline V round(V a) { return sub(add(a, set1(kRound)), set1(kRound)); }
     // 2^n from t = kShift + n, n an integer in the normal range of exponents: one shift.
     static inline V exponent(V t) {
-        return map([&](int i) { return lane_value<T>(Bits(lane_bits<T, Bits>(t.v[i]) << Fraction)); });
+        return map(
+            [&](int i) { return lane_value<T>(Bits(lane_bits<T, Bits>(t.v[i]) << Fraction)); });
     }
     static inline V pow2(V n) { return exponent(add(n, set1(kShift))); }
 

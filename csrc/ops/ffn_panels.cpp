@@ -88,11 +88,14 @@ template <class T> struct Panels {
         const int64_t unit = walk.pair ? 2 : 1, count = ceil_div(walk.cols, width);
         walk.panel = width;
         walk.tile_rows = tile_rows(walk.cols) / unit;
+        if (a[0].copies())
+            walk.tile_rows = std::min<int64_t>(walk.tile_rows, kTileStride);
         const Blocking<T> blocks(walk.depth * n, width, count, walk.tile_rows, a[0].copies(),
                                  build.call.l2);
         walk.strip = blocks.strip;
-        a[0].second_offset = a[1].second_offset = walk.strip * kBlock;
-        build.scratch.need(a[0].copies() ? walk.strip * unit * kBlock : 0, 0,
+        const int64_t copy = WeightRows<T>::copy_size(walk.strip, walk.tile_rows);
+        a[0].second_offset = a[1].second_offset = copy;
+        build.scratch.need(a[0].copies() ? copy * unit : 0, 0,
                            walk.strip * unit * blocks.together * width);
         const Grid grid(rows, walk.tile_rows, count, blocks.together, build.call.threads);
         s.job(grid.tasks(), [=, k = k, buffers = &build.scratch](int64_t task, int thread) {

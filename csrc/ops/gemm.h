@@ -142,7 +142,9 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         const int64_t height = ceil_div(block.r1 - block.r0, tiles);
         a.prepare(k_, block.r0, block.r1, block.k, block.depth, height, s_.a);
         for (int64_t p = block.p0; p < block.p1; ++p) {
-            const Panel<T> panel = b.get(k_, p, block.k, block.depth, s_.b);
+            const bool turns = b.turns() && height <= kMaxTurned && a.contiguous();
+            const Panel<T> panel =
+                turns ? Panel<T>{} : b.get(k_, p, block.k, block.depth, s_.b);
             // What comes after this panel's block is fetched evenly by all its row tiles.
             const Ahead next = follow(block, b, p);
             const int64_t groups = next.lines ? block.depth / kRunLength : 0;
@@ -156,7 +158,10 @@ template <class T, class A, class B, class Epilogue> class Multiply {
                 t.line_stride = next.stride;
                 t.group_stride = lines * next.stride;
                 t.prefetch = next.data + i * groups * t.group_stride;
-                one_tile(block, t, panel, r, n, p);
+                if (turns)
+                    turned_tile(block, t, b, r, n, p);
+                else
+                    one_tile(block, t, panel, r, n, p);
                 r += n;
             }
         }
@@ -194,22 +199,46 @@ template <class T, class A, class B, class Epilogue> class Multiply {
                      w_.tile_rows, s_.a);
     }
 
+    // Where the sums of the tile at unit r, panel p are.
+    T *sums(const Block &block, int64_t r, int64_t p) const {
+        if (w_.carry)
+            return w_.carry + (p * w_.carry_rows + r) * unit_ * w_.panel;
+        if (terms_ == 1 && w_.depth <= kBlock)
+            return s_.tile;
+        const int64_t at = (p - block.p0) * (block.r1 - block.r0) + r - block.r0;
+        return s_.sums + at * unit_ * w_.panel;
+    }
+
+    int64_t cols(int64_t p) const { return std::min(w_.panel, w_.cols - p * w_.panel); }
+
     void one_tile(const Block &block, TileArgs<T> &t, const Panel<T> &panel, int64_t r, int64_t n,
                   int64_t p) const {
-        const int64_t col = p * w_.panel, cols = std::min(w_.panel, w_.cols - col);
-        const int64_t vectors = ceil_div(w_.full_panels ? w_.panel : cols, k_.width);
+        const int64_t vectors = ceil_div(w_.full_panels ? w_.panel : cols(p), k_.width);
         t.b = panel.data;
         t.ldb = panel.ld;
         t.ldc = w_.panel;
-        if (w_.carry)
-            t.c = w_.carry + (p * w_.carry_rows + r) * unit_ * w_.panel;
-        else if (terms_ == 1 && w_.depth <= kBlock)
-            t.c = s_.tile;
-        else
-            t.c = s_.sums + ((p - block.p0) * (block.r1 - block.r0) + r - block.r0) * unit_ * w_.panel;
+        t.c = sums(block, r, p);
         k_.tile[vectors][n * unit_](t);
         if (block.last)
-            epilogue_(r, n, p, col, cols, t.c);
+            epilogue_(r, n, p, p * w_.panel, cols(p), t.c);
+    }
+
+    // The same for rows of B that are turned on the way, a vector of outputs at a time.
+    void turned_tile(const Block &block, const TileArgs<T> &tile, const B &b, int64_t r, int64_t n,
+                     int64_t p) const {
+        T *c = sums(block, r, p);
+        for (int64_t v = 0; v * k_.width < w_.panel; ++v) {
+            TurnedArgs<T> t = b.turn(p, v, block.k);
+            t.a = tile.a0;
+            t.row = tile.row;
+            t.c = c + v * k_.width;
+            t.ldc = w_.panel;
+            t.depth = block.depth;
+            t.add = block.add;
+            k_.turned[n](t);
+        }
+        if (block.last)
+            epilogue_(r, n, p, p * w_.panel, cols(p), c);
     }
 
     static constexpr int64_t kRunLength = 16; // the micro-kernel's prefetch step, in k

@@ -20,6 +20,7 @@ template <class T> RowTile<T> halves(const T *a0, int64_t n, int64_t row, int64_
 template <class T> struct StridedRows {
     const T *data;
     int64_t row, step;
+    bool contiguous() const { return step == 1; }
     bool copies() const { return false; }
     void prepare(const Kernels<T> &, int64_t, int64_t, int64_t, int64_t, int64_t, T *) const {}
     int64_t tile_rows(int64_t, int64_t n) const { return n; }
@@ -32,13 +33,23 @@ template <class T> struct StridedRows {
 template <class T> struct WeightRows {
     Matrix<const T> first, second; // element (r, k) at data[r * row + k * col]
     // Packed weights instead: element (r, k) of the up phase or of down, or of its transpose.
-    int64_t second_offset = 0; // of the second matrix's copy: strip units x kBlock
+    int64_t second_offset = 0; // of the second matrix's copy: copy_size of a strip
     const T *packed = nullptr;
     int64_t packed_depth = 0; // k extent of a packed panel
     bool gated = false, upper = false, transposed = false;
 
+    // Elements of a copied block of `units` rows: whole tiles, and the vector pack_tiles asks for.
+    static int64_t copy_size(int64_t units, int64_t tile) {
+        return ceil_div(units, tile) * kBlock * kTileStride + 64;
+    }
     bool pair() const { return second.data != nullptr || (packed && gated && !transposed); }
-    bool copies() const { return packed ? transposed : first.col != 1; }
+    bool contiguous() const { return false; }
+    bool copies() const {
+        if (packed)
+            return transposed;
+        const bool alike = second.row == first.row && second.col == first.col; // one tile, one stride
+        return first.col != 1 || (second.data && !alike);
+    }
 
     // Position of neuron or output i and summed index j in the packed buffer.
     int64_t packed_at(int64_t i, int64_t j) const {
@@ -52,10 +63,10 @@ template <class T> struct WeightRows {
         if (!copies())
             return;
         if (packed) { // transposed: row r, block k of the product is index k, r of the packed matrix
-            for (int64_t t = r0; t < r1; t += tile)
+            for (int64_t t = r0; t < r1; t += tile, to += depth * kTileStride)
                 for (int64_t j = 0; j < depth; ++j)
                     for (int64_t r = t; r < std::min(t + tile, r1); ++r)
-                        *to++ = packed[packed_at(k + j, r)];
+                        to[j * kTileStride + r - t] = packed[packed_at(k + j, r)];
             return;
         }
         kernels.pack_tiles(first.data + r0 * first.row + k * first.col, first.row, first.col,
@@ -71,10 +82,11 @@ template <class T> struct WeightRows {
         return packed && !transposed ? std::min(n, unit - r % unit) : n;
     }
 
-    RowTile<T> get(int64_t r, int64_t n, int64_t r0, int64_t k, int64_t depth, int64_t,
+    RowTile<T> get(int64_t r, int64_t n, int64_t r0, int64_t k, int64_t depth, int64_t tile,
                    const T *copied) const {
         if (copies()) {
-            RowTile<T> t = halves(copied + (r - r0) * depth, n, (int64_t)1, n);
+            const int64_t at = (r - r0) / tile * depth * kTileStride;
+            RowTile<T> t = halves(copied + at, n, (int64_t)1, (int64_t)kTileStride);
             if (second.data)
                 t.a1 = t.a0 + second_offset;
             return t;
@@ -96,6 +108,7 @@ template <class T> struct WeightRows {
 template <class T> struct PanelRows {
     const T *first, *second; // second: unit = a row of each
     int64_t rows, width;     // panels [token panel][rows][width]
+    bool contiguous() const { return false; } // not over a whole block
     bool copies() const { return true; } // nothing to fetch ahead: they were just written
     void prepare(const Kernels<T> &, int64_t, int64_t, int64_t, int64_t, int64_t, T *) const {}
     int64_t tile_rows(int64_t, int64_t n) const { return n; }
@@ -114,6 +127,8 @@ template <class T> struct TokenPanels {
         return {data + p * width * depth + k * ld, ld};
     }
     Ahead ahead(int64_t, int64_t, int64_t) const { return {}; }
+    bool turns() const { return false; }
+    TurnedArgs<T> turn(int64_t, int64_t, int64_t) const { return {}; }
 };
 
 template <class T> struct PackedPanels {
@@ -128,22 +143,45 @@ template <class T> struct PackedPanels {
         const T *to = data + (p / per * depth + k) * kPanel<T> + p % per * width;
         return {(const char *)to, n * lines, kPanelBytes / lines};
     }
+    bool turns() const { return false; }
+    TurnedArgs<T> turn(int64_t, int64_t, int64_t) const { return {}; }
 };
 
+// Raw weights as panels. Where rows are contiguous in k they are turned in registers; where k
+// rows are (transposed weights, plain), the matrix is the panel; else a block is packed.
 template <class T> struct RawPanels {
     Weights<T> weights; // the up phase of it; or, with `down`, its down matrix
     bool down;
     int64_t width;
+
+    bool gated() const { return weights.gated && !down; }
+    const Matrix<const T> &last() const { return down ? weights.down : weights.up; }
+    int64_t outputs() const { return down ? weights.d : weights.f; }
+
+    bool turns() const { return last().col == 1 && (!gated() || weights.gate.col == 1); }
+    // Vector v of panel p from block k on.
+    TurnedArgs<T> turn(int64_t p, int64_t v, int64_t k) const {
+        const int64_t half = width / 2;
+        const Matrix<const T> &m = gated() && v == 0 ? weights.gate : last();
+        const int64_t first = gated() ? p * half : p * width + v * half;
+        TurnedArgs<T> t{};
+        t.outputs = std::max<int64_t>(outputs() - first, 0);
+        t.b = m.data + (t.outputs ? first : 0) * m.row + k;
+        t.ldb = m.row;
+        return t;
+    }
+
     Panel<T> get(const Kernels<T> &kernels, int64_t p, int64_t k, int64_t depth, T *to) const {
-        const Weights<T> &w = weights;
-        if (down) {
-            const int64_t rows = std::min(width, w.d - p * width);
-            kernels.pack(w.down.data + p * width * w.down.row + k * w.down.col, w.down.row,
-                         w.down.col, rows, depth, to, width, width);
-        } else {
-            const int64_t first = p * (w.gated ? width / 2 : width);
-            pack_up_panel(kernels, w, first, width / 2, width, k, depth, to);
+        const Matrix<const T> &m = last();
+        if (gated()) {
+            pack_up_panel(kernels, weights, p * width / 2, width / 2, width, k, depth, to);
+            return {to, width};
         }
+        const T *from = m.data + p * width * m.row + k * m.col;
+        const int64_t rows = std::min(width, outputs() - p * width);
+        if (m.row == 1 && rows == width)
+            return {from, m.col};
+        kernels.pack(from, m.row, m.col, rows, depth, to, width, width);
         return {to, width};
     }
     Ahead ahead(int64_t, int64_t, int64_t) const { return {}; }
@@ -158,6 +196,8 @@ template <class T> struct RowPanels {
         return {to, width};
     }
     Ahead ahead(int64_t, int64_t, int64_t) const { return {}; }
+    bool turns() const { return false; }
+    TurnedArgs<T> turn(int64_t, int64_t, int64_t) const { return {}; }
 };
 
 template <class T> struct UnitPanels {
@@ -171,6 +211,8 @@ template <class T> struct UnitPanels {
         return {to, width};
     }
     Ahead ahead(int64_t, int64_t, int64_t) const { return {}; }
+    bool turns() const { return false; }
+    TurnedArgs<T> turn(int64_t, int64_t, int64_t) const { return {}; }
 };
 
 } // namespace ffncore

@@ -20,7 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     inspect = commands.add_parser("inspect", help="the feed-forward layers of a checkpoint")
     inspect.add_argument("path", help="a folder with config.json, or a .safetensors file")
     inspect.add_argument("--family", help="for a model_type that ffncore does not know")
-    _bench.add_arguments(commands.add_parser("bench", help="speed, as share of the machine's limit"))
+    _bench.add_arguments(
+        commands.add_parser("bench", help="speed, as share of the machine's limit")
+    )
     commands.add_parser("selftest", help="checks every instruction set in a few seconds")
     args = parser.parse_args(argv)
     if args.command == "info":
@@ -67,7 +69,9 @@ def inspection(layers: Sequence[models.LayerInfo]) -> list[str]:
             )
         )
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    lines = ["  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)).rstrip() for row in table]
+    lines = [
+        "  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)).rstrip() for row in table
+    ]
     total = sum(info.parameters for info in layers)
     lines.append(f"{len(layers)} layers, {total:,} parameters in them")
     lines.append("ratio: d_ff / d_model; matched: of the plain layer with as many parameters")

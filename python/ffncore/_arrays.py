@@ -30,6 +30,9 @@ SUPPORTED = "float32 or float64"
 # we build for it also means: every stride that is ever stepped is a whole number of elements.
 ALIGNED = 0x0100
 
+# C-contiguous (so that no two elements share memory), aligned, writable.
+SIMPLE_OUT = 0x0001 | ALIGNED | 0x0400
+
 # No array of a call may exceed this many elements. Byte counts of two such arrays, padded to
 # panels, then still fit into 63 bits (2^57 elements x 8 bytes x 2 = 2^61).
 MAX_ELEMENTS = 2**57

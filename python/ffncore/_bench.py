@@ -17,6 +17,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from statistics import median
 from typing import IO, Any
 
@@ -25,6 +26,7 @@ import numpy as np
 import ffncore as fc
 
 from . import _core, _shapes
+from ._bench_rows import describe
 from ._limits import LimitError, Limits, machine_facts
 from ._shapes import Shape
 
@@ -91,7 +93,9 @@ def run(args: argparse.Namespace) -> int:
                 return 2
         if plan.threads is not None:
             stack.enter_context(fc.num_threads(plan.threads))
-        file = stack.enter_context(open(args.json, "a", encoding="utf-8")) if args.json else None
+        file = None
+        if args.json:
+            file = stack.enter_context(Path(args.json).open("a", encoding="utf-8"))
         try:
             for row in rows(plan):
                 text = describe(row)
@@ -112,7 +116,6 @@ def rows(plan: Plan) -> Iterator[Row]:
     yield {"kind": "peak", "isa": limits.isa, "dtype": plan.dtype, **limits.check_peak()}
     if "cases" in plan.parts:
         for shape in plan.shapes:
-            yield {"kind": "shape", "shape": shape.name, **_facts(shape, limits)}
             yield from _shape_rows(shape, plan, limits)
         limits.release()
     if "calls" in plan.parts:
@@ -191,6 +194,8 @@ def _shape_rows(shape: Shape, plan: Plan, limits: Limits) -> Iterator[Row]:
         yield {"kind": "skipped", "shape": shape.name, "reason": f"needs {wanted / 2**30:.1f} GiB"}
         return
     weights = make_weights(shape, plan.dtype)
+    facts = _facts(shape, limits)
+    yield {"kind": "shape", "shape": shape.name, **facts, **errors(shape, weights)}
     packed = fc.pack(weights) if "packed" in plan.modes else None
     gradients: Any = None
     for mode in plan.modes:
@@ -205,6 +210,21 @@ def _shape_rows(shape: Shape, plan: Plan, limits: Limits) -> Iterator[Row]:
             yield measure_case(shape, tokens, mode, call, limits, plan.seconds)
 
 
+def errors(shape: Shape, weights: fc.FFNWeights, tokens: int = 4) -> dict[str, float]:
+    """rms error of y over its rms, ours and that of the same formula in numpy, in this dtype."""
+    x = Case(shape, tokens, weights.dtype.name, weights).x
+    exact = fc.reference.ffn(x, weights, activation=shape.activation)
+
+    def relative(y: Any) -> float:
+        return float(np.sqrt(np.mean((y - exact) ** 2) / np.mean(exact**2)))
+
+    plain = fc.reference.ffn(x, weights, activation=shape.activation, dtype=weights.dtype)
+    return {
+        "error": relative(fc.ffn(x, weights, activation=shape.activation)),
+        "numpy_error": relative(plain),
+    }
+
+
 def measure_case(
     shape: Shape,
     tokens: int,
@@ -216,7 +236,9 @@ def measure_case(
     cost = _shapes.cost(shape, tokens, mode, np.dtype(limits.dtype).itemsize)
     call()
     repeats = max(1, int(ROUND_SECONDS / max(timed(call, 1), 1e-9)))
-    times, limit_times, bounds = [], [], []
+    times: list[float] = []
+    limit_times: list[float] = []
+    bounds: list[str] = []
     end = time.perf_counter() + seconds
     while len(times) < MIN_ROUNDS or (time.perf_counter() < end and len(times) < MAX_ROUNDS):
         limit, bound = limits.time(cost, shape.activation, shape.gated, LIMIT_SECONDS)
@@ -267,7 +289,11 @@ def call_cost(mode: str, pause: float, dtype: str, repeats: int = 400) -> Row:
     for f in sizes:
         shape = Shape(f"384x{f}", 384, f, "gelu", bias=True)
         weights = make_weights(shape, dtype)
-        calls.append(Case(shape, 1, dtype, weights).forward(fc.pack(weights) if mode == "packed" else weights))
+        calls.append(
+            Case(shape, 1, dtype, weights).forward(
+                fc.pack(weights) if mode == "packed" else weights
+            )
+        )
     medians = [_median_call(call, 0.0, repeats) for call in calls]
     spread = np.polyfit(sizes, medians, 1)
     kernel = float(spread[0]) * sizes[-1]
@@ -312,50 +338,6 @@ def _activation_row(kind: str, gated: bool, limits: Limits) -> Row:
         "forward_per_second": forward,
         "backward_per_second": backward,
     }
-
-
-# Output
-
-
-def describe(row: Row) -> str:
-    """A result as the line that is printed; "" where there is nothing to say."""
-    kind = row["kind"]
-    if kind == "machine":
-        return f"{row['cpu']}, {row['isa']}, {row['threads']} threads, ffncore {row['ffncore']}"
-    if kind == "peak":
-        return (
-            f"FMA peak {row['fma'] / 1e9:.1f} GFLOP/s {row['dtype']}, clock "
-            f"{row['clock'] / 1e9:.2f} GHz, {row['units']} FMA units "
-            f"({100 * row['deviation']:+.1f} % from clock x width x units)"
-        )
-    if kind == "shape":
-        form = "gated" if row["gated"] else "plain"
-        return (
-            f"\n{row['shape']}: {row['d']} x {row['f']}, {row['activation']}, {form}, "
-            f"{row['weight_bytes'] / 1e6:.1f} MB, read at {row['bandwidth'] / 1e9:.1f} GB/s\n"
-            f"{'mode':>8} {'tokens':>6} {'ms':>10} {'GFLOP/s':>9} {'GB/s':>7} {'share':>6} {'best':>6}  bound"
-        )
-    if kind == "skipped":
-        return f"{row['shape']}: left out, {row['reason']}"
-    if kind == "case":
-        return (
-            f"{row['mode']:>8} {row['tokens']:>6} {1e3 * row['seconds']:>10.4f} {row['gflops']:>9.1f} "
-            f"{row['gbytes']:>7.1f} {row['share']:>6.2f} {row['best_share']:>6.2f}  {row['bound']}"
-        )
-    if kind == "call":
-        after = f"after {1e3 * row['pause']:.0f} ms of other work" if row["pause"] else "back to back"
-        return (
-            f"call, 384 x 1536, one token, {row['mode']}, {after}: {1e6 * row['seconds']:.1f} us, "
-            f"beyond the kernel {1e6 * row['beyond_seconds']:.1f} us"
-        )
-    if kind == "activation":
-        form = "gated" if row["gated"] else "plain"
-        ratio = row["forward_per_second"] / row["backward_per_second"]
-        return (
-            f"{row['activation']:>12} {form}: {row['forward_per_second'] / 1e9:7.2f} G elements/s, "
-            f"backward {row['backward_per_second'] / 1e9:7.2f} (costs {ratio:.2f} times as much)"
-        )
-    return ""
 
 
 def _facts(shape: Shape, limits: Limits) -> Row:
@@ -403,10 +385,8 @@ def _among(text: str | None, known: tuple[str, ...], option: str) -> tuple[str, 
 
 def _free_memory() -> float:
     try:
-        with open("/proc/meminfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("MemAvailable"):
-                    return 1024.0 * int(line.split()[1])
+        facts = Path("/proc/meminfo").read_text("utf-8").splitlines()
     except OSError:
-        pass
-    return float("inf")
+        return float("inf")
+    free = [line for line in facts if line.startswith("MemAvailable")]
+    return 1024.0 * int(free[0].split()[1]) if free else float("inf")

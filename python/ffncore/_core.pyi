@@ -20,12 +20,20 @@ WeightsTuple = tuple[MaybeArray, Array, Array, MaybeArray, MaybeArray, MaybeArra
 PackedTuple = tuple[Array, int, int, bool, bool, bool, bool]
 
 def ffn_forward(
-    x: Array, y: Array, weights: WeightsTuple | PackedTuple, activation: ActivationTuple,
+    x: Array,
+    y: Array,
+    weights: WeightsTuple | PackedTuple,
+    activation: ActivationTuple,
     saved: MaybeArray,
 ) -> None: ...  # x [T, d], y [T, d] written, saved: 1-D of x's dtype, saved_size() long, or None
 def ffn_backward(
-    x: Array, grad_y: Array, weights: WeightsTuple | PackedTuple, activation: ActivationTuple,
-    saved: MaybeArray, accumulate: bool, grad_x: MaybeArray,
+    x: Array,
+    grad_y: Array,
+    weights: WeightsTuple | PackedTuple,
+    activation: ActivationTuple,
+    saved: MaybeArray,
+    accumulate: bool,
+    grad_x: MaybeArray,
     grads: tuple[MaybeArray, MaybeArray, MaybeArray, MaybeArray, MaybeArray, MaybeArray],
     xielu: bool,
 ) -> tuple[float, float] | None: ...  # grads in WeightsTuple's order; returns (alpha_p, alpha_n)
@@ -34,15 +42,27 @@ def forward_cost(
     dtype: str, tokens: int, d: int, f: int, gated: bool, packed: bool, save: bool
 ) -> dict[str, float | int]: ...
 def backward_cost(
-    dtype: str, tokens: int, d: int, f: int, gated: bool, packed: bool, recompute: bool,
-    needs_x: bool, needs_weights: tuple[bool, bool, bool],
+    dtype: str,
+    tokens: int,
+    d: int,
+    f: int,
+    gated: bool,
+    packed: bool,
+    recompute: bool,
+    needs_x: bool,
+    needs_weights: tuple[bool, bool, bool],
 ) -> dict[str, float | int]: ...
 def activation_forward(
     gate: MaybeArray, up: Array, h: Array, activation: ActivationTuple
 ) -> None: ...  # 2-D, any strides
 def activation_backward(
-    grad_h: Array, gate: MaybeArray, up: Array, grad_gate: MaybeArray, grad_up: Array,
-    activation: ActivationTuple, xielu: bool,
+    grad_h: Array,
+    gate: MaybeArray,
+    up: Array,
+    grad_gate: MaybeArray,
+    grad_up: Array,
+    activation: ActivationTuple,
+    xielu: bool,
 ) -> tuple[float, float] | None: ...
 def packed_bytes(dtype: str, weights: WeightsTuple) -> int: ...
 def pack(weights: WeightsTuple, packed: Array) -> None: ...

@@ -38,7 +38,7 @@ class LimitError(Exception):
 
 
 class Limits:
-    """The limits for one instruction set, dtype and number of threads; remembers what it measured."""
+    """The limits for one instruction set, dtype and number of threads; keeps what it measured."""
 
     def __init__(self, isa: str, dtype: str, threads: int, measure: Measure | None = None) -> None:
         self.isa, self.dtype, self.threads = isa, dtype, threads
@@ -67,7 +67,9 @@ class Limits:
         lanes = max(1, WIDTH.get(self.isa, 0) // (8 * np.dtype(self.dtype).itemsize))
         per_unit = 2.0 * lanes * self.threads
         for _ in range(attempts):
-            pairs = [(self.measure("fma", 0.01), self.measure("clock", 0.01)) for _ in range(rounds)]
+            pairs = [
+                (self.measure("fma", 0.01), self.measure("clock", 0.01)) for _ in range(rounds)
+            ]
             ratio = median(peak / (clock * per_unit) for peak, clock in pairs)
             units = min((1, 2, 3, 4), key=lambda n: abs(ratio / n - 1))
             peak, clock = (median(column) for column in zip(*pairs, strict=True))
@@ -117,7 +119,9 @@ def machine_facts(isa: str, threads: int) -> dict[str, Any]:
         "kind": "machine",
         "cpu": _cpu_model(),
         "features": _core.cpu_features(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "caches": {f"L{n}": _cache(n) for n in (1, 2, 3)},
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "not told",
         "system": f"{platform.system()} {platform.release()}",

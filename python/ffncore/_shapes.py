@@ -81,7 +81,9 @@ def find_shape(name: str) -> Shape:
     d, _, f = size.partition("x")
     if not (d.isdigit() and f.isdigit() and int(d) and int(f)):
         known = ", ".join(shape.name for shape in SHAPES + ODD_SHAPES)
-        raise ValueError(f"shape {name!r} is not known; expected DxF[:activation[:gated]] or one of {known}")
+        raise ValueError(
+            f"shape {name!r} is not known; expected DxF[:activation[:gated]] or one of {known}"
+        )
     gated = "gated" in rest
     kinds = [word for word in rest if word not in ("gated", "bias")]
     return Shape(name, int(d), int(f), kinds[0] if kinds else "silu", gated, "bias" in rest)

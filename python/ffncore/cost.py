@@ -85,7 +85,7 @@ def cost(
         name = layer.dtype.name
     else:
         name = check_dtype("the layer", np.empty(0, dtype)).name
-    sizes = _count("tokens", tokens), _count("d_model", d_model), _count("d_ff", d_ff)
+    sizes = _count("tokens", tokens, 0), _count("d_model", d_model, 1), _count("d_ff", d_ff, 1)
     check_size(sizes[0], max(sizes[1:]), "tokens and the layer's dimensions")
     check_size(sizes[1], sizes[2], "d_model and d_ff")
     if op == "ffn_backward":
@@ -115,9 +115,9 @@ def cost(
     )
 
 
-def _count(name: str, value: object) -> int:
+def _count(name: str, value: object, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} is of type {type(value).__name__}; expected a whole number")
-    if value < 0:
-        raise ValueError(f"{name} is {value}; expected a number from 0 on")
+    if value < least:
+        raise ValueError(f"{name} is {value}; expected a number from {least} on")
     return int(value)

@@ -26,6 +26,7 @@ from . import _core
 from ._arrays import (
     ALIGNED,
     BLOCK_BYTES,
+    SIMPLE_OUT,
     Array,
     MaybeArray,
     as_array,
@@ -44,7 +45,9 @@ from .weights import NAMES, FFNWeights, PackedWeights, check_weights
 
 GRADIENTS = ("x", *NAMES, "activation")
 
+_ndarray = np.ndarray
 _empty = np.empty
+_may_overlap = np.may_share_memory
 _forward = _core.ffn_forward
 
 
@@ -59,29 +62,40 @@ def ffn(
 
     >>> y = fc.ffn(x, weights, activation="silu")
     """
-    # The common case, without a function call: a name, a matrix, weights whose arrays are aligned.
+    # The common case, without a function call of ours: a matrix, weights whose arrays are aligned.
     # Whatever does not fit goes to _ffn, which finds out what it is and has the sentences.
-    if (
-        out is None
-        and type(x) is np.ndarray
-        and x.ndim == 2
-        and (type(weights) is PackedWeights or type(weights) is FFNWeights)
-        and type(activation) is str
-    ):
-        core_activation = PLAIN_CORE.get(activation)
+    if type(x) is _ndarray and (type(weights) is PackedWeights or type(weights) is FFNWeights):
         call = weights._call
-        if core_activation is not None and call is not None:
-            core_weights, dtype, d, most_rows = call
-            shape = x.shape
+        if type(activation) is str:
+            options = PLAIN_CORE.get(activation)
+        elif type(activation) is Activation and (weights.gated or not activation._gated_only):
+            options = activation._core
+        else:
+            options = None
+        shape = x.shape
+        if (
+            call is not None
+            and options is not None
+            and x.dtype is call.dtype
+            and x.ndim == 2
+            and shape[1] == call.d_model
+            and shape[0] <= call.most_rows
+            and x.flags.num & ALIGNED
+        ):
+            if out is None:
+                out = _empty(shape, call.dtype)
+                _forward(x, out, call.core, options, None)
+                return out
             if (
-                x.dtype is dtype
-                and shape[1] == d
-                and shape[0] <= most_rows
-                and x.flags.num & ALIGNED
+                type(out) is _ndarray
+                and out.dtype is call.dtype
+                and out.shape == shape
+                and out.flags.num & SIMPLE_OUT == SIMPLE_OUT
+                and not _may_overlap(out, x)
+                and not any(_may_overlap(out, array) for array in call.inputs)
             ):
-                y = _empty(shape, dtype)
-                _forward(x, y, core_weights, core_activation, None)
-                return y
+                _forward(x, out, call.core, options, None)
+                return out
     return _ffn(x, weights, activation, out)
 
 

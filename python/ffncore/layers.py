@@ -34,9 +34,7 @@ class FFN:
         name: str = "",
     ) -> None:
         self.weights = weights
-        self.activation = (
-            fc.Activation(activation) if isinstance(activation, str) else activation
-        )
+        self.activation = fc.Activation(activation) if isinstance(activation, str) else activation
         self.name = name
 
     def __call__(self, x: Array, *, out: Array | None = None) -> Array:

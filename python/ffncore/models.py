@@ -46,8 +46,6 @@ class Family:
     default_activation: str | None = None  # where config.json leaves it out
 
 
-_GATED = {"gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
-
 FAMILIES = (
     Family(
         "bert",
@@ -73,16 +71,20 @@ FAMILIES = (
         ("llama", "mistral", "ministral", "qwen2", "qwen3", "olmo", "olmo2", "olmo3", "smollm3")
         + ("granite", "cohere", "cohere2", "stablelm", "exaone4"),
         "layers.{}.",
+        gate="mlp.gate_proj",
+        up="mlp.up_proj",
+        down="mlp.down_proj",
         default_activation="silu",
-        **_GATED,
     ),
     Family(
         "gemma",  # the same names; hidden_act of old Gemma files is wrong, and unused by its code
         ("gemma", "gemma2", "gemma3", "gemma3_text"),
         "layers.{}.",
+        gate="mlp.gate_proj",
+        up="mlp.up_proj",
+        down="mlp.down_proj",
         activation_keys=("hidden_activation",),
         default_activation="gelu_pytorch_tanh",
-        **_GATED,
     ),
 )
 
@@ -134,7 +136,7 @@ class Checkpoint:
                     safetensors.safe_open(str(file), framework="numpy")
                 )
                 listed = index.get(file.name)
-                for name in handle.keys() if listed is None else listed:  # noqa: SIM118
+                for name in handle.keys() if listed is None else listed:
                     self._where[name] = handle
         except safetensors.SafetensorError as error:
             self.close()
@@ -210,7 +212,9 @@ def load(
             )
         if len(chosen) > 1:
             prefixes = ", ".join(repr(info.prefix) for info in chosen)
-            raise ValueError(f"layer {layer} is there {len(chosen)} times; expected prefix=, one of {prefixes}")
+            raise ValueError(
+                f"layer {layer} is there {len(chosen)} times; expected prefix=, one of {prefixes}"
+            )
         info = chosen[0]
         if activation is None:
             activation = info.activation
@@ -270,9 +274,7 @@ def _candidates(config: dict[str, Any], family: str | None) -> tuple[Family, ...
     return rows
 
 
-def _describe(
-    checkpoint: Checkpoint, row: Family, prefix: str, layer: int
-) -> LayerInfo | None:
+def _describe(checkpoint: Checkpoint, row: Family, prefix: str, layer: int) -> LayerInfo | None:
     names = dict(_names(row, prefix + row.layer.format(layer)))
     if names["up"] not in checkpoint or ("gate" in names and names["gate"] not in checkpoint):
         return None
@@ -316,8 +318,8 @@ def _find_files(path: Path) -> tuple[list[Path], dict[str, list[str]]]:
         files = [single] if single.is_file() else sorted(path.glob("*.safetensors"))
         if len(files) != 1:
             raise ValueError(
-                f"{path} holds {len(files)} .safetensors files and no model.safetensors.index.json; "
-                f"expected one model"
+                f"{path} holds {len(files)} .safetensors files and no "
+                f"model.safetensors.index.json; expected one model"
             )
         return files, {}
     listed: dict[str, list[str]] = {}

@@ -290,6 +290,7 @@ def _arrays(weights: Weights, dtype: npt.DTypeLike) -> dict[str, Any]:
     return {n: None if given.get(n) is None else np.asarray(given[n], dtype) for n in NAMES}
 
 
+@np.errstate(all="ignore")
 def preactivations(
     x: npt.ArrayLike, weights: Weights, *, dtype: npt.DTypeLike = np.float64
 ) -> tuple[Array | None, Array]:
@@ -304,6 +305,7 @@ def preactivations(
     return gate, linear(w["up"], w["b_up"])
 
 
+@np.errstate(all="ignore")
 def ffn(
     x: npt.ArrayLike, weights: Weights, *, activation: object, dtype: npt.DTypeLike = np.float64
 ) -> Array:
@@ -320,6 +322,7 @@ def _hidden(x: npt.ArrayLike, weights: Weights, act: object, dtype: npt.DTypeLik
     return activation(gate, up, activation=act, dtype=dtype)
 
 
+@np.errstate(all="ignore")
 def ffn_backward(
     grad_y: npt.ArrayLike,
     x: npt.ArrayLike,

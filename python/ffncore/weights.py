@@ -47,6 +47,26 @@ _CACHE_LINE = 64
 _HUGE_PAGE = 2 * 2**20
 
 
+class Call:
+    """What ffn looks at in weights, found out once."""
+
+    __slots__ = ("core", "d_model", "dtype", "inputs", "most_rows")
+
+    def __init__(
+        self,
+        core: _core.WeightsTuple | _core.PackedTuple,
+        dtype: np.dtype[Any],
+        d_model: int,
+        most_rows: int,
+        inputs: tuple[Array, ...],
+    ) -> None:
+        self.core = core
+        self.dtype = dtype
+        self.d_model = d_model
+        self.most_rows = most_rows  # tokens that a call may have
+        self.inputs = inputs  # what out= must not overlap
+
+
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class FFNWeights:
     """Weights of a gated block, or of a plain one where gate is None; biases each optional.
@@ -65,13 +85,15 @@ class FFNWeights:
         d_ff: int = field(init=False)
         dtype: np.dtype[Any] = field(init=False)
         _arrays: _core.WeightsTuple = field(init=False)
-        _call: tuple[_core.WeightsTuple, np.dtype[Any], int, int] | None = field(init=False)
+        _call: Call | None = field(init=False)
 
     def __post_init__(self) -> None:
         up = as_array("w.up", self.up)
         dtype = check_dtype("w.up", up)
         check_rank("w.up", up, 2, "[d_ff, d_model]")
         f, d = up.shape
+        if not f or not d:
+            raise ValueError(f"w.up has shape {up.shape}; expected at least 1 in each dimension")
         checked: dict[str, MaybeArray] = {"up": up}
         for name, rank, shape in (
             ("gate", 2, (f, d)),
@@ -97,7 +119,8 @@ class FFNWeights:
         arrays: Any = tuple(None if checked[n] is None else checked[n].view() for n in NAMES)  # type: ignore[union-attr]
         self._set(d_model=d, d_ff=f, dtype=dtype, _arrays=arrays, _call=None)
         if all(a is None or a.flags.num & ALIGNED for a in arrays):
-            self._set(_call=(arrays, dtype, d, most_rows(d, f)))
+            inputs = tuple(a for a in arrays if a is not None)
+            self._set(_call=Call(arrays, dtype, d, most_rows(d, f), inputs))
 
     def _set(self, **attributes: object) -> None:
         for name, value in attributes.items():
@@ -197,7 +220,7 @@ def _rebuild(arrays: dict[str, Array]) -> FFNWeights:
 
 
 def most_rows(d: int, f: int) -> int:
-    """Tokens that a call may have; kept with the weights, so that a call compares one number."""
+    """Tokens that a call may have with weights of this size."""
     return MAX_ELEMENTS // max(d, f, 1)
 
 
@@ -213,7 +236,7 @@ class PackedWeights:
     dtype: np.dtype[Any]
     _buffer: Array
     _packed: _core.PackedTuple
-    _call: tuple[_core.PackedTuple, np.dtype[Any], int, int]
+    _call: Call
 
     def __init__(self) -> None:
         raise TypeError("PackedWeights are made by fc.pack(weights)")
@@ -229,7 +252,8 @@ class PackedWeights:
             ("_packed", (buffer, d, f, weights.gated, *biases)),
         ):
             object.__setattr__(packed, name, value)
-        object.__setattr__(packed, "_call", (packed._packed, w.dtype, d, most_rows(d, f)))
+        call = Call(packed._packed, w.dtype, d, most_rows(d, f), (buffer,))
+        object.__setattr__(packed, "_call", call)
         return packed
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -302,7 +326,7 @@ def _allocate(nbytes: int) -> Array:
     """Aligned bytes; from 2 MiB on in huge pages where the system grants them."""
     alignment = _CACHE_LINE
     if nbytes < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        raw = np.empty(nbytes + alignment, np.uint8)
+        raw = np.zeros(nbytes + alignment, np.uint8)  # padding too: equal weights, equal bytes
     else:
         alignment = _HUGE_PAGE
         pages = mmap.mmap(-1, nbytes + alignment, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

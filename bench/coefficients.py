@@ -1,0 +1,81 @@
+"""Prints the polynomials of csrc/kernels/math.inl: minimax fits by Remez's exchange. Needs mpmath.
+
+    python bench/coefficients.py
+
+    q(r) = (e^r - 1 - r) / r^2                        |r| <= ln 2 / 2, error relative to r
+    P(u) = Phi(-a) e^(a^2 / 2) (a + k)                u = a / (a + k) - m, 0 <= a <= end, relative
+
+k and m are chosen: k (the pole) for the smallest error at the degree, m near the middle of the
+range, so that the powers of u fall quickly and rounding errors in Horner's rule do, too.
+"""
+
+import mpmath
+from mpmath import mp, mpf
+
+mp.dps = 60
+
+# name, digits printed, degree of q, degree of P, k, m, end of the tail (beyond it results are zero)
+TYPES = [
+    ("float", "{:.9g}f", 4, 9, mpf("3.5"), mpf(13421773) / 2**25, mpf("14.7")),
+    ("double", "{:.17g}", 10, 22, mpf(5), mpf("0.4375"), mpf(39)),
+]
+
+
+def minimax(f, weight, low, high, degree, rounds=12, points=400):
+    """Coefficients c with the smallest max of weight(x) |sum c_k x^k - f(x)|, and that maximum."""
+    count = degree + 2
+    middle, half = (low + high) / 2, (high - low) / 2
+    nodes = [middle - half * mpmath.cos(mp.pi * i / (count - 1)) for i in range(count)]
+    grid = [middle - half * mpmath.cos(mp.pi * i / points) for i in range(points + 1)]
+    values, weights = [f(x) for x in grid], [weight(x) for x in grid]
+    for _ in range(rounds):
+        matrix, right = mpmath.matrix(count, count), mpmath.matrix(count, 1)
+        for i, x in enumerate(nodes):
+            for k in range(degree + 1):
+                matrix[i, k] = x**k
+            matrix[i, degree + 1] = (-1) ** i / weight(x)
+            right[i] = f(x)
+        solution = mpmath.lu_solve(matrix, right)
+        c = [solution[k] for k in range(degree + 1)]
+        error = [
+            w * (mpmath.polyval(c[::-1], x) - v)
+            for x, v, w in zip(grid, values, weights, strict=True)
+        ]
+        worst = max(abs(e) for e in error)
+        extrema, best = [], 0  # the largest error between changes of sign
+        for i in range(1, len(grid)):
+            if (error[i] > 0) != (error[best] > 0):
+                extrema.append(best)
+                best = i
+            elif abs(error[i]) > abs(error[best]):
+                best = i
+        extrema.append(best)
+        while len(extrema) > count:
+            extrema.pop(0 if abs(error[extrema[0]]) < abs(error[extrema[-1]]) else -1)
+        if len(extrema) < count or worst < abs(solution[degree + 1]) * mpf("1.02"):
+            break
+        nodes = [grid[i] for i in extrema]
+    return c, worst
+
+
+def exp_quotient(r):
+    return (mpmath.expm1(r) - r) / r**2 if abs(r) > mpf(10) ** -15 else mpf(1) / 2 + r / 6
+
+
+def main():
+    for name, form, exp_degree, tail_degree, k, m, end in TYPES:
+        reach = mpmath.log(2) / 2 * mpf("1.0005")  # n is the nearest integer but for a rounding
+        c, worst = minimax(exp_quotient, lambda r: abs(r) + mpf("1e-9"), -reach, reach, exp_degree)
+        print(name, "q", mpmath.nstr(worst, 2), ", ".join(form.format(float(v)) for v in c))
+
+        def tail(u, k=k, m=m):
+            a = k * (u + m) / (1 - u - m)
+            return mpmath.exp(a * a / 2) * mpmath.erfc(a / mpmath.sqrt(2)) / 2 * (a + k)
+
+        top = end / (end + k) - m
+        c, worst = minimax(tail, lambda u, f=tail: 1 / f(u), -m, top, tail_degree)
+        print(name, "P", mpmath.nstr(worst, 2), ", ".join(form.format(float(v)) for v in c))
+
+
+if __name__ == "__main__":
+    main()

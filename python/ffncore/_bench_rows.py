@@ -1,0 +1,51 @@
+"""A result of the bench as the line that is printed. Test: tests/test_bench.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def describe(row: dict[str, Any]) -> str:
+    """A result as the line that is printed; "" where there is nothing to say."""
+    kind = row["kind"]
+    if kind == "machine":
+        return f"{row['cpu']}, {row['isa']}, {row['threads']} threads, ffncore {row['ffncore']}"
+    if kind == "peak":
+        return (
+            f"FMA peak {row['fma'] / 1e9:.1f} GFLOP/s {row['dtype']}, clock "
+            f"{row['clock'] / 1e9:.2f} GHz, {row['units']} FMA units "
+            f"({100 * row['deviation']:+.1f} % from clock x width x units)"
+        )
+    if kind == "shape":
+        form = "gated" if row["gated"] else "plain"
+        return (
+            f"\n{row['shape']}: {row['d']} x {row['f']}, {row['activation']}, {form}, "
+            f"{row['weight_bytes'] / 1e6:.1f} MB, read at {row['bandwidth'] / 1e9:.1f} GB/s; "
+            f"rms error {row['error']:.1e} (numpy {row['numpy_error']:.1e})\n"
+            f"{'mode':>8} {'tokens':>6} {'ms':>10} {'GFLOP/s':>9} {'GB/s':>7} "
+            f"{'share':>6} {'best':>6}  bound"
+        )
+    if kind == "skipped":
+        return f"{row['shape']}: left out, {row['reason']}"
+    if kind == "case":
+        return (
+            f"{row['mode']:>8} {row['tokens']:>6} {1e3 * row['seconds']:>10.4f} "
+            f"{row['gflops']:>9.1f} {row['gbytes']:>7.1f} "
+            f"{row['share']:>6.2f} {row['best_share']:>6.2f}  {row['bound']}"
+        )
+    if kind == "call":
+        after = (
+            f"after {1e3 * row['pause']:.0f} ms of other work" if row["pause"] else "back to back"
+        )
+        return (
+            f"call, 384 x 1536, one token, {row['mode']}, {after}: {1e6 * row['seconds']:.1f} us, "
+            f"beyond the kernel {1e6 * row['beyond_seconds']:.1f} us"
+        )
+    if kind == "activation":
+        form = "gated" if row["gated"] else "plain"
+        ratio = row["forward_per_second"] / row["backward_per_second"]
+        return (
+            f"{row['activation']:>12} {form}: {row['forward_per_second'] / 1e9:7.2f} G elements/s, "
+            f"backward {row['backward_per_second'] / 1e9:7.2f} (costs {ratio:.2f} times as much)"
+        )
+    return ""

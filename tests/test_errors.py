@@ -1,0 +1,489 @@
+"""Bad input: one clear sentence each, the right type of error, and nothing changed."""
+
+# ruff: noqa: ARG005 (every case is called with the setting)
+
+import re
+
+import numpy as np
+import pytest
+from support import make_weights, normal
+
+import ffncore as fc
+
+D, F, T = 5, 7, 3
+
+
+def f32(*shape):
+    return np.ones(shape, np.float32)
+
+
+class Setting:
+    """Arrays that a call may name; all are looked at again after the error."""
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        self.w = make_weights(rng, D, F, biases=("b_up",), dtype=np.float32)
+        self.plain = make_weights(rng, D, F, gated=False, dtype=np.float32)
+        self.double = make_weights(rng, D, F)
+        self.packed = fc.pack(self.w)
+        self.x = normal(rng, T, D, dtype=np.float32)
+        self.out = normal(rng, T, D, dtype=np.float32)
+        self.base = normal(rng, 4, T, D, dtype=np.float32)
+        self.frozen = normal(rng, T, D, dtype=np.float32)
+        self.frozen.flags.writeable = False
+        self.y, self.saved = fc.ffn_forward(self.x, self.w, activation="silu")
+        self.saved_packed = fc.ffn_forward(self.x, self.packed, activation="silu")[1]
+        self.saved_plain = fc.ffn_forward(self.x, self.plain, activation="relu")[1]
+
+    def bytes(self):
+        arrays = [self.x, self.out, self.base, self.frozen, self.y, self.packed._buffer]
+        for w in (self.w, self.plain, self.double):
+            arrays += w.arrays().values()
+        return [a.tobytes() for a in arrays]
+
+
+def ffn(s, x=None, w=None, activation="silu", **options):
+    return fc.ffn(
+        s.x if x is None else x, s.w if w is None else w, activation=activation, **options
+    )
+
+
+def backward(s, grad=None, saved=None, **options):
+    return fc.ffn_backward(
+        s.x if grad is None else grad, s.saved if saved is None else saved, **options
+    )
+
+
+def huge(*shape):
+    """An array that exists nowhere: one number behind zero strides."""
+    return np.lib.stride_tricks.as_strided(f32(1), shape, (0,) * len(shape), writeable=False)
+
+
+WEIGHTS = [
+    (
+        lambda s: fc.FFNWeights(gate=f32(F, D), up=f32(F, D), down=f32(D, F + 1)),
+        "w.down has shape (5, 8); expected (5, 7) to match w.up (7, 5)",
+    ),
+    (
+        lambda s: fc.FFNWeights(gate=f32(F, D + 1), up=f32(F, D), down=f32(D, F)),
+        "w.gate has shape (7, 6); expected (7, 5) to match w.up (7, 5)",
+    ),
+    (
+        lambda s: fc.FFNWeights(up=f32(F, 0), down=f32(0, F)),
+        "w.up has shape (7, 0); expected at least 1 in each dimension",
+    ),
+    (
+        lambda s: fc.FFNWeights(up=f32(F, D), down=f32(D, F), b_up=f32(D)),
+        "w.b_up has shape (5,); expected (7,) to match w.up (7, 5)",
+    ),
+    (
+        lambda s: fc.FFNWeights(up=f32(2, F, D), down=f32(D, F)),
+        "w.up has shape (2, 7, 5); expected 2-dimensional [d_ff, d_model]",
+    ),
+    (
+        lambda s: fc.FFNWeights(up=f32(F, D), down=f32(D, F), b_down=f32(1, D)),
+        "w.b_down has shape (1, 5); expected 1-dimensional [d_model]",
+    ),
+    (
+        lambda s: fc.FFNWeights(up=f32(F, D), down=f32(D, F), b_gate=f32(F)),
+        "w.b_gate is given and w.gate is None; expected w.gate too",
+    ),
+    (
+        lambda s: fc.FFNWeights.from_gate_up(f32(7, D), f32(D, 3)),
+        "gate_up has shape (7, 5); expected an even number of rows",
+    ),
+    (
+        lambda s: fc.FFNWeights.from_gate_up(f32(8, D), f32(D, 4), layout="interleave"),
+        "layout is 'interleave'; expected 'concat' or 'interleaved'",
+    ),
+    (
+        lambda s: fc.FFNWeights.from_gate_up(f32(8, D), f32(D, 4), order="gate"),
+        "order is 'gate'; expected 'gate_first' or 'up_first'",
+    ),
+    (
+        lambda s: fc.FFNWeights.from_gate_up(f32(8, D), f32(D, 4), b_gate_up=f32(4)),
+        "b_gate_up has shape (4,); expected (8,) to match gate_up (8, 5)",
+    ),
+    (
+        lambda s: fc.FFNWeights(up=huge(2**30, 2**29), down=huge(2**29, 2**30)),
+        "w.up's dimensions make 1073741824 x 536870912 elements; expected at most",
+    ),
+    (
+        lambda s: fc.pack(s.double, out=fc.pack(make_weights(np.random.default_rng(0), D, F + 1))),
+        "out is PackedWeights(gated, shape=(8, 5)",
+    ),
+]
+
+SHAPES = [
+    (
+        lambda s: ffn(s, f32(T, D + 1)),
+        "x has shape (3, 6); expected a last dimension of 5 to match w.up (7, 5)",
+    ),
+    (lambda s: ffn(s, f32()[...]), "x has shape (); expected [..., d_model]"),
+    (
+        lambda s: ffn(s, out=f32(T + 1, D)),
+        "out has shape (4, 5); expected (3, 5) to match x",
+    ),
+    (lambda s: ffn(s, out=s.frozen), "out is read-only; expected a writable array"),
+    (lambda s: ffn(s, out=s.x), "out overlaps x; expected memory of its own"),
+    (
+        lambda s: ffn(s, s.base[0], out=s.base.reshape(-1)[7:22].reshape(T, D)),
+        "out overlaps x; expected memory of its own",
+    ),
+    (
+        lambda s: ffn(s, w=fc.FFNWeights(up=s.base[0, :1], down=f32(D, 1)), out=s.base[0]),
+        "out overlaps w.up; expected memory of its own",
+    ),
+    (
+        lambda s: ffn(s, w=s.packed, out=s.packed._buffer.view(np.float32)[:15].reshape(T, D)),
+        "out overlaps the packed weights; expected memory of its own",
+    ),
+    (
+        lambda s: ffn(s, out=np.lib.stride_tricks.as_strided(f32(D), (T, D), (0, 4))),
+        "out has strides (0, 4) for shape (3, 5), so that elements share memory",
+    ),
+    (
+        lambda s: ffn(s, out=np.lib.stride_tricks.as_strided(f32(9), (T, D), (8, 4))),
+        "out has strides (8, 4) for shape (3, 5), so that elements share memory",
+    ),
+    (
+        lambda s: ffn(s, out=np.zeros((T, D), [("a", "u1"), ("b", "f4")])["b"]),
+        "expected an aligned array",
+    ),
+    (
+        lambda s: ffn(s, huge(2**57, 1), fc.FFNWeights(up=f32(4, 1), down=f32(1, 4))),
+        "the tokens of x and the rows of w.up make 144115188075855872 x 4 elements",
+    ),
+    (
+        lambda s: fc.ffn_forward(
+            huge(2**40, 1), fc.FFNWeights(up=huge(2**30, 1), down=huge(1, 2**30)), activation="relu"
+        ),
+        "the tokens of x and the rows of w.up make 1099511627776 x 1073741824 elements",
+    ),
+    (
+        lambda s: fc.ffn_forward(s.x, s.w, activation="silu", save="everything"),
+        "save is 'everything'; expected 'preactivations' or 'input'",
+    ),
+    (
+        lambda s: fc.ffn_forward(s.x, s.w, activation="silu", out=s.x),
+        "out overlaps x; expected memory of its own",
+    ),
+    (
+        lambda s: fc.activation(s.x, f32(T, D + 1), activation="silu"),
+        "up has shape (3, 6); expected (3, 5) to match x",
+    ),
+    (
+        lambda s: fc.activation(s.x, activation="silu", out=s.x),
+        "out overlaps x; expected memory of its own",
+    ),
+    (
+        lambda s: fc.activation_backward(s.x[:2], s.x, activation="silu"),
+        "grad has shape (2, 5); expected (3, 5) to match x",
+    ),
+    (
+        lambda s: fc.activation_backward(s.x, s.x, s.y, activation="silu", out=(s.out, s.out)),
+        "out.up overlaps out.x; expected memory of its own",
+    ),
+    (
+        lambda s: fc.activation_backward(s.x, s.x, activation="silu", out=(None, s.out)),
+        "out has an array for up; expected None there",
+    ),
+    (lambda s: fc.cost(1, d_model=0, d_ff=3), "d_model is 0; expected a number from 1 on"),
+    (lambda s: fc.cost(-1, s.w), "tokens is -1; expected a number from 0 on"),
+    (lambda s: fc.cost(1, s.w, d_ff=3), "d_model and d_ff are given beside weights"),
+    (
+        lambda s: fc.cost(1, s.w, op="ffn_back"),
+        "op is 'ffn_back'; expected one of ffn, ffn_forward",
+    ),
+    (lambda s: fc.cost(2**50, d_model=2**20, d_ff=1), "tokens and the layer's dimensions make"),
+    (lambda s: fc.cost(1, s.w, needs=("x",)), "needs is given for ffn; expected it with op="),
+]
+
+BACKWARD = [
+    (
+        lambda s: backward(s, f32(T, D + 1)),
+        "grad_y has shape (3, 6); expected (3, 5) to match saved.x",
+    ),
+    (
+        lambda s: backward(s, f32(1, T, D)),
+        "grad_y has shape (1, 3, 5); expected (3, 5) to match saved.x",
+    ),
+    (
+        lambda s: backward(s, needs=("x", "gat")),
+        "needs has 'gat', which is not known; the nearest known name is 'gate'",
+    ),
+    (
+        lambda s: backward(s, needs=("b_gate",)),
+        "needs has 'b_gate', but the block has no w.b_gate",
+    ),
+    (
+        lambda s: backward(s, saved=s.saved_plain, needs=("gate",)),
+        "needs has 'gate', but the block has no w.gate",
+    ),
+    (
+        lambda s: backward(s, needs=("activation",)),
+        "needs has 'activation', but silu has no trainable parameters",
+    ),
+    (
+        lambda s: backward(s, saved=s.saved_packed, needs=("x", "up")),
+        "needs has 'up', but packed weights give the gradient of x alone",
+    ),
+    (
+        lambda s: backward(s, out={"upp": f32(F, D)}),
+        "out has 'upp', which is not known; the nearest known name is 'up'",
+    ),
+    (
+        lambda s: backward(s, out={"up": f32(F, D)}, needs=("x",)),
+        "out.up is given, but needs is ('x',); expected 'up' in it",
+    ),
+    (
+        lambda s: backward(s, out={"down": f32(F, D)}),
+        "out.down has shape (7, 5); expected (5, 7) to match w.down",
+    ),
+    (
+        lambda s: backward(s, out={"x": s.w.down.reshape(-1)[:15].reshape(T, D)}),
+        "out.x overlaps w.down",
+    ),
+    (
+        lambda s: backward(s, s.y, out={"x": s.y}),
+        "out.x overlaps grad_y; expected memory of its own",
+    ),
+    (lambda s: backward(s, s.y, out={"x": s.x}), "out.x overlaps x; expected memory of its own"),
+    (
+        lambda s: backward(s, out={"x": s.base[0], "b_up": s.base.reshape(-1)[14:21]}),
+        "out.b_up overlaps out.x; expected memory of its own",
+    ),
+    (
+        lambda s: backward(s, out={"x": s.saved._panels[:15].reshape(T, D)}),
+        "out.x overlaps what was saved; expected memory of its own",
+    ),
+    (
+        lambda s: backward(s, accumulate=True),
+        "accumulate is True and out is None; expected arrays to add into",
+    ),
+]
+
+ACTIVATIONS = [
+    (
+        lambda s: ffn(s, activation="sillu"),
+        "activation 'sillu' is not known; the nearest known name is 'silu'",
+    ),
+    (
+        lambda s: fc.Activation("geluu"),
+        "activation 'geluu' is not known; the nearest known name is 'gelu'",
+    ),
+    (lambda s: ffn(s, activation="zzz"), "activation 'zzz' is not known; known are identity, relu"),
+    (lambda s: fc.Activation("gelu", alpha=1.0), "option alpha belongs to silu; got gelu"),
+    (
+        lambda s: fc.Activation("gelu", gate_softcap=1.0),
+        "option gate_softcap belongs to silu and quick_gelu; got gelu",
+    ),
+    (
+        lambda s: fc.Activation("relu", negative_slope=0.1),
+        "option negative_slope belongs to leaky_relu; got relu",
+    ),
+    (lambda s: fc.Activation("silu", beta=0.5), "option beta belongs to xielu; got silu"),
+    (
+        lambda s: fc.Activation("silu", clamp="pre"),
+        "option clamp is 'pre' without a limit; expected both or neither",
+    ),
+    (
+        lambda s: fc.Activation("silu", clamp="before", limit=1),
+        "option clamp is 'before'; expected 'pre' or 'post'",
+    ),
+    (lambda s: fc.Activation("silu", limit=-7), "option limit is -7.0; expected a number above 0"),
+    (lambda s: fc.Activation("silu", limit=0), "option limit is 0.0; expected a number above 0"),
+    (
+        lambda s: fc.Activation("silu", limit=np.inf),
+        "option limit is inf; expected a finite number",
+    ),
+    (
+        lambda s: fc.Activation("silu", alpha=np.nan),
+        "option alpha is nan; expected a finite number",
+    ),
+    (
+        lambda s: fc.Activation("silu", up_softcap=-1),
+        "option up_softcap is -1.0; expected a number above 0",
+    ),
+    (
+        lambda s: fc.Activation("xielu", eps=0.1),
+        "option eps is 0.1; expected a number not above 0",
+    ),
+    (
+        lambda s: ffn(s, w=s.plain, activation=fc.Activation("silu", limit=7)),
+        "option limit belongs to gated blocks; got Activation('silu', limit=7.0, clamp='pre')",
+    ),
+    (
+        lambda s: ffn(s, w=s.plain, activation=fc.Activation("silu", up_offset=1)),
+        "option up_offset belongs to gated blocks",
+    ),
+    (
+        lambda s: fc.activation(s.x, activation=fc.Activation("silu", up_softcap=1)),
+        "option up_softcap belongs to gated blocks",
+    ),
+]
+
+TYPES = [
+    (lambda s: ffn(s, [[1.0] * D]), "x is of type list; expected a numpy array"),
+    (lambda s: ffn(s, 3.0), "x is of type float; expected a numpy array"),
+    (lambda s: ffn(s, np.ma.array(s.x)), "x is a masked array; expected a plain numpy array"),
+    (lambda s: ffn(s, s.x.astype(object)), "x has dtype object; expected float32 or float64"),
+    (lambda s: ffn(s, s.x.astype(np.float16)), "x has dtype float16; expected float32 or float64"),
+    (lambda s: ffn(s, s.x.astype(np.int32)), "x has dtype int32; expected float32 or float64"),
+    (
+        lambda s: ffn(s, s.x.astype(np.complex64)),
+        "x has dtype complex64; expected float32 or float64",
+    ),
+    (
+        lambda s: ffn(s, s.x.astype(">f4")),
+        "x has dtype >f4, which is not this machine's byte order; expected float32 or float64",
+    ),
+    (
+        lambda s: ffn(s, s.x.astype(np.float64)),
+        "x has dtype float64; expected float32 to match the weights",
+    ),
+    (
+        lambda s: ffn(s, w=s.double),
+        "x has dtype float32; expected float64 to match the weights",
+    ),
+    (
+        lambda s: fc.FFNWeights(up=f32(F, D), down=np.ones((D, F))),
+        "w.down has dtype float64; expected float32 to match w.up",
+    ),
+    (
+        lambda s: fc.FFNWeights(up=f32(F, D).astype(np.float16), down=f32(D, F)),
+        "w.up has dtype float16; expected float32 or float64",
+    ),
+    (
+        lambda s: fc.FFNWeights(up=[[1.0]], down=f32(1, 1)),
+        "w.up is of type list; expected a numpy array",
+    ),
+    (
+        lambda s: fc.FFNWeights(up=f32(F, D), down=None),
+        "w.down is of type NoneType; expected a numpy array",
+    ),
+    (
+        lambda s: ffn(s, w=(s.w.up, s.w.down)),
+        "weights is of type tuple; expected FFNWeights or PackedWeights",
+    ),
+    (
+        lambda s: fc.pack({"up": s.w.up}),
+        "weights is of type dict; expected FFNWeights or PackedWeights",
+    ),
+    (lambda s: fc.pack(s.packed), "weights are packed already; expected FFNWeights"),
+    (lambda s: fc.pack(s.w, dtype="float16"), "dtype float16; expected float32 or float64"),
+    (lambda s: fc.pack(s.w, dtype="floaty"), "dtype is 'floaty'; expected float32 or float64"),
+    (lambda s: fc.pack(s.w, out=s.out), "out is of type ndarray; expected PackedWeights"),
+    (lambda s: fc.pack(s.double, out=s.packed), "out has dtype float32; expected float64"),
+    (lambda s: ffn(s, out=[1]), "out is of type list; expected a numpy array"),
+    (
+        lambda s: ffn(s, out=np.empty((T, D))),
+        "out has dtype float64; expected float32 to match x",
+    ),
+    (
+        lambda s: ffn(s, activation=None),
+        "activation is of type NoneType; expected a name or an Activation",
+    ),
+    (
+        lambda s: ffn(s, activation=["silu"]),
+        "activation is of type list; expected a name or an Activation",
+    ),
+    (lambda s: fc.Activation(3), "activation is of type int; expected a name"),
+    (lambda s: fc.Activation("silu", alpha="1"), "option alpha is of type str; expected a number"),
+    (
+        lambda s: fc.Activation("silu", limit=True),
+        "option limit is of type bool; expected a number",
+    ),
+    (
+        lambda s: fc.Activation("silu", alhpa=1.0),
+        "option 'alhpa' is not known; the nearest known name is 'alpha'",
+    ),
+    (
+        lambda s: fc.Activation("silu", up_offset=None),
+        "option up_offset is None; expected a number",
+    ),
+    (
+        lambda s: fc.ffn_backward(s.x, {"x": s.x}),
+        "saved is of type dict; expected what ffn_forward returned",
+    ),
+    (
+        lambda s: fc.ffn_backward(s.saved, s.x),
+        "saved is of type ndarray; expected what ffn_forward returned",
+    ),
+    (
+        lambda s: backward(s, s.x.astype(np.float64)),
+        "grad_y has dtype float64; expected float32 to match saved",
+    ),
+    (lambda s: backward(s, [1.0]), "grad_y is of type list; expected a numpy array"),
+    (
+        lambda s: backward(s, needs="x"),
+        "needs is of type str; expected a tuple of names like ('x',)",
+    ),
+    (lambda s: backward(s, needs=(1,)), "needs has an entry of type int; expected a name"),
+    (
+        lambda s: backward(s, out=[s.out]),
+        "out is of type list; expected FFNGrads or a mapping",
+    ),
+    (
+        lambda s: backward(s, out={"x": np.empty((T, D))}),
+        "out.x has dtype float64; expected float32 to match x",
+    ),
+    (
+        lambda s: fc.activation(s.x, s.x.astype(np.float64), activation="silu"),
+        "up has dtype float64; expected float32 to match x",
+    ),
+    (
+        lambda s: fc.activation_backward(s.x, s.x, activation="silu", out=s.out),
+        "out is of type ndarray; expected a tuple (x, up)",
+    ),
+    (lambda s: fc.cost(1.5, s.w), "tokens is of type float; expected a whole number"),
+    (lambda s: fc.cost(1, d_model=5), "d_ff is of type NoneType; expected a whole number"),
+]
+
+
+def check(call, error, sentence):
+    setting = Setting()
+    before = setting.bytes()
+    with pytest.raises(error, match=re.escape(sentence)) as caught:
+        call(setting)
+    assert type(caught.value) is error
+    message = str(caught.value)
+    assert "\n" not in message
+    assert not message.endswith(".")
+    assert setting.bytes() == before
+
+
+@pytest.mark.parametrize("call, sentence", WEIGHTS + SHAPES + BACKWARD + ACTIVATIONS)
+def test_value_errors(call, sentence):
+    check(call, ValueError, sentence)
+
+
+@pytest.mark.parametrize("call, sentence", TYPES)
+def test_type_errors(call, sentence):
+    check(call, TypeError, sentence)
+
+
+def test_bfloat16_is_named():
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    x = f32(T, D).astype(ml_dtypes.bfloat16)
+    with pytest.raises(TypeError, match="x has dtype bfloat16; expected float32 or float64"):
+        fc.ffn(x, Setting().w, activation="silu")
+
+
+def test_there_is_no_default_activation():
+    s = Setting()
+    with pytest.raises(TypeError, match="activation"):
+        fc.ffn(s.x, s.w)
+    with pytest.raises(TypeError, match="positional"):
+        fc.ffn(s.x, s.w, "silu")
+    with pytest.raises(TypeError, match="positional"):
+        fc.FFNWeights(s.w.gate, s.w.up, s.w.down)
+    with pytest.raises(TypeError, match="made by ffn_forward"):
+        fc.Saved()
+
+
+def test_partial_gradients_are_no_weights():
+    s = Setting()
+    grads = fc.ffn_backward(s.x, s.saved, needs=("up",))
+    with pytest.raises(ValueError, match="holds gradients of which some are None"):
+        fc.ffn(s.x, grads.weights, activation="silu")
