@@ -9,6 +9,8 @@ k and m are chosen: k (the pole) for the smallest error at the degree, m near th
 range, so that the powers of u fall quickly and rounding errors in Horner's rule do, too.
 """
 
+import struct
+
 import mpmath
 from mpmath import mp, mpf
 
@@ -62,11 +64,18 @@ def exp_quotient(r):
     return (mpmath.expm1(r) - r) / r**2 if abs(r) > mpf(10) ** -15 else mpf(1) / 2 + r / 6
 
 
+def show(name, letter, form, worst, coefficients):
+    values = [float(c) for c in coefficients]
+    if name == "float":
+        values = [struct.unpack("f", struct.pack("f", v))[0] for v in values]
+    print(name, letter, mpmath.nstr(worst, 2), ", ".join(form.format(v) for v in values))
+
+
 def main():
     for name, form, exp_degree, tail_degree, k, m, end in TYPES:
         reach = mpmath.log(2) / 2 * mpf("1.0005")  # n is the nearest integer but for a rounding
         c, worst = minimax(exp_quotient, lambda r: abs(r) + mpf("1e-9"), -reach, reach, exp_degree)
-        print(name, "q", mpmath.nstr(worst, 2), ", ".join(form.format(float(v)) for v in c))
+        show(name, "q", form, worst, c)
 
         def tail(u, k=k, m=m):
             a = k * (u + m) / (1 - u - m)
@@ -74,7 +83,7 @@ def main():
 
         top = end / (end + k) - m
         c, worst = minimax(tail, lambda u, f=tail: 1 / f(u), -m, top, tail_degree)
-        print(name, "P", mpmath.nstr(worst, 2), ", ".join(form.format(float(v)) for v in c))
+        show(name, "P", form, worst, c)
 
 
 if __name__ == "__main__":

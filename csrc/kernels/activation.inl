@@ -151,26 +151,29 @@ template <> struct IsXielu<Xielu> {
     static constexpr bool kValue = true;
 };
 
-// Sums of 16 columns each: lane i and i + 8, i and i + 4, ...
+// Sums of 8 columns each: lane i and i + 4, i and i + 2, i and i + 1.
 template <class T> struct GroupSums {
-    T positive[16] = {}, negative[16] = {};
+    static constexpr int kLanes = 16; // the widest vector
+    T positive[kLanes] = {}, negative[kLanes] = {};
 
-    static inline T tree(T (&lanes)[16]) {
-        for (int half = 8; half > 0; half /= 2)
+    static inline T tree(T *lanes) {
+        for (int half = kXieluGroup / 2; half > 0; half /= 2)
             for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
         return lanes[0];
     }
 
-    // The vector at column c of cols; every 16 columns, and at the end, a sum is written.
+    // The vector at column c of cols; after every group, and at the end, a sum is written.
     template <class F>
     inline void add(typename F::V p, typename F::V n, int64_t c, int64_t cols, T *sum_p, T *sum_n) {
-        const int lane = int(c % 16), end = lane + F::W;
+        const int lane = int(c % kXieluGroup), end = lane + F::W;
         F::store(positive + lane, p);
         F::store(negative + lane, n);
-        if (end < 16 && c + F::W < cols) return;
-        for (int i = end; i < 16; ++i) positive[i] = negative[i] = T(0);
-        sum_p[c / 16] = tree(positive);
-        sum_n[c / 16] = tree(negative);
+        if (end < kXieluGroup && c + F::W < cols) return;
+        for (int i = end; i < kXieluGroup; ++i) positive[i] = negative[i] = T(0);
+        for (int i = 0; i < end && c - lane + i < cols; i += kXieluGroup) {
+            sum_p[(c - lane + i) / kXieluGroup] = tree(positive + i);
+            sum_n[(c - lane + i) / kXieluGroup] = tree(negative + i);
+        }
     }
 };
 

@@ -22,8 +22,7 @@ template <class F, int NV, int MR> void tile(const TileArgs<typename F::T> &t) {
     using T = typename F::T;
     using V = typename F::V;
     constexpr int half = (MR + 1) / 2;
-    // Prefetches come after every 16 k: 16 floats are one cache line of a row of A.
-    constexpr int64_t kRun = 16;
+    constexpr int64_t kRun = 16; // floats in a cache line: a run of k is one line of a row of A
     V acc[MR][NV];
 #pragma GCC unroll 16
     for (int r = 0; r < MR; ++r)
@@ -33,8 +32,10 @@ template <class F, int NV, int MR> void tile(const TileArgs<typename F::T> &t) {
 
     const int64_t row = t.row, step = t.step, ldb = t.ldb;
     const T *b = t.b;
-    const char *prefetch = t.prefetch;
-    int64_t groups = t.groups;
+    // Without a wish it is c, which is in L1 soon anyhow: no branch in the loop.
+    const char *prefetch = t.prefetch ? t.prefetch : (const char *)t.c;
+    const int64_t fetch_step = t.prefetch ? t.prefetch_step : 0;
+    const int64_t fetch_run = t.prefetch ? t.prefetch_run - kRun * fetch_step : 0;
     for (int64_t k0 = 0, s = 0; k0 < t.depth; k0 += t.segment, ++s) {
         const T *a0 = t.a0 + s * t.jump, *a1 = t.a1 + s * t.jump;
         int64_t left = t.depth - k0 < t.segment ? t.depth - k0 : t.segment;
@@ -53,18 +54,16 @@ template <class F, int NV, int MR> void tile(const TileArgs<typename F::T> &t) {
                     for (int v = 0; v < NV; ++v)
                         acc[r][v] = F::fma(av, bv[v], acc[r][v]);
                 }
+                __builtin_prefetch(prefetch, 0, 2);
+                if (NV == 2)
+                    __builtin_prefetch(prefetch + 64, 0, 2);
+                prefetch += fetch_step;
                 a0 += step;
                 a1 += step;
                 b += ldb;
             }
             left -= run;
-            if (groups > 0) {
-                const char *line = prefetch;
-                for (int64_t i = 0; i < t.lines; ++i, line += t.line_stride)
-                    __builtin_prefetch(line, 0, 2);
-                prefetch += t.group_stride;
-                --groups;
-            }
+            prefetch += fetch_run;
         }
     }
 

@@ -33,10 +33,11 @@ template <class T> struct TileArgs {
     int64_t ldc;
     int64_t depth;
     bool add; // c += sum, else c = sum
-    // What is needed next: after each of the first `groups` runs of 16 k, `lines` cache lines that
-    // lie `line_stride` bytes apart are fetched into L2, and the address moves by `group_stride`.
+    // What is needed next is fetched into L2, evenly: at step k the line at
+    // prefetch + (k % 16) * prefetch_step + (k / 16) * prefetch_run, and in tiles of two vectors the
+    // line after it. nullptr: nothing.
     const char *prefetch;
-    int64_t groups, lines, line_stride, group_stride;
+    int64_t prefetch_step, prefetch_run;
 };
 
 // Few tokens times raw weights, W outputs: c[r][i] (+)= sum_k a[r * row + k] * b[i * ldb + k]. Rows of
@@ -79,9 +80,10 @@ template <class T> struct ActForwardArgs {
 
 // From dh and the preactivations gate, up (bias included): dgate, dup and, if asked for, h again.
 // gate == nullptr: plain, dup = dh * act'(up). dgate, dup, h may each be nullptr. xielu_p/n, unless
-// nullptr, receive, for each row and each group of 16 columns, the group's sum of dh' * x^2 (x > 0)
+// nullptr, receive, for each row and each group of 8 columns, the group's sum of dh' * x^2 (x > 0)
 // and dh' * (expm1(min(x, eps)) - x) (x <= 0), where dh' is the gradient of act's value: element
-// [r * ld_xielu + c / 16]. The 16 lanes are added as a tree: i and i + 8, i and i + 4, ...
+// [r * ld_xielu + c / 8]. The 8 lanes are added as a tree: i and i + 4, i and i + 2, i and i + 1.
+constexpr int kXieluGroup = 8; // divides the width of every tile
 template <class T> struct ActBackwardArgs {
     int64_t rows, cols;
     const T *dh;

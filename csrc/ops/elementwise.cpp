@@ -92,7 +92,7 @@ template <class T> bool activation_backward(const Call<T> &call, Elementwise<T> 
         Segment<T> gate(mutable_view(e.gate), row, col), up(mutable_view(e.up), row, col),
             grad_h(mutable_view(e.grad_h), row, col), grad_gate(e.grad_gate, row, col),
             grad_up(e.grad_up, row, col);
-        constexpr int64_t kGroups = kSegment / 16; // kernels.h: partial sums of 16 columns
+        constexpr int64_t kGroups = kSegment / kXieluGroup;
         T p[kGroups], q[kGroups];
         ActBackwardArgs<T> a{};
         a.rows = 1;
@@ -108,7 +108,7 @@ template <class T> bool activation_backward(const Call<T> &call, Elementwise<T> 
         call.kernels.act_backward(call.activation, a);
         grad_gate.finish(n);
         grad_up.finish(n);
-        for (int64_t j = 0; e.xielu && j < ceil_div(n, 16); ++j) {
+        for (int64_t j = 0; e.xielu && j < ceil_div(n, kXieluGroup); ++j) {
             sums[2 * i] += p[j];
             sums[2 * i + 1] += q[j];
         }

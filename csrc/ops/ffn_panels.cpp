@@ -337,7 +337,7 @@ template <class T> struct HiddenGradientEpilogue {
     int64_t slice0;        // first token of the slice, within the chunk
     int64_t units;
     T *dgate, *dup, *h;
-    T *xielu_p, *xielu_n; // [units][groups of 16 tokens]
+    T *xielu_p, *xielu_n; // [units][groups of tokens]
     int64_t ld_xielu;
     void operator()(int64_t r, int64_t n, int64_t, int64_t col, int64_t cols, T *c) const {
         const int64_t t = slice0 + col, at = t * units + r * width;
@@ -372,17 +372,16 @@ template <class T> struct HiddenGradientEpilogue {
         }
         k->act_backward(act, a);
     }
-    static constexpr int64_t kXieluGroup = 16; // kernels.h: one partial sum per 16 columns
 };
 
-// xielu's sums: per unit, over its groups of 16 tokens in order, in double; at the end over units
+// xielu's sums: per unit, over its groups of 8 tokens in order, in double; at the end over units
 // in runs of 64. Neither order depends on the plan.
 template <class T> struct XieluSums {
     T *p, *n;               // [units of a chunk][ld]
     double *sum_p, *sum_n;  // [f]
     int64_t ld;
     void take(Arena &arena, int64_t f, int64_t units, int64_t tokens) {
-        ld = ceil_div(tokens, 16);
+        ld = ceil_div(tokens, kXieluGroup);
         p = arena.take<T>(units * ld);
         n = arena.take<T>(units * ld);
         sum_p = arena.take<double>(f);
@@ -390,7 +389,7 @@ template <class T> struct XieluSums {
     }
     void add_chunk(Schedule &s, int64_t f0, int64_t units, int64_t tokens, bool first) const {
         s.job(1, [=, *this](int64_t, int) {
-            const int64_t groups = ceil_div(tokens, 16);
+            const int64_t groups = ceil_div(tokens, kXieluGroup);
             for (int64_t j = 0; j < units; ++j) {
                 double a = first ? 0 : sum_p[f0 + j], b = first ? 0 : sum_n[f0 + j];
                 for (int64_t i = 0; i < groups; ++i) {

@@ -35,10 +35,11 @@ template <class T> struct Panel {
     int64_t ld;
 };
 
-// What to fetch into L2 before it is needed: `lines` cache lines, `stride` bytes apart.
+// What to fetch into L2 before it is needed: `bytes` from data on, by `share` tile columns in turn,
+// of which this is number `part`.
 struct Ahead {
     const char *data;
-    int64_t lines, stride;
+    int64_t bytes, part, share;
 };
 
 // One thread's buffers for a product.
@@ -121,13 +122,11 @@ template <class T, class A, class B, class Epilogue> class Multiply {
             const RowTile<T> next = ahead(block, a, r + n);
             for (int64_t p = block.p0; p < block.p1; ++p) {
                 // The next rows come while this tile works: gate with the first panel, up with the
-                // second (with both if there is one panel only).
+                // second.
                 const int64_t seen = p - block.p0;
-                t.groups = next.a0 && seen <= 1 && next.step == 1 ? block.depth / kRunLength : 0;
-                t.lines = ceil_div(n * unit_, 2);
-                t.line_stride = next.row * (int64_t)sizeof(T);
-                t.group_stride = kRunLength * (int64_t)sizeof(T);
-                t.prefetch = (const char *)(seen ? next.a1 : next.a0);
+                t.prefetch = seen > 1 ? nullptr : (const char *)(seen ? next.a1 : next.a0);
+                t.prefetch_step = next.row * (int64_t)sizeof(T);
+                t.prefetch_run = kRunLength * (int64_t)sizeof(T);
                 const Panel<T> panel = b.get(k_, p, block.k, block.depth, s_.b);
                 one_tile(block, t, panel, r, n, p);
             }
@@ -147,17 +146,15 @@ template <class T, class A, class B, class Epilogue> class Multiply {
                 turns ? Panel<T>{} : b.get(k_, p, block.k, block.depth, s_.b);
             // What comes after this panel's block is fetched evenly by all its row tiles.
             const Ahead next = follow(block, b, p);
-            const int64_t groups = next.lines ? block.depth / kRunLength : 0;
-            const int64_t lines = groups ? ceil_div(next.lines, groups * tiles) : 0;
+            const int64_t parts = tiles * std::max<int64_t>(next.share, 1);
+            const int64_t bytes = next.bytes / parts;
             int64_t i = 0;
             for (int64_t r = block.r0; r < block.r1; ++i) {
                 const int64_t n = a.tile_rows(r, std::min(height, block.r1 - r));
                 TileArgs<T> t = tile_args(block, a, r, n);
-                t.groups = groups;
-                t.lines = lines;
-                t.line_stride = next.stride;
-                t.group_stride = lines * next.stride;
-                t.prefetch = next.data + i * groups * t.group_stride;
+                t.prefetch = next.data ? next.data + (next.part * tiles + i) * bytes : nullptr;
+                t.prefetch_step = bytes / block.depth;
+                t.prefetch_run = kRunLength * bytes / block.depth;
                 if (turns)
                     turned_tile(block, t, b, r, n, p);
                 else
@@ -168,14 +165,19 @@ template <class T, class A, class B, class Epilogue> class Multiply {
     }
 
     // The block of B that is read after (p, block): the strip's next panel, else the first panel of
-    // the next block, else the next strip's.
+    // the next block, else the next strip's. A packed panel may hold several tiles' columns.
     Ahead follow(const Block &block, const B &b, int64_t p) const {
-        if (p + 1 < block.p1)
-            return b.ahead(p + 1, block.k, block.depth);
+        const int64_t share = b.share(), part = p % share, next = p - part + share;
+        auto ahead = [&](int64_t panel, int64_t k, int64_t depth) {
+            return Ahead{b.line(panel, k), depth * kPanelBytes, part, share};
+        };
+        if (!b.line(p, block.k))
+            return {};
+        if (next < block.p1)
+            return ahead(next, block.k, block.depth);
         if (block.k + block.depth < w_.depth)
-            return b.ahead(block.p0, block.k + kBlock,
-                           std::min(kBlock, w_.depth - block.k - kBlock));
-        return p + 1 < end_ ? b.ahead(p + 1, 0, std::min(kBlock, w_.depth)) : Ahead{};
+            return ahead(block.p0, block.k + kBlock, std::min(kBlock, w_.depth - block.k - kBlock));
+        return next < end_ ? ahead(next, 0, std::min(kBlock, w_.depth)) : Ahead{};
     }
 
     TileArgs<T> tile_args(const Block &block, const A &a, int64_t r, int64_t n) const {
@@ -241,7 +243,7 @@ template <class T, class A, class B, class Epilogue> class Multiply {
             epilogue_(r, n, p, p * w_.panel, cols(p), c);
     }
 
-    static constexpr int64_t kRunLength = 16; // the micro-kernel's prefetch step, in k
+    static constexpr int64_t kRunLength = 16; // the micro-kernel's run of prefetches, in k
 
     const Kernels<T> &k_;
     const Walk<T> &w_;

@@ -126,7 +126,8 @@ template <class T> struct TokenPanels {
         const int64_t ld = p == last ? last_width : width;
         return {data + p * width * depth + k * ld, ld};
     }
-    Ahead ahead(int64_t, int64_t, int64_t) const { return {}; }
+    int64_t share() const { return 1; }
+    const char *line(int64_t, int64_t) const { return nullptr; } // nothing to fetch ahead
     bool turns() const { return false; }
     TurnedArgs<T> turn(int64_t, int64_t, int64_t) const { return {}; }
 };
@@ -138,10 +139,9 @@ template <class T> struct PackedPanels {
         const int64_t per = kPanel<T> / width;
         return {data + (p / per * depth + k) * kPanel<T> + p % per * width, kPanel<T>};
     }
-    Ahead ahead(int64_t p, int64_t k, int64_t n) const {
-        const int64_t per = kPanel<T> / width, lines = width * (int64_t)sizeof(T) / 64;
-        const T *to = data + (p / per * depth + k) * kPanel<T> + p % per * width;
-        return {(const char *)to, n * lines, kPanelBytes / lines};
+    int64_t share() const { return kPanel<T> / width; } // tiles that have their columns in one panel
+    const char *line(int64_t p, int64_t k) const {
+        return (const char *)(data + (p / share() * depth + k) * kPanel<T>);
     }
     bool turns() const { return false; }
     TurnedArgs<T> turn(int64_t, int64_t, int64_t) const { return {}; }
@@ -184,7 +184,8 @@ template <class T> struct RawPanels {
         kernels.pack(from, m.row, m.col, rows, depth, to, width, width);
         return {to, width};
     }
-    Ahead ahead(int64_t, int64_t, int64_t) const { return {}; }
+    int64_t share() const { return 1; }
+    const char *line(int64_t, int64_t) const { return nullptr; } // nothing to fetch ahead
 };
 
 template <class T> struct RowPanels {
@@ -195,7 +196,8 @@ template <class T> struct RowPanels {
                      std::min(width, cols - p * width), depth, to, width, width);
         return {to, width};
     }
-    Ahead ahead(int64_t, int64_t, int64_t) const { return {}; }
+    int64_t share() const { return 1; }
+    const char *line(int64_t, int64_t) const { return nullptr; } // nothing to fetch ahead
     bool turns() const { return false; }
     TurnedArgs<T> turn(int64_t, int64_t, int64_t) const { return {}; }
 };
@@ -210,7 +212,8 @@ template <class T> struct UnitPanels {
                          std::min(token_width, depth - t), to + t * width, width, width);
         return {to, width};
     }
-    Ahead ahead(int64_t, int64_t, int64_t) const { return {}; }
+    int64_t share() const { return 1; }
+    const char *line(int64_t, int64_t) const { return nullptr; } // nothing to fetch ahead
     bool turns() const { return false; }
     TurnedArgs<T> turn(int64_t, int64_t, int64_t) const { return {}; }
 };

@@ -79,3 +79,6 @@ def debug_plan(
     token_chunk: int = 0, ff_chunk: int = 0, token_slice: int = 0, tokens_in_rows: int = -1
 ) -> None: ...
 def debug_flops() -> int: ...  # since the last call
+def measure(
+    what: str, isa: str, dtype: str, bytes: int, seconds: float, threads: int
+) -> float: ...
