@@ -38,33 +38,35 @@ template <class F, int NV, int MR> void tile(const TileArgs<typename F::T> &t) {
     const int64_t fetch_run = t.prefetch ? t.prefetch_run - kRun * fetch_step : 0;
     for (int64_t k0 = 0, s = 0; k0 < t.depth; k0 += t.segment, ++s) {
         const T *a0 = t.a0 + s * t.jump, *a1 = t.a1 + s * t.jump;
-        int64_t left = t.depth - k0 < t.segment ? t.depth - k0 : t.segment;
-        while (left > 0) {
-            const int64_t run = left < kRun ? left : kRun;
+        const int64_t n = t.depth - k0 < t.segment ? t.depth - k0 : t.segment;
+        const auto one_k = [&]() __attribute__((always_inline)) {
+            V bv[NV];
 #pragma GCC unroll 4
-            for (int64_t k = 0; k < run; ++k) {
-                V bv[NV];
+            for (int v = 0; v < NV; ++v)
+                bv[v] = F::load(b + v * F::W);
+#pragma GCC unroll 16
+            for (int r = 0; r < MR; ++r) {
+                const V av = F::set1(r < half ? a0[r * row] : a1[(r - half) * row]);
 #pragma GCC unroll 4
                 for (int v = 0; v < NV; ++v)
-                    bv[v] = F::load(b + v * F::W);
-#pragma GCC unroll 16
-                for (int r = 0; r < MR; ++r) {
-                    const V av = F::set1(r < half ? a0[r * row] : a1[(r - half) * row]);
-#pragma GCC unroll 4
-                    for (int v = 0; v < NV; ++v)
-                        acc[r][v] = F::fma(av, bv[v], acc[r][v]);
-                }
-                __builtin_prefetch(prefetch, 0, 2);
-                if (NV == 2)
-                    __builtin_prefetch(prefetch + 64, 0, 2);
-                prefetch += fetch_step;
-                a0 += step;
-                a1 += step;
-                b += ldb;
+                    acc[r][v] = F::fma(av, bv[v], acc[r][v]);
             }
-            left -= run;
+            __builtin_prefetch(prefetch, 0, 2);
+            if (NV == 2)
+                __builtin_prefetch(prefetch + 64, 0, 2);
+            prefetch += fetch_step;
+            a0 += step;
+            a1 += step;
+            b += ldb;
+        };
+        for (int64_t run = n / kRun; run > 0; --run) {
+#pragma GCC unroll 4
+            for (int k = 0; k < kRun; ++k)
+                one_k();
             prefetch += fetch_run;
         }
+        for (int64_t k = n % kRun; k > 0; --k)
+            one_k();
     }
 
     T *c = t.c;
