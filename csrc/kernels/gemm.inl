@@ -35,6 +35,7 @@ template <class F, int NV, int MR> void tile(const TileArgs<typename F::T> &t) {
     // Without a wish it is c, which is in L1 soon anyhow: no branch in the loop.
     const char *prefetch = t.prefetch ? t.prefetch : (const char *)t.c;
     const int64_t fetch_step = t.prefetch ? t.prefetch_step : 0;
+    const int64_t fetch_jump = t.prefetch ? t.prefetch_jump : 0;
     const int64_t fetch_run = t.prefetch ? t.prefetch_run - kRun * fetch_step : 0;
     for (int64_t k0 = 0, s = 0; k0 < t.depth; k0 += t.segment, ++s) {
         const T *a0 = t.a0 + s * t.jump, *a1 = t.a1 + s * t.jump;
@@ -67,6 +68,7 @@ template <class F, int NV, int MR> void tile(const TileArgs<typename F::T> &t) {
         }
         for (int64_t k = n % kRun; k > 0; --k)
             one_k();
+        prefetch += fetch_jump;
     }
 
     T *c = t.c;

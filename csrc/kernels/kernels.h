@@ -19,6 +19,7 @@ constexpr int64_t kBlock = 512;
 
 constexpr int kMaxVectors = 4; // vectors across a tile
 constexpr int kTileStride = 8; // of a copied tile: its 6 or 8 rows, aligned
+constexpr int kTileGap = 32;   // elements between copied tiles, so that their stores spread over L1's sets
 constexpr int kMaxRows = 14;   // rows of a tile: 14 x 2 vectors = 28 of 32 AVX-512 registers
 
 // One tile: c[r][v] (+)= sum_k A(r, k) * b[k][v], k < depth <= kBlock, one fma chain per element.
@@ -34,10 +35,10 @@ template <class T> struct TileArgs {
     int64_t depth;
     bool add; // c += sum, else c = sum
     // What is needed next is fetched into L2, evenly: at step k the line at
-    // prefetch + (k % 16) * prefetch_step + (k / 16) * prefetch_run, and in tiles of two vectors the
-    // line after it. nullptr: nothing.
+    // prefetch + (k % 16) * prefetch_step + (k / 16) * prefetch_run + (segment of k) *
+    // prefetch_jump, and in tiles of two vectors the line after it. nullptr: nothing.
     const char *prefetch;
-    int64_t prefetch_step, prefetch_run;
+    int64_t prefetch_step, prefetch_run, prefetch_jump;
 };
 
 // Few tokens times raw weights, W outputs: c[r][i] (+)= sum_k a[r * row + k] * b[i * ldb + k]. Rows of
@@ -106,8 +107,7 @@ template <class T> struct Kernels {
     // dst[k * ld + r] = src[r * row + k * step], r < rows, k < depth; zero for rows <= r < width.
     void (*pack)(const T *src, int64_t row, int64_t step, int64_t rows, int64_t depth, T *dst,
                  int64_t ld, int64_t width);
-    // The same into tiles of `tile` rows one behind the other, each [depth][kTileStride]; dst has
-    // room for one more vector, whose content is undefined.
+    // The same into tiles of `tile` rows, each [depth][kTileStride], kTileGap elements apart.
     void (*pack_tiles)(const T *src, int64_t row, int64_t step, int64_t rows, int64_t depth, T *dst,
                        int64_t tile);
     // out[r * row + c * col] (+)= c[r * ldc + c] + bias[...]; bias per row, per column, or nullptr.

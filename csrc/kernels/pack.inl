@@ -66,7 +66,7 @@ void pack_tiles(const typename F::T *src, int64_t row, int64_t step, int64_t row
                 typename F::T *dst, int64_t tile) {
     using T = typename F::T;
     constexpr int kStep = kTileStride;
-    const int64_t size = depth * kStep;
+    const int64_t size = depth * kStep + kTileGap;
     if (row != 1 || tile > kStep) {
         for (int64_t r0 = 0; r0 < rows; r0 += tile, dst += size)
             for (int64_t k = 0; k < depth; ++k)
@@ -116,21 +116,22 @@ void store(const typename F::T *c, int64_t ldc, int64_t rows, int64_t cols,
             }
         return;
     }
-    if (row == 1 && rows <= W && (!bias || by_row)) {
-        for (int64_t j = 0; j < cols; j += W) {
-            const int n = (int)smaller(cols - j, W);
-            V v[W];
-            for (int i = 0; i < W; ++i) {
-                v[i] = i < rows ? F::load(c + i * ldc + j) : F::zero();
-                if (bias && i < rows)
-                    v[i] = F::add(v[i], F::set1(bias[i * bias_row]));
+    if (row == 1 && (!bias || by_row)) {
+        for (int64_t r = 0; r < rows; r += W)
+            for (int64_t j = 0; j < cols; j += W) {
+                const int n = (int)smaller(cols - j, W), have = (int)smaller(rows - r, W);
+                V v[W];
+                for (int i = 0; i < W; ++i) {
+                    v[i] = i < have ? F::load(c + (r + i) * ldc + j) : F::zero();
+                    if (bias && i < have)
+                        v[i] = F::add(v[i], F::set1(bias[(r + i) * bias_row]));
+                }
+                F::transpose(v);
+                for (int i = 0; i < n; ++i) {
+                    typename F::T *to = out + r + (j + i) * col;
+                    F::store_n(to, add ? F::add(F::load_n(to, have), v[i]) : v[i], have);
+                }
             }
-            F::transpose(v);
-            for (int i = 0; i < n; ++i) {
-                typename F::T *to = out + (j + i) * col;
-                F::store_n(to, add ? F::add(F::load_n(to, (int)rows), v[i]) : v[i], (int)rows);
-            }
-        }
         return;
     }
     for (int64_t r = 0; r < rows; ++r)

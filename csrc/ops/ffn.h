@@ -109,9 +109,11 @@ struct Grid {
 // How a product's task uses L2: the panels that stay, and the strip of rows that streams.
 template <class T> struct Blocking {
     int64_t together; // panels a task
-    int64_t strip;    // rows a strip
-    // `copied`: strips are copied before use, so they are several tiles high.
-    Blocking(int64_t depth, int64_t width, int64_t panels, int64_t tile, bool copied, int64_t l2);
+    int64_t strip;    // units a strip
+    // Tiles of `tile` units of `unit` rows each. `copied`: strips are copied before use, so they are
+    // several tiles high.
+    Blocking(int64_t depth, int64_t width, int64_t panels, int64_t tile, int64_t unit, bool copied,
+             int64_t l2);
 };
 
 template <class T> int64_t workspace_forward(const Call<T> &, const std::vector<ForwardGroup<T>> &);

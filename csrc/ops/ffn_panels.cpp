@@ -87,15 +87,16 @@ template <class T> struct Panels {
         walk.pair = a[0].pair();
         const int64_t unit = walk.pair ? 2 : 1, count = ceil_div(walk.cols, width);
         walk.panel = width;
+        const bool copies = a[0].copies() || a[1].copies();
         walk.tile_rows = tile_rows(walk.cols) / unit;
-        if (a[0].copies())
+        if (copies)
             walk.tile_rows = std::min<int64_t>(walk.tile_rows, kTileStride);
-        const Blocking<T> blocks(walk.depth * n, width, count, walk.tile_rows, a[0].copies(),
+        const Blocking<T> blocks(walk.depth * n, width, count, walk.tile_rows, unit, copies,
                                  build.call.l2);
         walk.strip = blocks.strip;
         const int64_t copy = WeightRows<T>::copy_size(walk.strip, walk.tile_rows);
         a[0].second_offset = a[1].second_offset = copy;
-        build.scratch.need(a[0].copies() ? copy * unit : 0, 0,
+        build.scratch.need(copies ? copy * unit : 0, 0,
                            walk.strip * unit * blocks.together * width);
         const Grid grid(rows, walk.tile_rows, count, blocks.together, build.call.threads);
         s.job(grid.tasks(), [=, k = k, buffers = &build.scratch](int64_t task, int thread) {
@@ -117,20 +118,19 @@ template <class T> struct Panels {
         });
     }
 
-    // A weight gradient: out0 (and out1, for `second`) [rows, cols] (+)= the sum over the chunk's
-    // tokens of a unit's value times a column's. `make` gives B for the block from token t on.
+    // A weight gradient: out [rows, cols] (+)= the sum over the chunk's tokens of a row's value times
+    // a column's; rows from a.cut on go to `second`. `make` gives B for the block from token t on.
     template <class MakePanels>
-    void weight_gradient(PanelRows<T> a, int64_t cols, int64_t tokens, const MakePanels &make,
-                         Matrix<T> out0, Matrix<T> out1, bool add) {
+    void weight_gradient(PanelRows<T> a, int64_t rows, int64_t cols, int64_t tokens,
+                         const MakePanels &make, Matrix<T> out, Matrix<T> second, bool add) {
         Walk<T> walk{};
-        walk.pair = a.second != nullptr;
         walk.panel = width;
         walk.cols = cols;
         walk.rows_outer = false;
         walk.strip = 1;
-        walk.tile_rows = tile_rows(cols) / (walk.pair ? 2 : 1);
+        walk.tile_rows = tile_rows(cols);
         const int64_t panels = ceil_div(cols, width);
-        const Grid grid(a.rows, walk.tile_rows, panels, 1, build.call.threads);
+        const Grid grid(rows, walk.tile_rows, panels, 1, build.call.threads);
         build.scratch.need(0, kBlock * width, 0);
         s.job(grid.tasks(), [=, k = k, width = width,
                              buffers = &build.scratch](int64_t task, int thread) {
@@ -140,19 +140,14 @@ template <class T> struct Panels {
                     Walk<T> block = walk;
                     block.depth = std::min(kBlock, tokens - t);
                     PanelRows<T> from = a;
-                    from.first += t * a.rows;
-                    from.second = a.second ? a.second + t * a.rows : nullptr;
+                    from.data += t * a.rows;
                     const auto panel = make(t);
                     auto write = [&](int64_t r, int64_t n, int64_t, int64_t col, int64_t cols,
                                      T *c) {
-                        for (const Matrix<T> &out : {out0, out1}) {
-                            if (!out.data)
-                                break;
-                            k->store(c, width, n, cols, nullptr, 0, 0,
-                                     out.data + r * out.row + col * out.col, out.row, out.col,
-                                     add || t > 0);
-                            c += n * width;
-                        }
+                        const Matrix<T> &m = r < a.cut ? out : second;
+                        k->store(c, width, n, cols, nullptr, 0, 0,
+                                 m.data + (r < a.cut ? r : r - a.cut) * m.row + col * m.col, m.row,
+                                 m.col, add || t > 0);
                     };
                     multiply(*k, block, &from, &panel, 1, mine, r0, r1, p0, p1, write);
                 }
@@ -160,21 +155,21 @@ template <class T> struct Panels {
         });
     }
 
-    // A bias gradient: out[j] (+)= the chunk's sum over tokens of element (t, j), in blocks. A token
-    // panel of `rows` units, or (panel_width 0) the caller's rows.
-    void bias_gradient(Matrix<const T> m, int64_t panel_width, int64_t rows, int64_t tokens,
+    // A bias gradient: out[j] (+)= the chunk's sum over tokens of element (t, j), in blocks. m is
+    // token panels of panel_rows units, or (0) the caller's rows.
+    void bias_gradient(Matrix<const T> m, int64_t panel_rows, int64_t rows, int64_t tokens,
                        Matrix<T> out, bool add) {
         constexpr int64_t kUnits = 64; // per task
-        s.job(ceil_div(rows, kUnits), [=, k = k](int64_t task, int) {
+        s.job(ceil_div(rows, kUnits), [=, k = k, width = width](int64_t task, int) {
             const int64_t j0 = task * kUnits, n = std::min(kUnits, rows - j0);
             for (int64_t t = 0; t < tokens; t += kBlock) {
                 T sums[kUnits] = {};
                 const int64_t depth = std::min(kBlock, tokens - t);
-                if (panel_width == 0)
+                if (panel_rows == 0)
                     k->sum_along(m.data + j0 * m.col + t * m.row, m.col, m.row, n, depth, sums);
-                for (int64_t i = 0; panel_width && i < depth; i += panel_width)
-                    k->sum_along(m.data + (t + i) * rows + j0 * panel_width, panel_width, 1, n,
-                                 std::min(panel_width, depth - i), sums);
+                for (int64_t i = 0; panel_rows && i < depth; i += width)
+                    k->sum_along(m.data + (t + i) * panel_rows + j0 * width, width, 1, n,
+                                 std::min(width, depth - i), sums);
                 for (int64_t j = 0; j < n; ++j) {
                     T *to = out.data + (j0 + j) * out.row;
                     *to = add || t > 0 ? *to + sums[j] : sums[j];
@@ -222,7 +217,7 @@ template <class T> struct HiddenEpilogue {
     void operator()(int64_t r, int64_t n, int64_t p, int64_t col, int64_t cols, T *c) const {
         ActForwardArgs<T> a{};
         a.rows = n;
-        a.cols = cols;
+        a.cols = round_up(cols, k->width); // no stale numbers in lanes that the next product reads
         a.gate = w.gated ? c : nullptr;
         a.up = w.gated ? c + n * width : c;
         a.ld = width;
@@ -328,24 +323,26 @@ template <class T> struct Needs {
           preactivation(dh || h) {}
 };
 
-// dh -> dgate, dup, h of the chunk: [token panel][units][width], all panels full width.
+// dh -> dgate, dup, h of the chunk. Panels are of full width: h [token panel][units][width], and
+// dgate and dup one behind the other in [token panel][units of both][width].
 template <class T> struct HiddenGradientEpilogue {
     const Kernels<T> *k;
     ActivationParams act;
     Saved<const T> saved; // saved by the caller, or recomputed for the chunk
     int64_t width, t0, f0; // of the chunk, within `saved`
     int64_t slice0;        // first token of the slice, within the chunk
-    int64_t units;
+    int64_t units, grad_units; // of a panel of h, and of dgate and dup together
     T *dgate, *dup, *h;
     T *xielu_p, *xielu_n; // [units][groups of tokens]
     int64_t ld_xielu;
     void operator()(int64_t r, int64_t n, int64_t, int64_t col, int64_t cols, T *c) const {
         const int64_t t = slice0 + col, at = t * units + r * width;
+        const int64_t grad_at = t * grad_units + r * width;
         const int64_t from = saved.at(t0 + t, f0 + r);
         if (!c) { // h alone, from the preactivations
             ActForwardArgs<T> a{};
             a.rows = n;
-            a.cols = cols;
+            a.cols = round_up(cols, k->width);
             a.gate = saved.gate ? saved.gate + from : nullptr;
             a.up = saved.up + from;
             a.ld = saved.width(t0 + t);
@@ -355,14 +352,14 @@ template <class T> struct HiddenGradientEpilogue {
         }
         ActBackwardArgs<T> a{};
         a.rows = n;
-        a.cols = cols;
+        a.cols = xielu_p ? cols : round_up(cols, k->width); // sums take no lane beyond the tokens
         a.dh = c;
         a.ld_dh = width;
         a.gate = saved.gate ? saved.gate + from : nullptr;
         a.up = saved.up + from;
         a.ld_pre = saved.width(t0 + t);
-        a.dgate = dgate ? dgate + at : nullptr;
-        a.dup = dup ? dup + at : nullptr;
+        a.dgate = dgate ? dgate + grad_at : nullptr;
+        a.dup = dup ? dup + grad_at : nullptr;
         a.h = h ? h + at : nullptr;
         a.ld_out = width;
         if (xielu_p) {
@@ -436,8 +433,8 @@ template <class T> void add_backward(const Build<T> &build, BackwardGroup<T> &g)
     auto take = [&](bool needed, int64_t n) { return needed ? arena.template take<T>(n) : nullptr; };
     T *x = take(recompute, slice * w.d);
     T *dy = take(needs.dh || (needs.down && one_slice), slice * w.d);
-    T *dgate = take(needs.dh && w.gated, held * plan.ff_chunk);
-    T *dup = take(needs.dh, held * plan.ff_chunk);
+    const int64_t sides = w.gated ? 2 : 1;
+    T *grads = take(needs.dh, held * plan.ff_chunk * sides);
     T *h = take(needs.h, held * plan.ff_chunk);
     T *carry = take(plan.carry && needs.x, held * w.d);
     T *recomputed = take(recompute, saved_elements(held, plan.ff_chunk, w.gated));
@@ -458,6 +455,9 @@ template <class T> void add_backward(const Build<T> &build, BackwardGroup<T> &g)
         for (int64_t f0 = 0; needs.preactivation && f0 < w.f; f0 += plan.ff_chunk) {
             const Weights<T> part = slice_units(w, f0, std::min(plan.ff_chunk, w.f - f0));
             const bool last = f0 + part.f == w.f;
+            const int64_t both = part.f * sides;
+            T *dgate = w.gated ? grads : nullptr;
+            T *dup = w.gated ? grads + part.f * width : grads;
             const Saved<T> again = saved_view(recomputed, tokens, part.f, w.gated);
             const Saved<const T> saved = recompute
                                              ? Saved<const T>{again.gate, again.up, part.f, tokens}
@@ -482,7 +482,7 @@ template <class T> void add_backward(const Build<T> &build, BackwardGroup<T> &g)
                 }
                 const HiddenGradientEpilogue<T> epilogue{
                     panels.k, build.call.activation, saved, width,   first_token,
-                    first_unit, t,  part.f, dgate, dup, h, xielu.p, xielu.n, xielu.ld};
+                    first_unit, t,  part.f, both, dgate, dup, h, xielu.p, xielu.n, xielu.ld};
                 s.phase();
                 if (needs.dh)
                     panels.product(walk_of<T>(w.d, n), part.f,
@@ -501,10 +501,10 @@ template <class T> void add_backward(const Build<T> &build, BackwardGroup<T> &g)
                 walk.finish = last;
                 const WeightRows<T> rows = up_rows(part);
                 std::vector<WeightRows<T>> a{transposed(rows, false)};
-                std::vector<TokenPanels<T>> b{panels.full(w.gated ? dgate : dup, part.f)};
+                std::vector<TokenPanels<T>> b{panels.full(grads, both)};
                 if (w.gated) {
                     a.push_back(transposed(rows, true));
-                    b.push_back(panels.full(dup, part.f));
+                    b.push_back(panels.full(dup, both));
                 }
                 panels.product(walk, w.d, a, b,
                                OutputEpilogue<T>{
@@ -516,42 +516,41 @@ template <class T> void add_backward(const Build<T> &build, BackwardGroup<T> &g)
                 m.data = m.data ? m.data + f0 * m.row : nullptr;
                 return m;
             };
-            if (needs.gate || needs.up) {
-                const bool both = needs.gate && needs.up;
-                const PanelRows<T> a{needs.gate ? dgate : dup, both ? dup : nullptr, part.f, width};
-                panels.weight_gradient(
-                    a, w.d, tokens,
-                    [=](int64_t t) {
-                        return RowPanels<T>{{x_rows.data + t * x_rows.row, x_rows.row, x_rows.col},
-                                            w.d, width};
-                    },
-                    of_chunk(needs.gate ? g.grad_gate : g.grad_up),
-                    both ? of_chunk(g.grad_up) : Matrix<T>{}, add);
-            }
+            const auto x_panels = [=](int64_t t) {
+                return RowPanels<T>{{x_rows.data + t * x_rows.row, x_rows.row, x_rows.col}, w.d,
+                                    width};
+            };
+            if (needs.gate && needs.up)
+                panels.weight_gradient({grads, both, width, part.f}, both, w.d, tokens, x_panels,
+                                       of_chunk(g.grad_gate), of_chunk(g.grad_up), add);
+            else if (needs.gate || needs.up)
+                panels.weight_gradient({needs.gate ? dgate : dup, both, width, part.f}, part.f, w.d,
+                                       tokens, x_panels,
+                                       of_chunk(needs.gate ? g.grad_gate : g.grad_up), {}, add);
             if (needs.down && one_slice) {
                 Matrix<T> out = g.grad_down;
                 out.data += f0 * out.col;
                 panels.weight_gradient(
-                    PanelRows<T>{dy, nullptr, w.d, width}, part.f, tokens,
+                    {dy, w.d, width, w.d}, w.d, part.f, tokens,
                     [=](int64_t t) {
                         return UnitPanels<T>{h + t * part.f, part.f, width, width};
                     },
                     out, {}, add);
             } else if (needs.down) { // dy's panels are gone: units are rows, the result goes out turned
+                const auto dy_panels = [=](int64_t t) {
+                    return RowPanels<T>{{dy_rows.data + t * dy_rows.row, dy_rows.row, dy_rows.col},
+                                        w.d, width};
+                };
                 panels.weight_gradient(
-                    PanelRows<T>{h, nullptr, part.f, width}, w.d, tokens,
-                    [=](int64_t t) {
-                        return RowPanels<T>{
-                            {dy_rows.data + t * dy_rows.row, dy_rows.row, dy_rows.col}, w.d, width};
-                    },
+                    {h, part.f, width, part.f}, part.f, w.d, tokens, dy_panels,
                     {g.grad_down.data + f0 * g.grad_down.col, g.grad_down.col, g.grad_down.row}, {},
                     add);
             }
             if (needs.b_gate)
-                panels.bias_gradient({dgate, 0, 0}, width, part.f, tokens, of_chunk(g.grad_b_gate),
+                panels.bias_gradient({dgate, 0, 0}, both, part.f, tokens, of_chunk(g.grad_b_gate),
                                      add);
             if (needs.b_up)
-                panels.bias_gradient({dup, 0, 0}, width, part.f, tokens, of_chunk(g.grad_b_up), add);
+                panels.bias_gradient({dup, 0, 0}, both, part.f, tokens, of_chunk(g.grad_b_up), add);
             if (needs.xielu)
                 xielu.add_chunk(s, f0, part.f, tokens, t0 == 0);
         }

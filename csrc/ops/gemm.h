@@ -152,9 +152,17 @@ template <class T, class A, class B, class Epilogue> class Multiply {
             for (int64_t r = block.r0; r < block.r1; ++i) {
                 const int64_t n = a.tile_rows(r, std::min(height, block.r1 - r));
                 TileArgs<T> t = tile_args(block, a, r, n);
-                t.prefetch = next.data ? next.data + (next.part * tiles + i) * bytes : nullptr;
-                t.prefetch_step = bytes / block.depth;
-                t.prefetch_run = kRunLength * bytes / block.depth;
+                if (next.data) {
+                    t.prefetch = next.data + (next.part * tiles + i) * bytes;
+                    t.prefetch_step = bytes / block.depth;
+                    t.prefetch_run = kRunLength * bytes / block.depth;
+                } else if (t.segment < kBlock) {
+                    // Panels read across: in each segment the next tile's rows follow this one's.
+                    t.prefetch = (const char *)(t.a0 + n * t.row);
+                    t.prefetch_step = n * (int64_t)sizeof(T);
+                    t.prefetch_run = kRunLength * t.prefetch_step;
+                    t.prefetch_jump = (t.jump - n * t.row) * (int64_t)sizeof(T);
+                }
                 if (turns)
                     turned_tile(block, t, b, r, n, p);
                 else

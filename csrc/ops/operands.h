@@ -38,9 +38,9 @@ template <class T> struct WeightRows {
     int64_t packed_depth = 0; // k extent of a packed panel
     bool gated = false, upper = false, transposed = false;
 
-    // Elements of a copied block of `units` rows: whole tiles, and the vector pack_tiles asks for.
+    // Elements of a copied block of `units` rows: whole tiles.
     static int64_t copy_size(int64_t units, int64_t tile) {
-        return ceil_div(units, tile) * kBlock * kTileStride + 64;
+        return ceil_div(units, tile) * (kBlock * kTileStride + kTileGap);
     }
     bool pair() const { return second.data != nullptr || (packed && gated && !transposed); }
     bool contiguous() const { return false; }
@@ -63,7 +63,7 @@ template <class T> struct WeightRows {
         if (!copies())
             return;
         if (packed) { // transposed: row r, block k of the product is index k, r of the packed matrix
-            for (int64_t t = r0; t < r1; t += tile, to += depth * kTileStride)
+            for (int64_t t = r0; t < r1; t += tile, to += depth * kTileStride + kTileGap)
                 for (int64_t j = 0; j < depth; ++j)
                     for (int64_t r = t; r < std::min(t + tile, r1); ++r)
                         to[j * kTileStride + r - t] = packed[packed_at(k + j, r)];
@@ -85,7 +85,7 @@ template <class T> struct WeightRows {
     RowTile<T> get(int64_t r, int64_t n, int64_t r0, int64_t k, int64_t depth, int64_t tile,
                    const T *copied) const {
         if (copies()) {
-            const int64_t at = (r - r0) / tile * depth * kTileStride;
+            const int64_t at = (r - r0) / tile * (depth * kTileStride + kTileGap);
             RowTile<T> t = halves(copied + at, n, (int64_t)1, (int64_t)kTileStride);
             if (second.data)
                 t.a1 = t.a0 + second_offset;
@@ -105,17 +105,18 @@ template <class T> struct WeightRows {
     }
 };
 
+// Token panels [token panel][rows][width] read across: k is tokens. Tiles do not cross `cut`.
 template <class T> struct PanelRows {
-    const T *first, *second; // second: unit = a row of each
-    int64_t rows, width;     // panels [token panel][rows][width]
+    const T *data;
+    int64_t rows, width, cut;
+    bool pair() const { return false; }
     bool contiguous() const { return false; } // not over a whole block
-    bool copies() const { return true; } // nothing to fetch ahead: they were just written
+    bool copies() const { return false; }
     void prepare(const Kernels<T> &, int64_t, int64_t, int64_t, int64_t, int64_t, T *) const {}
-    int64_t tile_rows(int64_t, int64_t n) const { return n; }
+    int64_t tile_rows(int64_t r, int64_t n) const { return r < cut ? std::min(n, cut - r) : n; }
     RowTile<T> get(int64_t r, int64_t n, int64_t, int64_t k, int64_t, int64_t, const T *) const {
-        const int64_t at = (k / width * rows + r) * width;
-        const T *a1 = second ? second + at : first + at + (n + 1) / 2 * width;
-        return {first + at, a1, width, 1, width, width * rows};
+        const T *a0 = data + (k / width * rows + r) * width;
+        return {a0, a0 + (n + 1) / 2 * width, width, 1, width, width * rows};
     }
 };
 
