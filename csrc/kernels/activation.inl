@@ -92,8 +92,9 @@ template <class F> struct UpPath {
     inline UpPath(const Settings<typename F::T> &k, typename F::V u) {
         slope = F::set1(1);
         if (k.clamp_pre || k.clamp_post) {
-            auto inside = F::both(F::ge(u, F::set1(-k.limit)), F::le(u, F::set1(k.limit)));
-            slope = F::keep(inside, slope);
+            // Not "unless inside": NaN is beyond neither limit and has slope 1, as everywhere.
+            auto outside = F::either(F::lt(u, F::set1(-k.limit)), F::gt(u, F::set1(k.limit)));
+            slope = F::select(outside, F::zero(), slope);
             u = clamp<F>(u, -k.limit, k.limit);
         }
         if (k.up_cap) {
@@ -306,41 +307,9 @@ inline bool has_options(const ActivationParams &p, bool gated) {
            (gated && (p.clamp != 0 || p.up_offset != 0 || p.up_softcap != 0));
 }
 
-// Biases of other strides than 0 and 1 along the columns: copied, a block of columns at a time.
-template <class F>
-__attribute__((noinline)) void act_forward_strided(const ActivationParams &p,
-                                                   const ActForwardArgs<typename F::T> &args) {
-    using T = typename F::T;
-    constexpr int64_t kColumns = 128;
-    T b_gate[kColumns], b_up[kColumns];
-    for (int64_t r = 0; r < args.rows; ++r)
-        for (int64_t c = 0; c < args.cols; c += kColumns) {
-            auto a = args;
-            a.rows = 1;
-            a.cols = args.cols - c < kColumns ? args.cols - c : kColumns;
-            const int64_t from = r * args.bias_row + c * args.bias_col;
-            for (int64_t i = 0; i < a.cols; ++i) {
-                b_gate[i] = args.b_gate ? args.b_gate[from + i * args.bias_col] : T(0);
-                b_up[i] = args.b_up ? args.b_up[from + i * args.bias_col] : T(0);
-            }
-            a.b_gate = args.b_gate ? b_gate : nullptr;
-            a.b_up = args.b_up ? b_up : nullptr;
-            a.bias_row = 0;
-            a.bias_col = 1;
-            a.up += r * a.ld + c;
-            a.gate = a.gate ? a.gate + r * a.ld + c : nullptr;
-            a.h = a.h ? a.h + r * a.ldh + c : nullptr;
-            a.save_gate = a.save_gate ? a.save_gate + r * a.ld_save + c : nullptr;
-            a.save_up = a.save_up ? a.save_up + r * a.ld_save + c : nullptr;
-            const bool gated = a.gate != nullptr;
-            activation_kind<F>(p.kind).forward[gated][has_options(p, gated)](p, a);
-        }
-}
-
 template <class F>
 inline void act_forward(const ActivationParams &p, const ActForwardArgs<typename F::T> &a) {
-    const bool gated = a.gate != nullptr, biased = a.b_gate || a.b_up;
-    if (biased && a.bias_col != 0 && a.bias_col != 1) return act_forward_strided<F>(p, a);
+    const bool gated = a.gate != nullptr;
     activation_kind<F>(p.kind).forward[gated][has_options(p, gated)](p, a);
 }
 
@@ -348,20 +317,6 @@ template <class F>
 inline void act_backward(const ActivationParams &p, const ActBackwardArgs<typename F::T> &a) {
     const bool gated = a.gate != nullptr;
     activation_kind<F>(p.kind).backward[gated][has_options(p, gated)](p, a);
-}
-
-// The entries of Kernels<T>.
-inline void act_forward_f32(const ActivationParams &p, const ActForwardArgs<float> &a) {
-    act_forward<F32>(p, a);
-}
-inline void act_forward_f64(const ActivationParams &p, const ActForwardArgs<double> &a) {
-    act_forward<F64>(p, a);
-}
-inline void act_backward_f32(const ActivationParams &p, const ActBackwardArgs<float> &a) {
-    act_backward<F32>(p, a);
-}
-inline void act_backward_f64(const ActivationParams &p, const ActBackwardArgs<double> &a) {
-    act_backward<F64>(p, a);
 }
 
 } // namespace

@@ -28,13 +28,18 @@ struct Identity {
     }
 };
 
+// d, but NaN where v is: for the derivatives that comparisons alone would choose.
+template <class F, class V> inline V nan_through(V v, V d) {
+    return F::select(F::unordered(v, v), v, d);
+}
+
 struct Relu { // max(v, 0); 0 at 0
     template <class F, class V, class K> static inline V value(const K &, V v) {
         return F::max_(F::zero(), v);
     }
     template <class F, class V, class K> static inline void both(const K &k, V v, V &a, V &d) {
         a = value<F>(k, v);
-        d = F::keep(F::gt(v, F::zero()), F::set1(1));
+        d = nan_through<F>(v, F::keep(F::gt(v, F::zero()), F::set1(1)));
     }
 };
 
@@ -243,6 +248,7 @@ struct LeakyRelu { // v >= 0 ? v : slope v
     template <class F, class V, class K> static inline void both(const K &k, V v, V &a, V &d) {
         a = value<F>(k, v);
         d = F::select(F::ge(v, F::zero()), F::set1(1), F::set1(k.negative_slope));
+        d = nan_through<F>(v, d);
     }
 };
 

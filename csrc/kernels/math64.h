@@ -1,4 +1,4 @@
-// exp, tanh, the logistic function and softplus for one double, for code outside the kernels.
+// exp, the logistic function and softplus for one double, for code outside the kernels.
 //
 // The same functions as the kernels' (math.inl), on vectors of one lane: no libm, so the bits do
 // not change with its version. Not for the ISA files, which bring a vocabulary of their own.
@@ -14,8 +14,6 @@ namespace math64 {
 using Lane = ScalarVector<double, uint64_t, 1, 52>;
 
 inline double exp(double x) { return ffncore::exp<Lane>(Lane::set1(x)).v[0]; }
-
-inline double tanh(double x) { return tanh_both<Lane>(Lane::set1(x)).value.v[0]; }
 
 // 1 / (1 + e^-x)
 inline double sigmoid(double x) {

@@ -72,27 +72,26 @@ Grid::Grid(int64_t rows, int64_t quantum, int64_t panels, int64_t together, int 
 template <class T>
 Blocking<T>::Blocking(int64_t depth, int64_t width, int64_t panels, int64_t tile, int64_t unit,
                       bool copied, int64_t l2) {
-    constexpr int64_t size = sizeof(T);
-    // Half of L2 for what stays; the rest is for what streams through, and for running sums.
-    const int64_t room = l2 / 2, whole = std::max<int64_t>(depth, 1) * width * size;
+    const int64_t block = kBlock * (int64_t)sizeof(T), row = unit * (int64_t)sizeof(T);
     panels = std::max<int64_t>(panels, 1);
-    // Copied strips are copied again for every group of panels: then all panels are one group.
-    const int64_t fit = copied ? panels : std::min<int64_t>(panels, 4);
-    const bool at_once = depth <= kBlock || whole * fit <= room;
-    // At once: a tile runs through its whole sum. Else block by block, running sums in between.
-    together = std::max<int64_t>(1, room / (at_once ? whole : kBlock * width * size));
-    // 64 panels and more change nothing, and running sums are kept for each.
-    together = std::min({together, panels, (int64_t)64});
-    together = ceil_div(panels, ceil_div(panels, together));
-
-    const int64_t sums = together * width * unit * size, copy = kBlock * kTileStride * unit * size;
-    if (at_once)
-        strip = copied ? 16 : 1; // 16 tiles, 96 rows: whole cache lines of a transposed matrix
-    else
-        strip = l2 / 4 / (sums * tile);
-    if (copied) // beside the panels, in L2
-        strip = std::min(strip, l2 / 4 / copy);
-    strip = std::max<int64_t>(strip, 1) * tile;
+    const int64_t most = std::min<int64_t>(panels, 64); // more changes nothing
+    auto equal = [&](int64_t n) { // panels in groups of at most n, alike
+        return ceil_div(panels, ceil_div(panels, std::clamp<int64_t>(n, 1, most)));
+    };
+    if (copied) { // the strip stays in a quarter of L2, its running sums in another
+        strip = std::max<int64_t>(l2 / 4 / (block * unit * kTileStride), 1) * tile;
+        together = equal(l2 / 4 / (strip * width * row));
+        return;
+    }
+    // Half of L2 for the panels that stay; the rest is for what streams through, and running sums.
+    const int64_t room = l2 / 2, whole = std::max<int64_t>(depth, 1) * width * (int64_t)sizeof(T);
+    if (depth <= kBlock || whole * std::min<int64_t>(panels, 4) <= room) {
+        together = equal(room / whole); // all blocks fit: a tile runs through its whole sum
+        strip = tile;
+    } else {
+        together = equal(room / (block * width));
+        strip = std::max<int64_t>(l2 / 4 / (together * width * row * tile), 1) * tile;
+    }
 }
 
 template <class T>

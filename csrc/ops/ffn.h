@@ -106,12 +106,12 @@ struct Grid {
     }
 };
 
-// How a product's task uses L2: the panels that stay, and the strip of rows that streams.
+// How a product's task uses L2. Rows in place: the panels stay, the rows stream. Copied rows: a strip
+// stays, the panels stream.
 template <class T> struct Blocking {
     int64_t together; // panels a task
     int64_t strip;    // units a strip
-    // Tiles of `tile` units of `unit` rows each. `copied`: strips are copied before use, so they are
-    // several tiles high.
+    // Tiles of `tile` units of `unit` rows each.
     Blocking(int64_t depth, int64_t width, int64_t panels, int64_t tile, int64_t unit, bool copied,
              int64_t l2);
 };

@@ -105,7 +105,8 @@ template <class T, class A, class B, class Epilogue> class Multiply {
                 const Block block{r0, r1, p0, p1, k, std::min(kBlock, w_.depth - k), term,
                                   w_.carried || i + term > 0,
                                   w_.finish && i + 1 == blocks && term + 1 == terms_};
-                if (w_.rows_outer)
+                // A copied strip is in L2 already: it stays, and the panels pass by.
+                if (w_.rows_outer && !a_[term].copies())
                     rows_outer(block);
                 else
                     panels_outer(block);
@@ -115,11 +116,13 @@ template <class T, class A, class B, class Epilogue> class Multiply {
     void rows_outer(const Block &block) const {
         const A &a = a_[block.term];
         const B &b = b_[block.term];
-        a.prepare(k_, block.r0, block.r1, block.k, block.depth, w_.tile_rows, s_.a);
         for (int64_t r = block.r0; r < block.r1;) {
             const int64_t n = a.tile_rows(r, std::min(w_.tile_rows, block.r1 - r));
-            TileArgs<T> t = tile_args(block, a, r, n);
-            const RowTile<T> next = ahead(block, a, r + n);
+            TileArgs<T> t = tile_args(block, a, r, n, w_.tile_rows);
+            const int64_t rest = std::min(w_.tile_rows, block.r1 - r - n);
+            const RowTile<T> next =
+                rest > 0 ? a.get(r + n, rest, block.r0, block.k, block.depth, w_.tile_rows, s_.a)
+                         : RowTile<T>{};
             for (int64_t p = block.p0; p < block.p1; ++p) {
                 // The next rows come while this tile works: gate with the first panel, up with the
                 // second.
@@ -151,7 +154,7 @@ template <class T, class A, class B, class Epilogue> class Multiply {
             int64_t i = 0;
             for (int64_t r = block.r0; r < block.r1; ++i) {
                 const int64_t n = a.tile_rows(r, std::min(height, block.r1 - r));
-                TileArgs<T> t = tile_args(block, a, r, n);
+                TileArgs<T> t = tile_args(block, a, r, n, height);
                 if (next.data) {
                     t.prefetch = next.data + (next.part * tiles + i) * bytes;
                     t.prefetch_step = bytes / block.depth;
@@ -177,7 +180,7 @@ template <class T, class A, class B, class Epilogue> class Multiply {
     Ahead follow(const Block &block, const B &b, int64_t p) const {
         const int64_t share = b.share(), part = p % share, next = p - part + share;
         auto ahead = [&](int64_t panel, int64_t k, int64_t depth) {
-            return Ahead{b.line(panel, k), depth * kPanelBytes, part, share};
+            return Ahead{b.line(panel, k), depth * b.line_bytes(), part, share};
         };
         if (!b.line(p, block.k))
             return {};
@@ -188,8 +191,9 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         return next < end_ ? ahead(next, 0, std::min(kBlock, w_.depth)) : Ahead{};
     }
 
-    TileArgs<T> tile_args(const Block &block, const A &a, int64_t r, int64_t n) const {
-        const RowTile<T> rows = a.get(r, n, block.r0, block.k, block.depth, w_.tile_rows, s_.a);
+    TileArgs<T> tile_args(const Block &block, const A &a, int64_t r, int64_t n,
+                          int64_t height) const {
+        const RowTile<T> rows = a.get(r, n, block.r0, block.k, block.depth, height, s_.a);
         TileArgs<T> t{};
         t.a0 = rows.a0;
         t.a1 = rows.a1;
@@ -200,13 +204,6 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         t.depth = block.depth;
         t.add = block.add;
         return t;
-    }
-
-    RowTile<T> ahead(const Block &block, const A &a, int64_t r) const {
-        if (r >= block.r1 || a.copies())
-            return {};
-        return a.get(r, std::min(w_.tile_rows, block.r1 - r), block.r0, block.k, block.depth,
-                     w_.tile_rows, s_.a);
     }
 
     // Where the sums of the tile at unit r, panel p are.

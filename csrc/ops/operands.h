@@ -128,7 +128,10 @@ template <class T> struct TokenPanels {
         return {data + p * width * depth + k * ld, ld};
     }
     int64_t share() const { return 1; }
-    const char *line(int64_t, int64_t) const { return nullptr; } // nothing to fetch ahead
+    int64_t line_bytes() const { return width * (int64_t)sizeof(T); }
+    const char *line(int64_t p, int64_t k) const {
+        return (const char *)(data + (p * depth + k) * width);
+    }
     bool turns() const { return false; }
     TurnedArgs<T> turn(int64_t, int64_t, int64_t) const { return {}; }
 };
@@ -141,6 +144,7 @@ template <class T> struct PackedPanels {
         return {data + (p / per * depth + k) * kPanel<T> + p % per * width, kPanel<T>};
     }
     int64_t share() const { return kPanel<T> / width; } // tiles that have their columns in one panel
+    int64_t line_bytes() const { return kPanelBytes; }
     const char *line(int64_t p, int64_t k) const {
         return (const char *)(data + (p / share() * depth + k) * kPanel<T>);
     }
@@ -186,6 +190,7 @@ template <class T> struct RawPanels {
         return {to, width};
     }
     int64_t share() const { return 1; }
+    int64_t line_bytes() const { return 0; }
     const char *line(int64_t, int64_t) const { return nullptr; } // nothing to fetch ahead
 };
 
@@ -198,6 +203,7 @@ template <class T> struct RowPanels {
         return {to, width};
     }
     int64_t share() const { return 1; }
+    int64_t line_bytes() const { return 0; }
     const char *line(int64_t, int64_t) const { return nullptr; } // nothing to fetch ahead
     bool turns() const { return false; }
     TurnedArgs<T> turn(int64_t, int64_t, int64_t) const { return {}; }
@@ -214,6 +220,7 @@ template <class T> struct UnitPanels {
         return {to, width};
     }
     int64_t share() const { return 1; }
+    int64_t line_bytes() const { return 0; }
     const char *line(int64_t, int64_t) const { return nullptr; } // nothing to fetch ahead
     bool turns() const { return false; }
     TurnedArgs<T> turn(int64_t, int64_t, int64_t) const { return {}; }
