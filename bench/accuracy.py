@@ -20,7 +20,7 @@ SOURCE = ROOT / "tests" / "cpp" / "accuracy.cpp"
 TABLE = ROOT / "docs" / "accuracy.md"
 
 # As CMakeLists.txt compiles the kernels: no contraction, an fma only where one is written.
-FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno"]
+FLAGS = ["-std=c++20", "-O3", "-ffp-contract=off", "-fno-math-errno"]
 AVX2 = ["avx2", "fma", "f16c"]
 AVX512 = [*AVX2, "avx512f", "avx512bw", "avx512vl", "avx512dq"]
 

@@ -4,6 +4,7 @@ import zlib
 
 import numpy as np
 import pytest
+from support import debug_plan
 
 import ffncore as fc
 from ffncore import _core
@@ -44,5 +45,13 @@ def rng(request):
 @pytest.fixture
 def plan():
     """Forces the sizes in which the work is cut; the plan's own come back afterwards."""
-    yield _core.debug_plan
+    yield debug_plan
+    _core.debug_plan()
+
+
+@pytest.fixture
+def always_threads():
+    """Small calls, too, run on as many threads as are set."""
+    debug_plan()
+    yield
     _core.debug_plan()

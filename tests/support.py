@@ -10,14 +10,13 @@ from collections import defaultdict
 import numpy as np
 
 import ffncore as fc
+from ffncore import _core
+from ffncore.activations import KINDS
 
 # Around every tile width and height of the kernels, and primes between.
 ODD_SIZES = (0, 1, 2, 3, 5, 7, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 97)
 
-NAMES = (
-    *("identity", "relu", "relu2", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid", "tanh"),
-    *("mish", "hardswish", "leaky_relu", "xielu"),
-)
+NAMES = tuple(KINDS)
 
 # Every activation, and every option of fc.Activation at least once.
 PLAIN_CASES = [fc.Activation(name) for name in NAMES] + [
@@ -71,6 +70,33 @@ def same_bits(a, b):
     nan = np.isnan(a)
     equal = np.ascontiguousarray(a).view(words) == np.ascontiguousarray(b).view(words)
     return bool(np.array_equal(nan, np.isnan(b)) and np.all(equal | nan))
+
+
+def debug_plan(*sizes, threads_always=True):
+    """Forces the sizes in which work is cut; work that is small is spread over threads, too."""
+    try:
+        _core.debug_plan(*sizes, threads_always=threads_always)
+    except TypeError:  # a build without that switch: small calls stay on one thread
+        _core.debug_plan(*sizes)
+
+
+def strided_copies(array):
+    """The same numbers behind other strides: Fortran order, sliced, reversed."""
+    yield np.asfortranarray(array)
+    room = np.full(tuple(2 * n + 1 for n in array.shape), np.nan, array.dtype)
+    part = room[tuple(slice(1, None, 2) for _ in array.shape)]
+    part[...] = array
+    yield part
+    backwards = tuple(slice(None, None, -1) for _ in array.shape)
+    yield np.array(array[backwards])[backwards]
+
+
+def unaligned(array):
+    """The same numbers at addresses that are no whole number of elements."""
+    room = np.zeros(array.shape, np.dtype([("pad", "u1"), ("value", array.dtype)]))
+    room["value"] = array
+    assert not room["value"].flags.aligned
+    return room["value"]
 
 
 class Accuracy:

@@ -53,18 +53,6 @@ def test_costs():
     assert train.backward_activations == 7 * 40
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("gated", [False, True])
-def test_costs_are_the_librarys_own(gated, packed):
-    shape = _shapes.Shape("s", 48, 160, "silu", gated=gated)
-    ours = _shapes.cost(shape, 9, "packed", 4)
-    theirs = fc.cost(9, d_model=48, d_ff=160, gated=gated, packed=packed)
-    assert (ours.flops, ours.forward_activations) == (theirs.flops, theirs.activations)
-    if not packed:
-        backward = fc.cost(9, d_model=48, d_ff=160, gated=gated, op="ffn_backward")
-        assert _shapes.cost(shape, 9, "train", 4).flops == ours.flops + backward.flops
-
-
 def test_shapes_by_name():
     assert _shapes.find_shape("llama-3.1-8b").f == 14336
     shape = _shapes.find_shape("1000x2744:gelu:gated")
@@ -270,6 +258,11 @@ def test_peers_do_the_same_work():
             np.testing.assert_allclose(
                 results[1], results[0], rtol=0, atol=1e-5 * np.abs(results[0]).max()
             )
+
+
+@in_tree
+def test_every_peer_has_its_place_in_the_table():
+    assert set(tool("plot").PEERS) == set(tool("peer_worker").PEERS)
 
 
 @in_tree

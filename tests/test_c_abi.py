@@ -5,8 +5,10 @@ kernels, so results are compared bit by bit.
 """
 
 import importlib.resources
+import os
 import re
 import subprocess
+import sys
 
 import cffi
 import numpy as np
@@ -281,9 +283,305 @@ def test_invalid_arguments(spoil):
     assert (y == 3).all()
 
 
+def said():
+    return ffi.string(lib.ffncore_last_error()).decode()
+
+
+def refused(status, sentence):
+    assert status == lib.FFNCORE_INVALID_ARGUMENT
+    assert sentence in said()
+
+
 def test_null():
-    assert lib.ffncore_ffn_forward(ffi.NULL) == lib.FFNCORE_INVALID_ARGUMENT
-    assert lib.ffncore_ffn_backward(ffi.NULL) == lib.FFNCORE_INVALID_ARGUMENT
+    cost = ffi.new("ffncore_cost *", {"size": ffi.sizeof("ffncore_cost")})
+    refused(lib.ffncore_ffn_forward(ffi.NULL), "args is NULL")
+    refused(lib.ffncore_ffn_backward(ffi.NULL), "args is NULL")
+    refused(lib.ffncore_activation_forward(ffi.NULL), "args is NULL")
+    refused(lib.ffncore_activation_backward(ffi.NULL), "args is NULL")
+    refused(lib.ffncore_forward_cost(ffi.NULL, 0, cost), "args is NULL")
+    refused(lib.ffncore_backward_cost(ffi.NULL, cost), "args is NULL")
+    refused(lib.ffncore_pack(0, ffi.NULL, ffi.NULL), "weights is NULL")
+    refused(lib.ffncore_unpack(0, ffi.NULL, ffi.NULL), "into is NULL")
+    lib.ffncore_activation_init(ffi.NULL, lib.FFNCORE_SILU)
+    x, w = layer(np.float32)
+    raw = ffi.new("ffncore_weights *", weights(w))
+    refused(lib.ffncore_pack(0, raw, ffi.NULL), "packed is NULL")
+    refused(lib.ffncore_unpack(0, raw, ffi.NULL), "packed is NULL")
+    args = forward_args(x, x, w, lib.FFNCORE_SILU)
+    refused(lib.ffncore_forward_cost(args, 0, ffi.NULL), "cost is NULL")
+
+
+def test_numbers_of_bytes():
+    _, w = layer(np.float32)
+    raw = ffi.new("ffncore_weights *", weights(w))
+    for bytes_, sentence in (
+        (lambda: lib.ffncore_packed_bytes(lib.FFNCORE_FLOAT32, ffi.NULL), "weights is NULL"),
+        (lambda: lib.ffncore_packed_bytes(7, raw), "dtype is 7"),
+        (lambda: lib.ffncore_saved_bytes(7, 1, 1, 0), "dtype is 7"),
+        (lambda: lib.ffncore_saved_bytes(0, -1, 1, 0), "shape (-1, 1)"),
+        (lambda: lib.ffncore_saved_bytes(0, 2**40, 2**20, 1), "at most 2^57 elements"),
+        (lambda: lib.ffncore_saved_bytes(0, 1, 2**62, 1), "at most 2^57 elements"),
+    ):
+        assert bytes_() == -1
+        assert sentence in said()
+    most = lib.ffncore_saved_bytes(lib.FFNCORE_FLOAT64, 2**40, 2**17, 1)
+    assert most == 2 * 8 * 2**57
+    raw.up.rows = raw.gate.rows = raw.down.cols = 2**40
+    raw.up.cols = raw.gate.cols = raw.down.rows = 2**20
+    assert lib.ffncore_packed_bytes(lib.FFNCORE_FLOAT32, raw) == -1
+    assert "weights.up has shape" in said()
+
+
+def test_tokens():
+    x, w = layer(np.float32)
+    args = forward_args(x, x.copy(), w, lib.FFNCORE_SILU)
+    for rows in (-1, -(2**62), 2**62):
+        args.x.rows = args.y.rows = rows
+        refused(lib.ffncore_ffn_forward(args), "x has shape")
+    args.x.rows, args.x.data = 0, ffi.NULL
+    check(lib.ffncore_ffn_forward(args))
+
+
+def packed_layer(dtype=np.float32, gated=True, biases=True):
+    x, w = layer(dtype, gated, biases)
+    raw = ffi.new("ffncore_weights *", weights(w))
+    packed = np.full(lib.ffncore_packed_bytes(code(x), raw), 7, np.uint8)
+    check(lib.ffncore_pack(code(x), raw, ffi.from_buffer("char[]", packed)))
+    return x, w, packed
+
+
+def set_field(path, value):
+    def spoil(into):
+        *owner, name = path.split(".")
+        for part in owner:
+            into = getattr(into, part)
+        setattr(into, name, value)
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    "path, value, sentence",
+    [
+        ("size", 0, "weights.size"),
+        ("up.rows", 131, "up has shape (131, 70); expected (130, 70)"),
+        ("gate.rows", 129, "gate has shape"),
+        ("gate.cols", 71, "gate has shape"),
+        ("down.cols", 131, "down has shape"),
+        ("down.rows", -1, "down has shape"),
+        ("b_gate.length", 131, "b_gate has length 131; expected 130"),
+        ("b_up.length", -1, "b_up has length"),
+        ("b_down.length", 130, "b_down has length 130; expected 70"),
+    ],
+)
+def test_unpack_refuses_what_does_not_fit(path, value, sentence):
+    x, w, packed = packed_layer()
+    back = fc.FFNWeights(**{name: np.full(a.shape, 3, a.dtype) for name, a in w.arrays().items()})
+    into = ffi.new("ffncore_weights *", weights(back))
+    set_field(path, value)(into)
+    refused(lib.ffncore_unpack(code(x), into, ffi.from_buffer("char[]", packed)), sentence)
+    assert all((a == 3).all() for a in back.arrays().values())
+
+
+def test_unpack_refuses_what_is_not_there():
+    x, w, _ = packed_layer()
+    into = ffi.new("ffncore_weights *", weights(w))
+    _, _, plain = packed_layer(gated=False)
+    _, _, bare = packed_layer(biases=False)
+    _, _, double = packed_layer(dtype=np.float64)
+    for packed, sentence in (
+        (plain, "gate is given, but packed is of a plain block"),
+        (bare, "b_gate is given, but packed has none"),
+        (double, "another dtype"),
+        (np.zeros(1024, np.uint8), "packed is not what ffncore_pack wrote"),
+    ):
+        refused(lib.ffncore_unpack(code(x), into, ffi.from_buffer("char[]", packed)), sentence)
+
+
+def test_unpack_of_a_part():
+    x, w, packed = packed_layer()
+    into = ffi.new("ffncore_weights *", {"size": ffi.sizeof("ffncore_weights")})
+    down = np.zeros((70, 130), np.float32)
+    into.down = matrix(down)
+    check(lib.ffncore_unpack(code(x), into, ffi.from_buffer("char[]", packed)))
+    np.testing.assert_array_equal(down, w.down)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("gated", [True, False])
+def test_equal_weights_make_equal_bytes(dtype, gated):
+    """Any strides, threads and instruction set; several tasks; nothing of the old content stays."""
+    rng = np.random.default_rng(1)
+    f, d = 150, 2061
+    values = {"up": (f, d), "down": (d, f), "b_up": (f,), "b_down": (d,)}
+    if gated:
+        values |= {"gate": (f, d), "b_gate": (f,)}
+    values = {name: rng.standard_normal(shape).astype(dtype) for name, shape in values.items()}
+    layouts = {
+        "C": lambda a: a,
+        "F": np.asfortranarray,
+        "gaps": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
+        "backwards": lambda a: a[::-1].copy()[::-1],
+    }
+    first = None
+    for isa in fc.available_isas():
+        for threads, (name, layout) in zip((1, 2, 3, 1), layouts.items(), strict=True):
+            w = fc.FFNWeights(**{field: layout(a) for field, a in values.items()})
+            raw = ffi.new("ffncore_weights *", weights(w))
+            kind = code(w.up)
+            packed = np.full(lib.ffncore_packed_bytes(kind, raw), 0xAB, np.uint8)
+            back = fc.FFNWeights(**{
+                field: layout(np.zeros_like(a)) for field, a in values.items()
+            })  # fmt: skip
+            with fc.using_isa(isa), fc.num_threads(threads):
+                check(lib.ffncore_pack(kind, raw, ffi.from_buffer("char[]", packed)))
+                into = ffi.new("ffncore_weights *", weights(back))
+                check(lib.ffncore_unpack(kind, into, ffi.from_buffer("char[]", packed)))
+            first = packed if first is None else first
+            np.testing.assert_array_equal(packed, first, err_msg=f"{isa} {name}")
+            for field, a in back.arrays().items():
+                np.testing.assert_array_equal(a, values[field], err_msg=f"{isa} {name} {field}")
+
+
+def activation_args(kind, **arrays):
+    args = ffi.new("ffncore_activation_args *")
+    args.size = ffi.sizeof("ffncore_activation_args")
+    args.dtype, args.activation = code(arrays["up"]), activation(kind)
+    for name, array in arrays.items():
+        setattr(args, name, matrix(array))
+    return args
+
+
+@pytest.mark.parametrize(
+    "field", ["gate.rows", "up.data", "up.rows", "h.data", "h.cols", "grad_h.data", "grad_h.rows"]
+)
+def test_activation_refuses(field):
+    names = ("gate", "up", "h", "grad_h", "grad_gate", "grad_up")
+    arrays = {name: np.full((5, 23), 3, np.float32) for name in names}
+    args = activation_args(lib.FFNCORE_SILU, **arrays)
+    set_field(field, ffi.NULL if field.endswith("data") else -1)(args)
+    name = field.split(".")[0]
+    if not name.startswith("grad"):
+        refused(lib.ffncore_activation_forward(args), f"{name} has shape")
+    if name != "h":
+        refused(lib.ffncore_activation_backward(args), f"{name} has shape")
+    assert all((a == 3).all() for a in arrays.values())
+
+
+def test_activation_gradients_may_be_absent():
+    rng = np.random.default_rng(5)
+    gate, up, grad_h = rng.standard_normal((3, 7, 19)).astype(np.float32)
+    both = [np.empty_like(up), np.empty_like(up)]
+    args = activation_args(lib.FFNCORE_GELU, gate=gate, up=up, grad_h=grad_h)
+    args.grad_gate, args.grad_up = matrix(both[0]), matrix(both[1])
+    check(lib.ffncore_activation_backward(args))
+    for index, name in enumerate(("grad_gate", "grad_up")):
+        alone = np.empty_like(up)
+        args = activation_args(lib.FFNCORE_GELU, gate=gate, up=up, grad_h=grad_h)
+        setattr(args, name, matrix(alone))
+        check(lib.ffncore_activation_backward(args))
+        np.testing.assert_array_equal(alone, both[index])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 50001), (50001, 1), (3, 17), (301, 997), (20000, 3)])
+def test_alpha_gradients_have_one_order(dtype, shape):
+    """The same bits for any strides, threads and instruction set, and for any shape of the rows."""
+    rng = np.random.default_rng(2)
+    up, grad_h = rng.standard_normal((2, *shape)).astype(dtype)
+
+    def strided(a, kind):
+        if kind == "F":
+            return np.asfortranarray(a)
+        if kind == "gaps":
+            return np.repeat(np.repeat(a, 2, axis=0), 3, axis=1)[::2, ::3]
+        if kind == "padded rows":
+            return np.pad(a, ((0, 0), (0, 5)))[:, : a.shape[1]]
+        return a.reshape(1, -1) if kind == "flat" else a
+
+    answers = set()
+    for isa in fc.available_isas():
+        for threads, kind in ((1, "C"), (2, "F"), (3, "gaps"), (2, "padded rows"), (1, "flat")):
+            with fc.using_isa(isa), fc.num_threads(threads):
+                x, g = strided(up, kind), strided(grad_h, kind)
+                grads = fc.activation_backward(g, x, activation="xielu")
+            answers.add(tuple(grads.activation))
+    assert len(answers) == 1
+    exact = fc.activation_backward(
+        grad_h.astype(np.float64), up.astype(np.float64), activation="xielu"
+    ).activation
+    assert answers.pop() == pytest.approx(exact, rel=1e-4, abs=1e-3)
+
+
+def test_cost_reads_nothing():
+    """Pointers are tested for NULL alone: here they lead nowhere."""
+    nowhere = ffi.cast("void *", 8)
+    cost = ffi.new("ffncore_cost *", {"size": ffi.sizeof("ffncore_cost")})
+    args = ffi.new("ffncore_backward_args *")
+    args.size, args.x = ffi.sizeof("ffncore_backward_args"), {"rows": 64, "cols": 64}
+    args.activation, args.saved = activation(lib.FFNCORE_XIELU), nowhere
+    block = {"data": nowhere, "rows": 128, "cols": 64}
+    args.weights = {
+        "size": ffi.sizeof("ffncore_weights"),
+        "gate": block,
+        "up": block,
+        "down": {"data": nowhere, "rows": 64, "cols": 128},
+        "b_up": {"data": nowhere, "length": 128, "stride": -3},
+        "packed": nowhere,
+    }
+    product = 2 * 64 * 64 * 128
+
+    def flops():
+        check(lib.ffncore_backward_cost(args, cost))
+        return cost.flops
+
+    assert flops() == 0
+    args.grad_b_down = {"data": nowhere, "length": 64}
+    assert flops() == 0
+    args.grad_b_up = {"data": nowhere, "length": 128}
+    assert flops() == product
+    without = cost.extra_bytes
+    args.grad_alpha_p = ffi.cast("double *", 8)
+    assert flops() == product
+    assert cost.extra_bytes > without
+    args.weights.packed = args.saved = ffi.NULL
+    assert flops() == 3 * product
+    args.grad_up.data = nowhere
+    refused(lib.ffncore_backward_cost(args, cost), "grad_up has shape (0, 0)")
+
+
+VERBOSE = """
+import numpy as np, ffncore as fc
+from ffncore import _core
+fc.set_num_threads(3)
+w = fc.FFNWeights(up=np.ones((40, 30)), down=np.ones((30, 40)))
+for always in (False, True):
+    _core.debug_plan(threads_always=always)
+    y, saved = fc.ffn_forward(np.ones((2, 30)), w, activation="silu")
+    fc.ffn_backward(y, saved)
+    fc.activation_backward(y, fc.activation(y, activation="relu"), activation="relu")
+    fc.pack(w).unpack()
+"""
+
+
+def test_verbose_prints_a_line_for_each_call():
+    environment = {**os.environ, "FFNCORE_VERBOSE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", VERBOSE], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    operations = ["ffn_forward", "ffn_backward", "activation_forward", "activation_backward"]
+    operations += ["pack", "unpack"]
+    assert [line.split()[1] for line in lines] == 2 * operations
+    for line, threads in zip(lines, [1] * 6 + [3] * 6, strict=True):
+        pattern = rf"ffncore \w+ float64 plain .* isa={fc.active_isa()} threads={threads} [\d.]+ ms"
+        assert re.fullmatch(pattern, line)
+
+
+def test_a_sentence_has_its_limit():
+    assert lib.ffncore_isa_use(b"x" * 100_000) == lib.FFNCORE_UNSUPPORTED
+    assert 100 < len(said()) < 1000
 
 
 def test_isa_and_threads():

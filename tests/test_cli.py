@@ -73,6 +73,24 @@ def test_inspect(tmp_path, capsys):
     assert lines[2] == "3 layers, 1,728 parameters in them"
 
 
+def test_inspect_lists_a_layer_whose_activation_is_unknown(tmp_path, capsys):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    tensors = {
+        "encoder.layer.0.intermediate.dense.weight": np.zeros((24, 8), "f4"),
+        "encoder.layer.0.output.dense.weight": np.zeros((8, 24), "f4"),
+    }
+    safetensors.save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "bert", "hidden_act": "squareplus"}), "utf-8"
+    )
+    assert main(["inspect", str(tmp_path)]) == 0
+    words = capsys.readouterr().out.splitlines()[1].split()
+    assert words[:6] == ["0", "plain", "8", "24", "squareplus", "float32"]
+    with pytest.raises(ValueError, match="activation 'squareplus' is not known"):
+        fc.load(tmp_path)
+    assert fc.load(tmp_path, activation="relu").activation.name == "relu"
+
+
 def test_inspect_of_nothing(tmp_path, capsys):
     pytest.importorskip("safetensors")
     assert main(["inspect", str(tmp_path / "absent")]) == 2

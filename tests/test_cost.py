@@ -48,16 +48,15 @@ def products_of(needs, gated, recompute):
 def test_backward_costs_what_is_needed(save, isa, dtype, gated, rng):
     w = make_weights(rng, D, F, gated=gated, biases=all_biases(gated), dtype=dtype)
     x = normal(rng, T, D, dtype=dtype)
-    _, saved = fc.ffn_forward(x, w, activation="silu", save=save)
-    names = ["x", *w.arrays()]
+    _, saved = fc.ffn_forward(x, w, activation="xielu", save=save)
+    names = ["x", *w.arrays(), "activation"]
     for needs in [(n,) for n in names] + list(itertools.combinations(names, 2)) + [names]:
         expected = products_of(needs, gated, save == "input") * PRODUCT
         _core.debug_flops()
         fc.ffn_backward(x, saved, needs=needs)
         assert _core.debug_flops() == expected, needs
-        if not any(name.startswith("b_") for name in needs):
-            told = fc.cost(T, w, op="ffn_backward", save=save, needs=needs)
-            assert told.flops == expected, needs
+        told = fc.cost(T, w, activation="xielu", op="ffn_backward", save=save, needs=needs)
+        assert told.flops == expected, needs
     everything = fc.cost(T, w, op="ffn_backward", save=save)
     assert everything.flops == products_of(names, gated, save == "input") * PRODUCT
 
@@ -70,6 +69,38 @@ def test_packed_backward(isa, dtype, gated, rng):
     fc.ffn_backward(x, saved)
     expected = products_of(("x",), gated, False) * PRODUCT
     assert _core.debug_flops() == expected == fc.cost(T, p, op="ffn_backward").flops
+
+
+def test_a_layer_of_given_sizes_costs_what_its_weights_would(isa, gated, rng):
+    w = make_weights(rng, D, F, gated=gated, biases=all_biases(gated), dtype=np.float32)
+    for needs in (None, ("x",), ("b_up",), ("b_down",), ("activation",)):
+        given = {"activation": "xielu", "op": "ffn_backward", "needs": needs}
+        assert fc.cost(T, w, **given) == fc.cost(T, d_model=D, d_ff=F, gated=gated, **given)
+    packed = fc.cost(T, d_model=D, d_ff=F, gated=gated, packed=True, op="ffn_backward")
+    assert packed == fc.cost(T, fc.pack(w), op="ffn_backward")
+
+
+def test_parameters_of_the_activation_take_workspace():
+    layer = {"d_model": D, "d_ff": F, "op": "ffn_backward"}
+    silu = fc.cost(T, activation="silu", **layer)
+    xielu = fc.cost(T, activation=fc.Activation("xielu", beta=0.4), **layer)
+    assert xielu.extra_bytes > silu.extra_bytes
+    assert xielu.flops == silu.flops
+    without = fc.cost(T, activation="xielu", needs=("x", "gate", "up", "down"), **layer)
+    assert without.extra_bytes == silu.extra_bytes
+
+
+@pytest.mark.parametrize(
+    "layer, needs, sentence",
+    [
+        ({}, ("activation",), "needs has 'activation', but only xielu has trainable parameters"),
+        ({"gated": False}, ("gate",), "needs has 'gate', but the block has no w.gate"),
+        ({"packed": True}, ("x", "up"), "needs has 'up', but packed weights give the gradient of"),
+    ],
+)
+def test_gradients_that_do_not_exist(layer, needs, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        fc.cost(T, d_model=D, d_ff=F, op="ffn_backward", needs=needs, **layer)
 
 
 def test_bytes_are_the_weights_and_the_gradients():

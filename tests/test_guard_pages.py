@@ -17,6 +17,8 @@ from ffncore.activations import to_tuple
 SIZES = [
     *((1, 1, 1), (1, 33, 65), (3, 5, 7), (13, 17, 31), (16, 32, 64), (17, 15, 33), (65, 9, 97)),
     *((2, 63, 16), (31, 64, 1), (70, 1, 40)),
+    # Several blocks of 512 of each summed dimension.
+    *((9, 1100, 35), (9, 35, 1100), (530, 3, 9)),
 ]
 
 
@@ -41,7 +43,7 @@ def test_every_array(end, isa, dtype, gated, rng, plan):
                     guarded(a.T, end).T if a is not None and a.ndim == 2 else a for a in arrays
                 )
                 x, grad_y, y = (guarded(a.T, end).T for a in (x, grad_y, y))
-            core = to_tuple(act, gated)
+            core = to_tuple(act, gated, dtype)
             saved = guarded(np.empty(_core.saved_size(dtype.name, t, f, gated), dtype), end)
             packed = guarded(np.empty(_core.packed_bytes(dtype.name, arrays), np.uint8), end)
             _core.pack(arrays, packed)

@@ -193,26 +193,36 @@ void read_bytes(const char *p, int64_t bytes) {
 }
 #endif
 
-// body(thread, repeats) on all threads at once; returns the seconds from common start to last end.
-template <class Body> double timed(int threads, int64_t repeats, const Body &body) {
+// Threads that are let go and joined also where one of them could not be started.
+struct Team {
     std::atomic<int> arrived{0};
     std::atomic<bool> go{false};
+    std::vector<std::thread> threads;
+    ~Team() {
+        go.store(true, std::memory_order_release);
+        for (std::thread &thread : threads) thread.join();
+    }
+};
+
+// body(thread, repeats) on all threads at once; returns the seconds from common start to last end.
+template <class Body> double timed(int threads, int64_t repeats, const Body &body) {
     std::vector<double> ends(threads);
-    std::vector<std::thread> team;
-    for (int t = 1; t < threads; ++t)
-        team.emplace_back([&, t] {
-            arrived.fetch_add(1);
-            while (!go.load(
-                std::memory_order_acquire)); // a spin: waking a sleeper would be part of the time
-            body(t, repeats);
-            ends[t] = now();
-        });
-    while (arrived.load() < threads - 1) std::this_thread::yield();
-    const double start = now();
-    go.store(true, std::memory_order_release);
-    body(0, repeats);
-    ends[0] = now();
-    for (std::thread &thread : team) thread.join();
+    double start = 0;
+    {
+        Team team;
+        for (int t = 1; t < threads; ++t)
+            team.threads.emplace_back([&, t] {
+                team.arrived.fetch_add(1);
+                while (!team.go.load(std::memory_order_acquire)); // waking a sleeper takes time
+                body(t, repeats);
+                ends[t] = now();
+            });
+        while (team.arrived.load() < threads - 1) std::this_thread::yield();
+        start = now();
+        team.go.store(true, std::memory_order_release);
+        body(0, repeats);
+        ends[0] = now();
+    }
     double last = start;
     for (double end : ends) last = std::max(last, end);
     return last - start;
@@ -389,14 +399,8 @@ double measure_activation(const std::string &spec, const KernelTable &table, con
     return kMeasureUnknown;
 }
 
-} // namespace
-} // namespace ffncore
-
-double ffncore_measure(const char *what, const char *isa, const char *dtype, int64_t bytes,
-                       double seconds, int threads) {
-    using namespace ffncore;
-    threads = threads < 1 ? 1 : threads;
-    const std::string name = what;
+double measure(const std::string &name, const char *isa, const char *dtype, int64_t bytes,
+               double seconds, int threads) {
     const std::string prefix = "activation:";
     if (name == "read") return measure_read(bytes, seconds, threads);
     if (name == "release") {
@@ -412,4 +416,16 @@ double ffncore_measure(const char *what, const char *isa, const char *dtype, int
     if (!loop) return kMeasureUnknown;
     if (name == "fma") return measure_fma(*loop, seconds, threads);
     return name == "clock" ? measure_clock(*loop, seconds, threads) : kMeasureUnknown;
+}
+
+} // namespace
+} // namespace ffncore
+
+double ffncore_measure(const char *what, const char *isa, const char *dtype, int64_t bytes,
+                       double seconds, int threads) {
+    try {
+        return ffncore::measure(what, isa, dtype, bytes, seconds, threads < 1 ? 1 : threads);
+    } catch (...) { // bad_alloc, or system_error of a thread
+        return kMeasureNoMemory;
+    }
 }

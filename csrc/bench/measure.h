@@ -17,7 +17,7 @@
 // The best of slices of about 2 ms (one pass of "read" at least) in `seconds`, all threads
 // together; "clock" is the mean over the threads. Negative: kMeasureUnknown, kMeasureNoMemory.
 constexpr double kMeasureUnknown = -1;  // no such what, isa or dtype on this machine
-constexpr double kMeasureNoMemory = -2; // the buffer cannot be had
+constexpr double kMeasureNoMemory = -2; // the buffer or a thread cannot be had
 
 extern "C" FFNCORE_MEASURE_EXPORT double ffncore_measure(const char *what, const char *isa,
                                                          const char *dtype, int64_t bytes,

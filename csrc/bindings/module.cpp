@@ -1,13 +1,14 @@
-// The Python door: numpy arrays in, pointers and strides to the C ABI, GIL released, status to
-// exception. Dtypes, ranks and shapes were checked in Python (python/ffncore/_arrays.py), which also
-// has the error texts; this file checks nothing twice. Signatures: python/ffncore/_core.pyi.
+// The Python door: numpy arrays in, pointers and strides to the C ABI, status to exception. What
+// computes or moves data runs without the GIL. Dtypes, ranks and shapes were checked in Python
+// (python/ffncore/_arrays.py), which also has the error texts; this file checks nothing twice.
+// Signatures: python/ffncore/_core.pyi.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <optional>
 #include <string>
-#include <tuple>
 
 #include "../bench/measure.h"
 #include "../include/ffncore.h"
@@ -17,15 +18,28 @@ namespace py = pybind11;
 namespace {
 
 void check(ffncore_status status) {
-    if (status == FFNCORE_OK)
-        return;
+    if (status == FFNCORE_OK) return;
     if (status == FFNCORE_OUT_OF_MEMORY) {
         PyErr_SetString(PyExc_MemoryError, ffncore_last_error());
         throw py::error_already_set();
     }
-    if (status == FFNCORE_UNSUPPORTED)
-        throw std::runtime_error(ffncore_last_error());
+    if (status == FFNCORE_UNSUPPORTED) throw std::runtime_error(ffncore_last_error());
     throw py::value_error(ffncore_last_error());
+}
+
+// call() without the GIL.
+template <class Call> void run(const Call &call) {
+    ffncore_status status;
+    {
+        py::gil_scoped_release release;
+        status = call();
+    }
+    check(status);
+}
+
+int64_t checked(int64_t bytes) {
+    if (bytes < 0) throw py::value_error(ffncore_last_error());
+    return bytes;
 }
 
 int32_t dtype_of(const std::string &name) {
@@ -38,8 +52,7 @@ int32_t dtype_of(const py::array &a) {
 py::array array_of(py::handle h) { return py::reinterpret_borrow<py::array>(h); }
 
 ffncore_matrix matrix(py::handle h) {
-    if (h.is_none())
-        return {};
+    if (h.is_none()) return {};
     const py::array a = array_of(h);
     const int64_t size = a.itemsize();
     return {const_cast<void *>(a.data()), a.shape(0), a.shape(1), a.strides(0) / size,
@@ -47,8 +60,7 @@ ffncore_matrix matrix(py::handle h) {
 }
 
 ffncore_vector vector(py::handle h) {
-    if (h.is_none())
-        return {};
+    if (h.is_none()) return {};
     const py::array a = array_of(h);
     return {const_cast<void *>(a.data()), a.shape(0), a.strides(0) / a.itemsize()};
 }
@@ -70,8 +82,7 @@ ffncore_weights weights(const py::tuple &t) {
     }
     w.packed = data(t[0]);
     const int64_t d = t[1].cast<int64_t>(), f = t[2].cast<int64_t>();
-    if (t[3].cast<bool>())
-        w.gate = {nullptr, f, d, 0, 0};
+    if (t[3].cast<bool>()) w.gate = {nullptr, f, d, 0, 0};
     w.up = {nullptr, f, d, 0, 0};
     w.down = {nullptr, d, f, 0, 0};
     return w;
@@ -82,12 +93,11 @@ ffncore_activation activation(const py::tuple &t) {
     a.size = sizeof a;
     a.kind = t[0].cast<int32_t>();
     a.clamp = t[1].cast<int32_t>();
-    double *const options[] = {&a.limit,           &a.alpha,          &a.up_offset,
-                               &a.gate_softcap,    &a.up_softcap,     &a.gate_multiplier,
-                               &a.negative_slope,  &a.alpha_p,        &a.alpha_n,
-                               &a.beta,            &a.eps};
-    for (size_t i = 0; i < 11; ++i)
-        *options[i] = t[2 + i].cast<double>();
+    double *const options[] = {&a.limit,          &a.alpha,      &a.up_offset,
+                               &a.gate_softcap,   &a.up_softcap, &a.gate_multiplier,
+                               &a.negative_slope, &a.alpha_p,    &a.alpha_n,
+                               &a.beta,           &a.eps};
+    for (size_t i = 0; i < 11; ++i) *options[i] = t[2 + i].cast<double>();
     return a;
 }
 
@@ -95,12 +105,7 @@ void ffn_forward(const py::array &x, const py::array &y, const py::tuple &w, con
                  py::object saved) {
     ffncore_forward_args args{sizeof args, dtype_of(x),     matrix(x),  matrix(y),
                               weights(w),  activation(act), data(saved)};
-    ffncore_status status;
-    {
-        py::gil_scoped_release release;
-        status = ffncore_ffn_forward(&args);
-    }
-    check(status);
+    run([&] { return ffncore_ffn_forward(&args); });
 }
 
 py::object ffn_backward(const py::array &x, const py::array &grad_y, const py::tuple &w,
@@ -125,12 +130,7 @@ py::object ffn_backward(const py::array &x, const py::array &grad_y, const py::t
     args.grad_b_down = vector(grads[5]);
     args.grad_alpha_p = xielu ? &alpha_p : nullptr;
     args.grad_alpha_n = xielu ? &alpha_n : nullptr;
-    ffncore_status status;
-    {
-        py::gil_scoped_release release;
-        status = ffncore_ffn_backward(&args);
-    }
-    check(status);
+    run([&] { return ffncore_ffn_backward(&args); });
     return xielu ? py::object(py::make_tuple(alpha_p, alpha_n)) : py::none();
 }
 
@@ -143,17 +143,12 @@ void activation_forward(py::object gate, const py::array &up, const py::array &h
     args.gate = matrix(gate);
     args.up = matrix(up);
     args.h = matrix(h);
-    ffncore_status status;
-    {
-        py::gil_scoped_release release;
-        status = ffncore_activation_forward(&args);
-    }
-    check(status);
+    run([&] { return ffncore_activation_forward(&args); });
 }
 
 py::object activation_backward(const py::array &grad_h, py::object gate, const py::array &up,
-                               py::object grad_gate, const py::array &grad_up,
-                               const py::tuple &act, bool xielu) {
+                               py::object grad_gate, const py::array &grad_up, const py::tuple &act,
+                               bool xielu) {
     double alpha_p = 0, alpha_n = 0;
     ffncore_activation_args args{};
     args.size = sizeof args;
@@ -166,26 +161,21 @@ py::object activation_backward(const py::array &grad_h, py::object gate, const p
     args.grad_up = matrix(grad_up);
     args.grad_alpha_p = xielu ? &alpha_p : nullptr;
     args.grad_alpha_n = xielu ? &alpha_n : nullptr;
-    ffncore_status status;
-    {
-        py::gil_scoped_release release;
-        status = ffncore_activation_backward(&args);
-    }
-    check(status);
+    run([&] { return ffncore_activation_backward(&args); });
     return xielu ? py::object(py::make_tuple(alpha_p, alpha_n)) : py::none();
 }
 
-// A cost is asked for shapes alone. Absent biases cost nothing, so they are left out; pointers that
-// only have to be there point here.
+// A cost is asked for shapes alone: pointers that only have to be there point here. Biases cost
+// nothing, their gradients do.
 char present;
 
-ffncore_weights shapes(int64_t d, int64_t f, bool gated) {
+ffncore_weights shapes(int64_t d, int64_t f, bool gated, bool packed) {
     ffncore_weights w{};
     w.size = sizeof w;
-    if (gated)
-        w.gate = {&present, f, d, d, 1};
+    if (gated) w.gate = {&present, f, d, d, 1};
     w.up = {&present, f, d, d, 1};
     w.down = {&present, d, f, f, 1};
+    w.packed = packed ? &present : nullptr;
     return w;
 }
 
@@ -203,13 +193,13 @@ py::dict cost_dict(const ffncore_cost &c) {
 }
 
 py::dict forward_cost(const std::string &dtype, int64_t tokens, int64_t d, int64_t f, bool gated,
-                      bool packed, bool save) {
+                      bool packed, const py::tuple &act, bool save) {
     ffncore_forward_args args{};
     args.size = sizeof args;
     args.dtype = dtype_of(dtype);
     args.x = {nullptr, tokens, d, d, 1};
-    args.weights = shapes(d, f, gated);
-    ffncore_activation_init(&args.activation, FFNCORE_SILU);
+    args.weights = shapes(d, f, gated, packed);
+    args.activation = activation(act);
     args.saved = save ? &present : nullptr;
     ffncore_cost cost{};
     cost.size = sizeof cost;
@@ -218,23 +208,30 @@ py::dict forward_cost(const std::string &dtype, int64_t tokens, int64_t d, int64
 }
 
 py::dict backward_cost(const std::string &dtype, int64_t tokens, int64_t d, int64_t f, bool gated,
-                       bool packed, bool recompute, bool needs_x,
-                       std::tuple<bool, bool, bool> needs_weights) {
-    (void)packed; // the backward pass through packed weights has the same products
+                       bool packed, const py::tuple &act, bool recompute,
+                       const std::array<bool, 8> &needs) {
+    double alphas;
     ffncore_backward_args args{};
     args.size = sizeof args;
     args.dtype = dtype_of(dtype);
     args.x = {nullptr, tokens, d, d, 1};
-    args.weights = shapes(d, f, gated);
-    ffncore_activation_init(&args.activation, FFNCORE_SILU);
+    args.weights = shapes(d, f, gated, packed);
+    args.activation = activation(act);
     args.saved = recompute ? nullptr : &present;
-    auto asked = [&](bool needed, int64_t rows, int64_t cols) {
-        return ffncore_matrix{needed ? &present : nullptr, rows, cols, cols, 1};
+    auto matrix = [&](int i, int64_t rows, int64_t cols) {
+        return needs[i] ? ffncore_matrix{&present, rows, cols, cols, 1} : ffncore_matrix{};
     };
-    args.grad_x = asked(needs_x, tokens, d);
-    args.grad_gate = asked(std::get<0>(needs_weights), f, d);
-    args.grad_up = asked(std::get<1>(needs_weights), f, d);
-    args.grad_down = asked(std::get<2>(needs_weights), d, f);
+    auto vector = [&](int i, int64_t length) {
+        return needs[i] ? ffncore_vector{&present, length, 1} : ffncore_vector{};
+    };
+    args.grad_x = matrix(0, tokens, d);
+    args.grad_gate = matrix(1, f, d);
+    args.grad_up = matrix(2, f, d);
+    args.grad_down = matrix(3, d, f);
+    args.grad_b_gate = vector(4, f);
+    args.grad_b_up = vector(5, f);
+    args.grad_b_down = vector(6, d);
+    args.grad_alpha_p = args.grad_alpha_n = needs[7] ? &alphas : nullptr;
     ffncore_cost cost{};
     cost.size = sizeof cost;
     check(ffncore_backward_cost(&args, &cost));
@@ -243,15 +240,13 @@ py::dict backward_cost(const std::string &dtype, int64_t tokens, int64_t d, int6
 
 py::list isas() {
     py::list names;
-    for (int32_t i = 0; i < ffncore_isa_count(); ++i)
-        names.append(ffncore_isa_name(i));
+    for (int32_t i = 0; i < ffncore_isa_count(); ++i) names.append(ffncore_isa_name(i));
     return names;
 }
 
 std::string isa() {
     const char *name = ffncore_isa_current();
-    if (!name)
-        check(ffncore_isa_use(nullptr)); // FFNCORE_ISA names one that cannot run
+    if (!name) check(ffncore_isa_use(nullptr)); // FFNCORE_ISA names one that cannot run
     return name ? name : ffncore_isa_current();
 }
 
@@ -265,21 +260,25 @@ PYBIND11_MODULE(_core, m) {
     m.def("activation_backward", &activation_backward);
     m.def("saved_size", [](const std::string &dtype, int64_t tokens, int64_t f, bool gated) {
         const int32_t t = dtype_of(dtype);
-        return ffncore_saved_bytes(t, tokens, f, gated) / (t == FFNCORE_FLOAT64 ? 8 : 4);
+        return checked(ffncore_saved_bytes(t, tokens, f, gated)) / (t == FFNCORE_FLOAT64 ? 8 : 4);
     });
     m.def("forward_cost", &forward_cost);
     m.def("backward_cost", &backward_cost);
     m.def("packed_bytes", [](const std::string &dtype, const py::tuple &w) {
         const ffncore_weights given = weights(w);
-        return ffncore_packed_bytes(dtype_of(dtype), &given);
+        return checked(ffncore_packed_bytes(dtype_of(dtype), &given));
     });
     m.def("pack", [](const py::tuple &w, const py::array &packed) {
         const ffncore_weights given = weights(w);
-        check(ffncore_pack(dtype_of(array_of(w[1])), &given, data(packed)));
+        const int32_t dtype = dtype_of(array_of(w[1]));
+        void *const to = data(packed);
+        run([&] { return ffncore_pack(dtype, &given, to); });
     });
     m.def("unpack", [](const py::tuple &packed, const std::string &dtype, const py::tuple &into) {
         const ffncore_weights to = weights(into);
-        check(ffncore_unpack(dtype_of(dtype), &to, data(packed[0])));
+        const int32_t type = dtype_of(dtype);
+        const void *const from = data(packed[0]);
+        run([&] { return ffncore_unpack(type, &to, from); });
     });
     m.def("isas", &isas);
     m.def("isa", &isa);
@@ -291,14 +290,14 @@ PYBIND11_MODULE(_core, m) {
     m.def("build_info", &ffncore_build_info);
     m.def("num_threads", &ffncore_num_threads);
     m.def("set_num_threads", [](int32_t n) { check(ffncore_set_num_threads(n)); });
-    m.def("clear_workspace", &ffncore_clear_workspace);
+    m.def("clear_workspace", &ffncore_clear_workspace, py::call_guard<py::gil_scoped_release>());
     m.def(
         "debug_plan",
-        [](int64_t token_chunk, int64_t ff_chunk, int64_t token_slice, int32_t rows) {
-            check(ffncore_debug_plan(token_chunk, ff_chunk, token_slice, rows));
+        [](int64_t token_chunk, int64_t ff_chunk, int64_t token_slice, int32_t rows, bool always) {
+            check(ffncore_debug_plan(token_chunk, ff_chunk, token_slice, rows, always));
         },
         py::arg("token_chunk") = 0, py::arg("ff_chunk") = 0, py::arg("token_slice") = 0,
-        py::arg("tokens_in_rows") = -1);
+        py::arg("tokens_in_rows") = -1, py::arg("threads_always") = false);
     m.def("debug_flops", &ffncore_debug_flops);
     m.def("measure", [](const std::string &what, const std::string &isa, const std::string &dtype,
                         int64_t bytes, double seconds, int threads) {

@@ -1,6 +1,6 @@
-// Scratch memory, reused between calls. 64-byte aligned; from 2 MiB on, aligned to 2 MiB and advised
-// to huge pages (on 4 KiB pages read bandwidth drops). A call takes one lease; concurrent calls take
-// different buffers. Freed by clear_workspace().
+// Scratch memory, reused between calls. 64-byte aligned; from 2 MiB on, aligned to 2 MiB and
+// advised to huge pages (on 4 KiB pages read bandwidth drops). A call takes one lease; concurrent
+// calls take different buffers. Freed by clear_workspace().
 #pragma once
 #include <cstddef>
 

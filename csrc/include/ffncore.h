@@ -6,8 +6,11 @@
  *
  * Shapes: x, y [T, d]; gate, up [f, d]; down [d, f]; b_gate, b_up [f]; b_down [d].
  * Strides count elements and may have any value, also 0 or negative. Inputs are never written.
+ * No output may share memory with an input, with another output, or (by its strides) with itself;
+ * this is not tested. Data lies at multiples of its element's size.
  * Every struct begins with its size (set it to sizeof), so that later versions may append fields.
- * Every function returns a status; ffncore_last_error() has the sentence (per thread).
+ * A function that can fail returns a status, or -1 where it returns bytes; ffncore_last_error()
+ * then has the sentence (of this thread, until its next failure). No exception comes out of any.
  * Without its # lines and the two extern "C" blocks this file is plain declarations, which a parser
  * such as cffi's reads as they are.
  */
@@ -63,13 +66,13 @@ typedef enum ffncore_clamp {
  * softcap), clamp; up clamp, up softcap, + up_offset. Start from ffncore_activation_init. */
 typedef struct ffncore_activation {
     size_t size;
-    int32_t kind;           /* ffncore_activation_kind */
-    int32_t clamp;          /* ffncore_clamp; limit, up_offset, up_softcap: gated blocks only */
-    double limit;           /* > 0 where clamp is not NONE */
-    double alpha;           /* silu: x * sigmoid(alpha x) */
-    double up_offset;       /* h = act(gate) * (up + up_offset) */
-    double gate_softcap;    /* c > 0: silu and quick_gelu, c tanh(x / c) sigmoid(alpha x); 0: none */
-    double up_softcap;      /* c > 0: c tanh(up / c); 0: none */
+    int32_t kind;        /* ffncore_activation_kind */
+    int32_t clamp;       /* ffncore_clamp; limit, up_offset, up_softcap: gated blocks only */
+    double limit;        /* > 0 where clamp is not NONE */
+    double alpha;        /* silu: x * sigmoid(alpha x) */
+    double up_offset;    /* h = act(gate) * (up + up_offset) */
+    double gate_softcap; /* c > 0: silu and quick_gelu, c tanh(x / c) sigmoid(alpha x); 0: none */
+    double up_softcap;   /* c > 0: c tanh(up / c); 0: none */
     double gate_multiplier; /* act(gate_multiplier * gate) */
     double negative_slope;  /* leaky_relu */
     double alpha_p;         /* xielu, before softplus */
@@ -143,8 +146,8 @@ typedef struct ffncore_activation_args {
     ffncore_matrix up;
     ffncore_matrix h;         /* forward: written. backward: not read */
     ffncore_matrix grad_h;    /* backward only */
-    ffncore_matrix grad_gate; /* backward only, present where gate is */
-    ffncore_matrix grad_up;   /* backward only */
+    ffncore_matrix grad_gate; /* backward of a gated block only, may be absent */
+    ffncore_matrix grad_up;   /* backward only, may be absent */
     double *grad_alpha_p;     /* backward of xielu only, may be NULL */
     double *grad_alpha_n;
 } ffncore_activation_args;
@@ -154,7 +157,8 @@ typedef struct ffncore_cost {
     size_t size;
     double flops;           /* of the products, 2 per multiply-add */
     double activations;     /* elements that pass an activation */
-    double bytes;           /* weights once per pass that needs them, and gradients written */
+    double bytes;           /* weight matrices once per pass that needs them, and their gradients
+                               written; biases are not counted */
     int64_t token_chunk;    /* tokens whose hidden units are held at once */
     int64_t ff_chunk;       /* hidden units held at once */
     int64_t token_slice;    /* tokens of x (and grad_y) held packed at once */
@@ -172,14 +176,17 @@ ffncore_status ffncore_ffn_backward(const ffncore_backward_args *args);
 ffncore_status ffncore_activation_forward(const ffncore_activation_args *args);
 ffncore_status ffncore_activation_backward(const ffncore_activation_args *args);
 /* Saved gate and up: [gated ? 2 : 1] x panels of 64 tokens, [f][64] each; the last panel is
- * [f][tokens rounded up to 16]. */
+ * [f][tokens rounded up to 16]. -1: see ffncore_last_error(). */
 int64_t ffncore_saved_bytes(int32_t dtype, int64_t tokens, int64_t d_ff, int32_t gated);
-/* For shapes alone: pointers are tested for NULL, never read. packed: as if weights were packed. */
+/* For shapes alone: pointers are tested for NULL, never read (x, y and grad_y not even that).
+ * packed: as if weights were packed. */
 ffncore_status ffncore_forward_cost(const ffncore_forward_args *args, int32_t packed,
                                     ffncore_cost *cost);
 ffncore_status ffncore_backward_cost(const ffncore_backward_args *args, ffncore_cost *cost);
 
-/* packed weights: pack once, run often; the layout is the same for every ISA */
+/* packed weights: pack once, run often; the layout is the same for every ISA, and equal weights
+ * make equal bytes. packed_bytes: -1 as above. unpack writes what is present in `into`, and refuses
+ * what `packed` lacks or has in another shape. */
 int64_t ffncore_packed_bytes(int32_t dtype, const ffncore_weights *weights);
 ffncore_status ffncore_pack(int32_t dtype, const ffncore_weights *weights, void *packed);
 ffncore_status ffncore_unpack(int32_t dtype, const ffncore_weights *into, const void *packed);
@@ -197,9 +204,13 @@ int32_t ffncore_num_threads(void);
 ffncore_status ffncore_set_num_threads(int32_t n); /* 0: the default */
 void ffncore_clear_workspace(void);
 
-/* for tests: smallest chunk sizes (0: the plan's own), FLOPs counted since the last call */
+/* For tests; not for use beside running calls. Replaces the plan's chunk sizes (0: the plan's own)
+ * and its choice of what the panels are (tokens_in_rows, -1: the plan's own, 0: tokens are panels,
+ * 1: tokens are rows); threads_always 1: small calls, too, run on all threads. */
 ffncore_status ffncore_debug_plan(int64_t token_chunk, int64_t ff_chunk, int64_t token_slice,
-                                  int32_t tokens_in_rows);
+                                  int32_t tokens_in_rows, int32_t threads_always);
+/* FLOPs of the products since the last call of this, as they ran: where tokens are rows, hidden
+ * units that only fill a panel up count too. */
 int64_t ffncore_debug_flops(void);
 
 #if defined(__GNUC__)

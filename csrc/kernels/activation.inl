@@ -218,7 +218,7 @@ void backward_kernel(const ActivationParams &params, const ActBackwardArgs<typen
                 Act::template both<F>(k, v, act, slope);
             }
             if (Options) {
-                slope = F::mul(F::select(past, F::zero(), slope), F::set1(k.multiplier));
+                slope = F::mul(slope, F::set1(k.multiplier));
                 if (k.clamp_post) {
                     past = F::gt(act, limit);
                     act = F::min_(limit, act);
@@ -237,7 +237,11 @@ void backward_kernel(const ActivationParams &params, const ActBackwardArgs<typen
                 if (Options && k.clamp_post) g = F::select(past, F::zero(), g);
             }
             if (h) lanes.store(h + c, act);
-            if (dpre) lanes.store(dpre + c, F::mul(g, slope));
+            if (dpre) {
+                V dv = F::mul(g, slope);
+                if (Options && k.clamp_pre) dv = F::select(past, F::zero(), dv);
+                lanes.store(dpre + c, dv);
+            }
             if constexpr (IsXielu<Act>::kValue) {
                 if (!a.xielu_p) return;
                 const auto inside = F::first(lanes.n); // +0 beyond the columns

@@ -14,10 +14,6 @@
 namespace ffncore {
 namespace {
 
-// How far the turned kernel fetches ahead in each row, in bytes: W rows are W streams, as many as a
-// core's prefetcher follows.
-constexpr int64_t kTurnedAhead = 512;
-
 template <class F, int NV, int MR> void tile(const TileArgs<typename F::T> &t) {
     using T = typename F::T;
     using V = typename F::V;
@@ -27,8 +23,7 @@ template <class F, int NV, int MR> void tile(const TileArgs<typename F::T> &t) {
 #pragma GCC unroll 16
     for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v)
-            acc[r][v] = F::zero();
+        for (int v = 0; v < NV; ++v) acc[r][v] = F::zero();
 
     const int64_t row = t.row, step = t.step, ldb = t.ldb;
     const T *b = t.b;
@@ -43,18 +38,15 @@ template <class F, int NV, int MR> void tile(const TileArgs<typename F::T> &t) {
         const auto one_k = [&]() __attribute__((always_inline)) {
             V bv[NV];
 #pragma GCC unroll 4
-            for (int v = 0; v < NV; ++v)
-                bv[v] = F::load(b + v * F::W);
+            for (int v = 0; v < NV; ++v) bv[v] = F::load(b + v * F::W);
 #pragma GCC unroll 16
             for (int r = 0; r < MR; ++r) {
                 const V av = F::set1(r < half ? a0[r * row] : a1[(r - half) * row]);
 #pragma GCC unroll 4
-                for (int v = 0; v < NV; ++v)
-                    acc[r][v] = F::fma(av, bv[v], acc[r][v]);
+                for (int v = 0; v < NV; ++v) acc[r][v] = F::fma(av, bv[v], acc[r][v]);
             }
             __builtin_prefetch(prefetch, 0, 2);
-            if (NV == 2)
-                __builtin_prefetch(prefetch + 64, 0, 2);
+            if (NV == 2) __builtin_prefetch(prefetch + 64, 0, 2);
             prefetch += fetch_step;
             a0 += step;
             a1 += step;
@@ -62,12 +54,10 @@ template <class F, int NV, int MR> void tile(const TileArgs<typename F::T> &t) {
         };
         for (int64_t run = n / kRun; run > 0; --run) {
 #pragma GCC unroll 4
-            for (int k = 0; k < kRun; ++k)
-                one_k();
+            for (int k = 0; k < kRun; ++k) one_k();
             prefetch += fetch_run;
         }
-        for (int64_t k = n % kRun; k > 0; --k)
-            one_k();
+        for (int64_t k = n % kRun; k > 0; --k) one_k();
         prefetch += fetch_jump;
     }
 
@@ -89,29 +79,25 @@ template <class F, int MR> void turned(const TurnedArgs<typename F::T> &t) {
     using V = typename F::V;
     constexpr int W = F::W;
     V acc[MR];
-#pragma GCC unroll 8
-    for (int r = 0; r < MR; ++r)
-        acc[r] = F::zero();
+#pragma GCC unroll 10
+    for (int r = 0; r < MR; ++r) acc[r] = F::zero();
     for (int64_t k = 0; k < t.depth; k += W) {
         const int64_t n = t.depth - k < W ? t.depth - k : W;
         V v[W];
         if (n == W && t.outputs >= W) {
-#pragma GCC unroll 16
-            for (int i = 0; i < W; ++i) {
-                const T *from = t.b + i * t.ldb + k;
-                v[i] = F::load(from);
-                __builtin_prefetch(from + kTurnedAhead / sizeof(T));
-            }
+            const T *from = t.b + k;
+            F::load_transposed(from, t.ldb, v);
+            for (int i = 0; i < W; ++i) __builtin_prefetch(from + t.ahead + i * t.ldb, 0, 3);
         } else {
             for (int i = 0; i < W; ++i)
                 v[i] = i < t.outputs ? F::load_n(t.b + i * t.ldb + k, n) : F::zero();
+            F::transpose(v);
         }
-        F::transpose(v);
         const T *a = t.a + k;
         if (n == W) {
 #pragma GCC unroll 16
             for (int i = 0; i < W; ++i)
-#pragma GCC unroll 8
+#pragma GCC unroll 10
                 for (int r = 0; r < MR; ++r)
                     acc[r] = F::fma(F::set1(a[r * t.row + i]), v[i], acc[r]);
         } else {
@@ -120,7 +106,7 @@ template <class F, int MR> void turned(const TurnedArgs<typename F::T> &t) {
                     acc[r] = F::fma(F::set1(a[r * t.row + i]), v[i], acc[r]);
         }
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 10
     for (int r = 0; r < MR; ++r) {
         T *c = t.c + r * t.ldc;
         F::store(c, t.add ? F::add(F::load(c), acc[r]) : acc[r]);

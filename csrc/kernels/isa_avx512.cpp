@@ -7,6 +7,6 @@
 
 const ffncore::KernelTable *ffncore_kernels_avx512(void) {
     static ffncore::KernelTable storage;
-    static const ffncore::KernelTable *table = ffncore::make_table<8, 14, 8, 6>(storage, "avx512");
+    static const ffncore::KernelTable *table = ffncore::make_table<10, 14, 8, 6>(storage, "avx512");
     return table;
 }

@@ -1,8 +1,8 @@
 // What an instruction set supplies: one table of kernels for float and one for double.
 //
 // This header is all that ops/ knows of an ISA. It is included by the ISA translation units too, so
-// it holds plain declarations only: nothing inline, no STL (see DESIGN of the ISA files in
-// csrc/README.md). Sizes count elements unless said otherwise.
+// it holds plain declarations only: nothing inline, no STL (see csrc/README.md). Sizes count
+// elements unless said otherwise.
 #pragma once
 #include <stdint.h>
 
@@ -14,13 +14,14 @@ namespace ffncore {
 constexpr int kPanelBytes = 128;
 constexpr int kGroupBytes = 32;
 
-// The contract's block of a summed dimension: one fma chain from +0 (DESIGN section 2).
+// The contract's block of a summed dimension: one fma chain from +0 (csrc/README.md).
 constexpr int64_t kBlock = 512;
 
 constexpr int kMaxVectors = 4; // vectors across a tile
 constexpr int kTileStride = 8; // of a copied tile: its 6 or 8 rows, aligned
-constexpr int kTileGap = 32;   // elements between copied tiles, so that their stores spread over L1's sets
-constexpr int kMaxRows = 14;   // rows of a tile: 14 x 2 vectors = 28 of 32 AVX-512 registers
+constexpr int kTileGap =
+    32; // elements between copied tiles, so that their stores spread over L1's sets
+constexpr int kMaxRows = 14; // rows of a tile: 14 x 2 vectors = 28 of 32 AVX-512 registers
 
 // One tile: c[r][v] (+)= sum_k A(r, k) * b[k][v], k < depth <= kBlock, one fma chain per element.
 // A(r, k) = (r < half ? a0 + r * row : a1 + (r - half) * row)[(k % segment) * step
@@ -41,15 +42,16 @@ template <class T> struct TileArgs {
     int64_t prefetch_step, prefetch_run, prefetch_jump;
 };
 
-// Few tokens times raw weights, W outputs: c[r][i] (+)= sum_k a[r * row + k] * b[i * ldb + k]. Rows of
-// b are contiguous in k and are turned in registers; the same fma chains as a tile's.
-constexpr int kMaxTurned = 8; // 16 vectors of b and 8 sums in 32 registers
+// Few tokens times raw weights, W outputs: c[r][i] (+)= sum_k a[r * row + k] * b[i * ldb + k]. Rows
+// of b are contiguous in k and are turned in registers; the same fma chains as a tile's.
+constexpr int kMaxTurned = 10; // 16 vectors of b and 10 sums in 32 registers
 template <class T> struct TurnedArgs {
     const T *a;
     int64_t row;
     const T *b;
     int64_t ldb;
     int64_t outputs; // rows of b that exist; the columns of c beyond them are undefined
+    int64_t ahead; // from b to the rows that are turned next, in elements; they are fetched into L2
     T *c;
     int64_t ldc;
     int64_t depth;
@@ -98,9 +100,9 @@ template <class T> struct ActBackwardArgs {
 };
 
 template <class T> struct Kernels {
-    int width;                      // lanes of a vector
-    int vectors;                    // widest tile; token panels are vectors * width columns
-    int max_rows[kMaxVectors + 1];  // highest tile for each width in vectors
+    int width;                     // lanes of a vector
+    int vectors;                   // widest tile; token panels are vectors * width columns
+    int max_rows[kMaxVectors + 1]; // highest tile for each width in vectors
     void (*tile[kMaxVectors + 1][kMaxRows + 1])(const TileArgs<T> &);
     void (*turned[kMaxTurned + 1])(const TurnedArgs<T> &);
 
@@ -113,8 +115,8 @@ template <class T> struct Kernels {
     // out[r * row + c * col] (+)= c[r * ldc + c] + bias[...]; bias per row, per column, or nullptr.
     void (*store)(const T *c, int64_t ldc, int64_t rows, int64_t cols, const T *bias,
                   int64_t bias_row, int64_t bias_col, T *out, int64_t row, int64_t col, bool add);
-    // A tile of two vectors whose 32-byte groups alternate, gate and up: first all of gate, then all
-    // of up, in place.
+    // A tile of two vectors whose 32-byte groups alternate, gate and up: first all of gate, then
+    // all of up, in place.
     void (*split_groups)(T *c, int64_t ldc, int64_t rows);
     // sums[r] = sums[r] + m[r * row + 0] + m[r * row + col] + ..., in this order, r < rows.
     void (*sum_along)(const T *m, int64_t row, int64_t col, int64_t rows, int64_t cols, T *sums);

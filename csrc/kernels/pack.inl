@@ -37,20 +37,19 @@ void pack(const typename F::T *src, int64_t row, int64_t step, int64_t rows, int
             for (int64_t k = 0; k < depth; k += W) {
                 const int n = (int)smaller(depth - k, W);
                 V v[W];
-#pragma GCC unroll 16
-                for (int i = 0; i < W; ++i)
-                    v[i] = r + i >= rows ? F::zero()
-                           : n == W      ? F::load(src + (r + i) * row + k)
-                                         : F::load_n(src + (r + i) * row + k, n);
-                F::transpose(v);
+                if (n == W && r + W <= rows) {
+                    F::load_transposed(src + r * row + k, row, v);
+                } else {
+                    for (int i = 0; i < W; ++i)
+                        v[i] = r + i < rows ? F::load_n(src + (r + i) * row + k, n) : F::zero();
+                    F::transpose(v);
+                }
                 typename F::T *out = dst + k * ld + r;
                 if (n == W && to == W) {
 #pragma GCC unroll 16
-                    for (int i = 0; i < W; ++i)
-                        F::store(out + i * ld, v[i]);
+                    for (int i = 0; i < W; ++i) F::store(out + i * ld, v[i]);
                 } else {
-                    for (int i = 0; i < n; ++i)
-                        F::store_n(out + i * ld, v[i], to);
+                    for (int i = 0; i < n; ++i) F::store_n(out + i * ld, v[i], to);
                 }
             }
         }
@@ -74,8 +73,8 @@ void pack_tiles(const typename F::T *src, int64_t row, int64_t step, int64_t row
                     dst[k * kStep + r] = src[(r0 + r) * row + k * step];
         return;
     }
-    // One pass over k for all tiles, so that a row of src is read once, in order. Rows lie far apart:
-    // no hardware prefetcher follows. 8 rows ahead covers the latency of L3.
+    // One pass over k for all tiles, so that a row of src is read once, in order. Rows lie far
+    // apart: no hardware prefetcher follows. 8 rows ahead covers the latency of L3.
     constexpr int64_t kAhead = 8, kLine = 64 / sizeof(T);
     for (int64_t k = 0; k < depth; ++k, dst += kStep) {
         const T *from = src + k * step;
@@ -88,8 +87,7 @@ void pack_tiles(const typename F::T *src, int64_t row, int64_t step, int64_t row
                 F::store_n(dst + at + i, F::load_n(from + r + i, smaller(kStep, F::W)),
                            smaller(kStep, F::W));
         for (; r < rows; r += tile, at += size)
-            for (int64_t i = 0; i < smaller(rows - r, tile); ++i)
-                dst[at + i] = from[r + i];
+            for (int64_t i = 0; i < smaller(rows - r, tile); ++i) dst[at + i] = from[r + i];
     }
 }
 
@@ -123,8 +121,7 @@ void store(const typename F::T *c, int64_t ldc, int64_t rows, int64_t cols,
                 V v[W];
                 for (int i = 0; i < W; ++i) {
                     v[i] = i < have ? F::load(c + (r + i) * ldc + j) : F::zero();
-                    if (bias && i < have)
-                        v[i] = F::add(v[i], F::set1(bias[(r + i) * bias_row]));
+                    if (bias && i < have) v[i] = F::add(v[i], F::set1(bias[(r + i) * bias_row]));
                 }
                 F::transpose(v);
                 for (int i = 0; i < n; ++i) {
@@ -137,8 +134,7 @@ void store(const typename F::T *c, int64_t ldc, int64_t rows, int64_t cols,
     for (int64_t r = 0; r < rows; ++r)
         for (int64_t j = 0; j < cols; ++j) {
             typename F::T v = c[r * ldc + j];
-            if (bias)
-                v = v + bias[r * bias_row + j * bias_col];
+            if (bias) v = v + bias[r * bias_row + j * bias_col];
             typename F::T *to = out + r * row + j * col;
             *to = add ? *to + v : v;
         }
@@ -153,8 +149,7 @@ void sum_along(const typename F::T *m, int64_t row, int64_t col, int64_t rows, i
         const int n = (int)smaller(rows - r, W);
         V sum = F::load_n(sums + r, n);
         if (row == 1) {
-            for (int64_t c = 0; c < cols; ++c)
-                sum = F::add(sum, F::load_n(m + c * col + r, n));
+            for (int64_t c = 0; c < cols; ++c) sum = F::add(sum, F::load_n(m + c * col + r, n));
         } else {
             for (int64_t c = 0; c < cols; c += W) {
                 const int k = (int)smaller(cols - c, W);
@@ -171,8 +166,7 @@ void sum_along(const typename F::T *m, int64_t row, int64_t col, int64_t rows, i
                     }
                 }
                 F::transpose(v);
-                for (int j = 0; j < k; ++j)
-                    sum = F::add(sum, v[j]);
+                for (int j = 0; j < k; ++j) sum = F::add(sum, v[j]);
             }
         }
         F::store_n(sums + r, sum, n);

@@ -81,6 +81,11 @@ struct F32 {
             r[i + 4] = _mm256_permute2f128_ps(t[i], t[i + 4], 0x31);
         }
     }
+    // r[k] = lane i from p[i * ld + k], i, k < W.
+    static inline void load_transposed(const T *p, int64_t ld, V (&r)[W]) {
+        for (int i = 0; i < W; ++i) r[i] = load(p + i * ld);
+        transpose(r);
+    }
     static inline void deinterleave(V a, V b, V &g, V &u) {
         g = a;
         u = b;
@@ -148,6 +153,11 @@ struct F64 {
         r[1] = _mm256_permute2f128_pd(b, d, 0x20);
         r[2] = _mm256_permute2f128_pd(a, c, 0x31);
         r[3] = _mm256_permute2f128_pd(b, d, 0x31);
+    }
+    // r[k] = lane i from p[i * ld + k], i, k < W.
+    static inline void load_transposed(const T *p, int64_t ld, V (&r)[W]) {
+        for (int i = 0; i < W; ++i) r[i] = load(p + i * ld);
+        transpose(r);
     }
     static inline void deinterleave(V a, V b, V &g, V &u) {
         g = a;

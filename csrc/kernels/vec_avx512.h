@@ -86,6 +86,26 @@ struct F32 {
             r[i + 12] = _mm512_shuffle_f32x4(b, d, 0xdd);
         }
     }
+    // r[k] = lane i from p[i * ld + k], i, k < W. Rows 4 i + j are put in lane i while they are
+    // loaded, which the fma ports share; the shuffle port alone has 32 instead of 64 to do.
+    static inline void load_transposed(const T *p, int64_t ld, V (&r)[W]) {
+        for (int k = 0; k < W; k += 4) {
+            V x[4];
+            for (int j = 0; j < 4; ++j) {
+                const T *q = p + j * ld + k;
+                V v = _mm512_castps128_ps512(_mm_loadu_ps(q));
+                v = _mm512_insertf32x4(v, _mm_loadu_ps(q + 4 * ld), 1);
+                v = _mm512_insertf32x4(v, _mm_loadu_ps(q + 8 * ld), 2);
+                x[j] = _mm512_insertf32x4(v, _mm_loadu_ps(q + 12 * ld), 3);
+            }
+            V a = _mm512_unpacklo_ps(x[0], x[1]), b = _mm512_unpackhi_ps(x[0], x[1]);
+            V c = _mm512_unpacklo_ps(x[2], x[3]), d = _mm512_unpackhi_ps(x[2], x[3]);
+            r[k] = _mm512_shuffle_ps(a, c, 0x44);
+            r[k + 1] = _mm512_shuffle_ps(a, c, 0xee);
+            r[k + 2] = _mm512_shuffle_ps(b, d, 0x44);
+            r[k + 3] = _mm512_shuffle_ps(b, d, 0xee);
+        }
+    }
     // 32-byte groups [g u], [g u] -> [g g], [u u].
     static inline void deinterleave(V a, V b, V &g, V &u) {
         g = _mm512_shuffle_f32x4(a, b, 0x44);
@@ -161,6 +181,11 @@ struct F64 {
             r[i + 4] = _mm512_shuffle_f64x2(a, c, 0xdd);
             r[i + 6] = _mm512_shuffle_f64x2(b, d, 0xdd);
         }
+    }
+    // r[k] = lane i from p[i * ld + k], i, k < W.
+    static inline void load_transposed(const T *p, int64_t ld, V (&r)[W]) {
+        for (int i = 0; i < W; ++i) r[i] = load(p + i * ld);
+        transpose(r);
     }
     static inline void deinterleave(V a, V b, V &g, V &u) {
         g = _mm512_shuffle_f64x2(a, b, 0x44);

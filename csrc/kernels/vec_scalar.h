@@ -168,6 +168,11 @@ template <class Value, class Bits, int Lanes, int Fraction> struct ScalarVector 
                 r[j].v[i] = t;
             }
     }
+    // r[k] = lane i from p[i * ld + k], i, k < W.
+    static inline void load_transposed(const T *p, int64_t ld, V (&r)[W]) {
+        for (int i = 0; i < W; ++i) r[i] = load(p + i * ld);
+        transpose(r);
+    }
     // 32-byte groups [g], [u] -> [g], [u]: a group is one vector here.
     static inline void deinterleave(V a, V b, V &g, V &u) {
         g = a;

@@ -8,13 +8,12 @@ namespace ffncore {
 template <class T> struct Elementwise {
     int64_t rows, cols;
     Matrix<const T> gate, up, grad_h;
-    Matrix<T> h, grad_gate, grad_up;
-    bool xielu;
-    double xielu_sums[2];
+    Matrix<T> h, grad_gate, grad_up; // gradients may be absent
+    bool xielu;           // the sums behind the gradients of xielu's parameters are needed
+    double xielu_sums[2]; // receives them
 };
 
-// false: out of memory.
-template <class T> bool activation_forward(const Call<T> &call, const Elementwise<T> &e);
-template <class T> bool activation_backward(const Call<T> &call, Elementwise<T> &e);
+template <class T> void activation_forward(const Call<T> &call, Elementwise<T> e);
+template <class T> void activation_backward(const Call<T> &call, Elementwise<T> &e);
 
 } // namespace ffncore

@@ -10,26 +10,32 @@ namespace {
 // Four tasks a thread: a core that is late by a tenth of a phase finds its last task taken over.
 constexpr int64_t kTasksPerThread = 4;
 
-template <class T> int64_t count_workspace(const Call<T> &call, const auto &add) {
-    Schedule schedule;
+// What a call needs: the groups' buffers, then the threads' scratch.
+template <class T> struct Needed {
+    int64_t shared;
+    ScratchSet<T> scratch;
+    int64_t bytes;
+};
+
+template <class T> Needed<T> count_workspace(const Call<T> &call, const auto &add) {
+    Schedule schedule(Schedule::kCount);
     Arena arena;
     ScratchSet<T> scratch;
     add(Build<T>{schedule, arena, scratch, call});
+    const int64_t shared = arena.used();
     scratch.take(arena, call.threads);
-    return arena.used();
+    return {shared, scratch, arena.used()};
 }
 
 // Builds the schedule twice: to count memory, and for good.
 template <class T> bool run_schedule(const Call<T> &call, const auto &add) {
-    const int64_t bytes = count_workspace(call, add);
-    Lease lease(bytes);
-    if (!lease.data())
-        return false;
-    Schedule schedule;
+    Needed<T> needed = count_workspace(call, add);
+    Lease lease(needed.bytes);
+    if (!lease.data()) return false;
+    Schedule schedule(call.threads);
     Arena arena((char *)lease.data());
-    ScratchSet<T> scratch;
-    add(Build<T>{schedule, arena, scratch, call});
-    scratch.take(arena, call.threads);
+    needed.scratch.base = (T *)((char *)lease.data() + needed.shared);
+    add(Build<T>{schedule, arena, needed.scratch, call});
     run_region(schedule, call.threads);
     return true;
 }
@@ -47,8 +53,7 @@ template <class T> auto forward_phases(const std::vector<ForwardGroup<T>> &group
 
 template <class T> auto backward_phases(std::vector<BackwardGroup<T>> &groups) {
     return [&groups](const Build<T> &build) {
-        for (BackwardGroup<T> &group : groups)
-            add_backward(build, group);
+        for (BackwardGroup<T> &group : groups) add_backward(build, group);
     };
 }
 
@@ -62,8 +67,7 @@ Grid::Grid(int64_t rows, int64_t quantum, int64_t panels, int64_t together, int 
     : rows(rows), quantum(quantum), row_tasks(1), panels(panels),
       panel_tasks(std::max<int64_t>(1, ceil_div(panels, std::max<int64_t>(together, 1)))) {
     const int64_t tiles = std::max<int64_t>(1, ceil_div(rows, quantum));
-    if (threads == 1)
-        return;
+    if (threads == 1) return;
     row_tasks = ceil_div(threads * kTasksPerThread, panel_tasks);
     row_tasks = round_up(row_tasks, threads / std::gcd<int64_t>(panel_tasks, threads));
     row_tasks = std::min(row_tasks, tiles);
@@ -75,23 +79,23 @@ Blocking<T>::Blocking(int64_t depth, int64_t width, int64_t panels, int64_t tile
     const int64_t block = kBlock * (int64_t)sizeof(T), row = unit * (int64_t)sizeof(T);
     panels = std::max<int64_t>(panels, 1);
     const int64_t most = std::min<int64_t>(panels, 64); // more changes nothing
-    auto equal = [&](int64_t n) { // panels in groups of at most n, alike
+    auto equal = [&](int64_t n) {                       // panels in groups of at most n, alike
         return ceil_div(panels, ceil_div(panels, std::clamp<int64_t>(n, 1, most)));
     };
-    if (copied) { // the strip stays in a quarter of L2, its running sums in another
-        strip = std::max<int64_t>(l2 / 4 / (block * unit * kTileStride), 1) * tile;
+    // A strip in a quarter of L2, its running sums in another, two panels' blocks in the rest. It
+    // pays from 3 panels on; copied rows stay anyway.
+    rows_stay = copied || panels > 2;
+    if (rows_stay) {
+        const int64_t tile_bytes = block * unit * (copied ? kTileStride : tile);
+        strip = std::max<int64_t>(l2 / 4 / tile_bytes, 1) * tile;
         together = equal(l2 / 4 / (strip * width * row));
         return;
     }
-    // Half of L2 for the panels that stay; the rest is for what streams through, and running sums.
-    const int64_t room = l2 / 2, whole = std::max<int64_t>(depth, 1) * width * (int64_t)sizeof(T);
-    if (depth <= kBlock || whole * std::min<int64_t>(panels, 4) <= room) {
-        together = equal(room / whole); // all blocks fit: a tile runs through its whole sum
-        strip = tile;
-    } else {
-        together = equal(room / (block * width));
+    const int64_t whole = std::max<int64_t>(depth, 1) * width * (int64_t)sizeof(T);
+    together = panels;
+    strip = tile; // all blocks fit: a tile runs through its whole sum
+    if (depth > kBlock && whole * panels > l2 / 2)
         strip = std::max<int64_t>(l2 / 4 / (together * width * row * tile), 1) * tile;
-    }
 }
 
 template <class T>
@@ -101,7 +105,7 @@ bool ffn_forward(const Call<T> &call, const std::vector<ForwardGroup<T>> &groups
 
 template <class T>
 int64_t workspace_forward(const Call<T> &call, const std::vector<ForwardGroup<T>> &groups) {
-    return count_workspace(call, forward_phases(groups));
+    return count_workspace(call, forward_phases(groups)).bytes;
 }
 
 template <class T> bool ffn_backward(const Call<T> &call, std::vector<BackwardGroup<T>> &groups) {
@@ -110,7 +114,7 @@ template <class T> bool ffn_backward(const Call<T> &call, std::vector<BackwardGr
 
 template <class T>
 int64_t workspace_backward(const Call<T> &call, std::vector<BackwardGroup<T>> &groups) {
-    return count_workspace(call, backward_phases(groups));
+    return count_workspace(call, backward_phases(groups)).bytes;
 }
 
 template <class T> PlanRequest forward_request(const Call<T> &call, const ForwardGroup<T> &group) {
@@ -137,6 +141,8 @@ template <class T> PlanRequest backward_request(const Call<T> &call, const Backw
     r.recompute = !g.saved;
     r.weight_grads = g.grad_gate.data || g.grad_up.data || g.grad_down.data || g.grad_b_gate.data ||
                      g.grad_b_up.data || g.grad_b_down.data;
+    r.grad_x = g.grad_x.data;
+    r.xielu = g.xielu;
     return r;
 }
 

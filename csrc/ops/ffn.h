@@ -1,5 +1,5 @@
-// The dense FFN, forward and backward, as schedules over groups (see DESIGN: a dense layer is a
-// mixture with one expert). A group is the weights of one expert and the tokens that go through it.
+// The dense FFN, forward and backward, as schedules over groups (a dense layer is a mixture with
+// one expert). A group is the weights of one expert and the tokens that go through it.
 //
 //   ffn_rows.cpp    forward with tokens as rows: packed weights, or few tokens
 //   ffn_panels.cpp  forward and backward with tokens as panels: raw weights read in place
@@ -35,7 +35,7 @@ template <class T> struct BackwardGroup {
     bool accumulate;
     Matrix<T> grad_x, grad_gate, grad_up, grad_down;
     Matrix<T> grad_b_gate, grad_b_up, grad_b_down; // vectors: stride in row
-    bool xielu;          // the sums behind the gradients of xielu's parameters are needed
+    bool xielu;           // the sums behind the gradients of xielu's parameters are needed
     double xielu_sums[2]; // receives them
 };
 
@@ -106,11 +106,12 @@ struct Grid {
     }
 };
 
-// How a product's task uses L2. Rows in place: the panels stay, the rows stream. Copied rows: a strip
-// stays, the panels stream.
+// How a product's task uses L2. Few panels: they stay, and the rows stream past. Many: a strip of
+// rows stays, block by block, and the panels pass by.
 template <class T> struct Blocking {
     int64_t together; // panels a task
     int64_t strip;    // units a strip
+    bool rows_stay;
     // Tiles of `tile` units of `unit` rows each.
     Blocking(int64_t depth, int64_t width, int64_t panels, int64_t tile, int64_t unit, bool copied,
              int64_t l2);
@@ -120,7 +121,8 @@ template <class T> int64_t workspace_forward(const Call<T> &, const std::vector<
 template <class T> int64_t workspace_backward(const Call<T> &, std::vector<BackwardGroup<T>> &);
 
 // false: out of memory.
-template <class T> bool ffn_forward(const Call<T> &call, const std::vector<ForwardGroup<T>> &groups);
+template <class T>
+bool ffn_forward(const Call<T> &call, const std::vector<ForwardGroup<T>> &groups);
 template <class T> bool ffn_backward(const Call<T> &call, std::vector<BackwardGroup<T>> &groups);
 
 // Each adds one group's phases.

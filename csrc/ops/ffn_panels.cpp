@@ -7,21 +7,23 @@
 //             dgate, dup across * x rows           -> dW_gate, dW_up  [units][d]
 //             dy across * h turned                 -> dW_down [d][units]
 //
-// Weights stream once per chunk of tokens (plan.h), a tile of 6 rows x 64 tokens at a time (AVX-512);
-// the chunk's panels stay in L2. Products with a transposed weight copy it block by block into
-// tiles. Sums over tokens run in blocks of 512 into the gradient itself.
+// Weights stream once per chunk of tokens (plan.h), a tile of 6 rows x 64 tokens at a time
+// (AVX-512); the chunk's panels stay in L2. Products with a transposed weight copy it block by
+// block into tiles. Sums over tokens run in blocks of 512 into the gradient itself.
 #include "ffn.h"
 #include "operands.h"
 
 #include <array>
+#include <utility>
 
 namespace ffncore {
 
 namespace {
 
 // Token panels [panel][depth][width] of one chunk; the last is as wide as its tokens need.
-template <class T> TokenPanels<T> token_panels(const T *data, int64_t depth, int64_t tokens,
-                                               int64_t width, int64_t vector) {
+template <class T>
+TokenPanels<T> token_panels(const T *data, int64_t depth, int64_t tokens, int64_t width,
+                            int64_t vector) {
     const int64_t last = std::max<int64_t>(ceil_div(tokens, width), 1) - 1;
     return {data, depth, width, last, round_up(tokens - last * width, vector)};
 }
@@ -89,11 +91,11 @@ template <class T> struct Panels {
         walk.panel = width;
         const bool copies = a[0].copies() || a[1].copies();
         walk.tile_rows = tile_rows(walk.cols) / unit;
-        if (copies)
-            walk.tile_rows = std::min<int64_t>(walk.tile_rows, kTileStride);
+        if (copies) walk.tile_rows = std::min<int64_t>(walk.tile_rows, kTileStride);
         const Blocking<T> blocks(walk.depth * n, width, count, walk.tile_rows, unit, copies,
                                  build.call.l2);
         walk.strip = blocks.strip;
+        walk.rows_stay = blocks.rows_stay;
         const int64_t copy = WeightRows<T>::copy_size(walk.strip, walk.tile_rows);
         a[0].second_offset = a[1].second_offset = copy;
         build.scratch.need(copies ? copy * unit : 0, 0,
@@ -118,8 +120,9 @@ template <class T> struct Panels {
         });
     }
 
-    // A weight gradient: out [rows, cols] (+)= the sum over the chunk's tokens of a row's value times
-    // a column's; rows from a.cut on go to `second`. `make` gives B for the block from token t on.
+    // A weight gradient: out [rows, cols] (+)= the sum over the chunk's tokens of a row's value
+    // times a column's; rows from a.cut on go to `second`. `make` gives B for the block from token
+    // t on.
     template <class MakePanels>
     void weight_gradient(PanelRows<T> a, int64_t rows, int64_t cols, int64_t tokens,
                          const MakePanels &make, Matrix<T> out, Matrix<T> second, bool add) {
@@ -132,27 +135,27 @@ template <class T> struct Panels {
         const int64_t panels = ceil_div(cols, width);
         const Grid grid(rows, walk.tile_rows, panels, 1, build.call.threads);
         build.scratch.need(0, kBlock * width, 0);
-        s.job(grid.tasks(), [=, k = k, width = width,
-                             buffers = &build.scratch](int64_t task, int thread) {
-            const Scratch<T> mine = buffers->at(thread);
-            grid.run(task, [&](int64_t r0, int64_t r1, int64_t p0, int64_t p1) {
-                for (int64_t t = 0; t < tokens; t += kBlock) {
-                    Walk<T> block = walk;
-                    block.depth = std::min(kBlock, tokens - t);
-                    PanelRows<T> from = a;
-                    from.data += t * a.rows;
-                    const auto panel = make(t);
-                    auto write = [&](int64_t r, int64_t n, int64_t, int64_t col, int64_t cols,
-                                     T *c) {
-                        const Matrix<T> &m = r < a.cut ? out : second;
-                        k->store(c, width, n, cols, nullptr, 0, 0,
-                                 m.data + (r < a.cut ? r : r - a.cut) * m.row + col * m.col, m.row,
-                                 m.col, add || t > 0);
-                    };
-                    multiply(*k, block, &from, &panel, 1, mine, r0, r1, p0, p1, write);
-                }
-            });
-        });
+        s.job(grid.tasks(),
+              [=, k = k, width = width, buffers = &build.scratch](int64_t task, int thread) {
+                  const Scratch<T> mine = buffers->at(thread);
+                  grid.run(task, [&](int64_t r0, int64_t r1, int64_t p0, int64_t p1) {
+                      for (int64_t t = 0; t < tokens; t += kBlock) {
+                          Walk<T> block = walk;
+                          block.depth = std::min(kBlock, tokens - t);
+                          PanelRows<T> from = a;
+                          from.data += t * a.rows;
+                          const auto panel = make(t);
+                          auto write = [&](int64_t r, int64_t n, int64_t, int64_t col, int64_t cols,
+                                           T *c) {
+                              const Matrix<T> &m = r < a.cut ? out : second;
+                              k->store(c, width, n, cols, nullptr, 0, 0,
+                                       m.data + (r < a.cut ? r : r - a.cut) * m.row + col * m.col,
+                                       m.row, m.col, add || t > 0);
+                          };
+                          multiply(*k, block, &from, &panel, 1, mine, r0, r1, p0, p1, write);
+                      }
+                  });
+              });
     }
 
     // A bias gradient: out[j] (+)= the chunk's sum over tokens of element (t, j), in blocks. m is
@@ -211,8 +214,8 @@ template <class T> struct HiddenEpilogue {
     ActivationParams act;
     Weights<T> w; // of the chunk
     int64_t width;
-    TokenPanels<T> h;   // data == nullptr: not needed
-    Saved<T> saved;     // up == nullptr: not saved
+    TokenPanels<T> h; // data == nullptr: not needed
+    Saved<T> saved;   // up == nullptr: not saved
     int64_t t0, f0;
     void operator()(int64_t r, int64_t n, int64_t p, int64_t col, int64_t cols, T *c) const {
         ActForwardArgs<T> a{};
@@ -229,8 +232,7 @@ template <class T> struct HiddenEpilogue {
             a.h = const_cast<T *>(to.data);
             a.ldh = to.ld;
         }
-        if (!saved.up)
-            return k->act_forward(act, a);
+        if (!saved.up) return k->act_forward(act, a);
         // A saved panel is at least as wide as a token panel, and begins where one begins.
         const int64_t at = saved.at(t0 + col, f0 + r);
         a.save_gate = w.gated ? saved.gate + at : nullptr;
@@ -296,13 +298,12 @@ template <class T> void add_forward_panels(const Build<T> &build, const ForwardG
             down.carried = f0 > 0;
             down.finish = last;
             build.schedule.phase();
-            panels.product(down, w.d, {down_rows(part, w.f)}, {hidden},
-                           OutputEpilogue<T>{panels.k,
-                                             {g.y.data + t0 * g.y.row, g.y.row, g.y.col},
-                                             w.b_down, width, false});
+            panels.product(
+                down, w.d, {down_rows(part, w.f)}, {hidden},
+                OutputEpilogue<T>{
+                    panels.k, {g.y.data + t0 * g.y.row, g.y.row, g.y.col}, w.b_down, width, false});
             // The next chunk's x is packed beside the last product of this one.
-            if (last && t0 + plan.token_chunk < g.tokens)
-                pack_x(t0 + plan.token_chunk);
+            if (last && t0 + plan.token_chunk < g.tokens) pack_x(t0 + plan.token_chunk);
         }
     }
 }
@@ -313,8 +314,8 @@ namespace {
 template <class T> struct Needs {
     bool gate, up, down, x; // gradients
     bool b_gate, b_up, b_down, xielu;
-    bool dh;           // dgate or dup
-    bool h;            // for dW_down
+    bool dh;            // dgate or dup
+    bool h;             // for dW_down
     bool preactivation; // gate and up
     explicit Needs(const BackwardGroup<T> &g)
         : gate(g.grad_gate.data), up(g.grad_up.data), down(g.grad_down.data), x(g.grad_x.data),
@@ -328,9 +329,9 @@ template <class T> struct Needs {
 template <class T> struct HiddenGradientEpilogue {
     const Kernels<T> *k;
     ActivationParams act;
-    Saved<const T> saved; // saved by the caller, or recomputed for the chunk
-    int64_t width, t0, f0; // of the chunk, within `saved`
-    int64_t slice0;        // first token of the slice, within the chunk
+    Saved<const T> saved;      // saved by the caller, or recomputed for the chunk
+    int64_t width, t0, f0;     // of the chunk, within `saved`
+    int64_t slice0;            // first token of the slice, within the chunk
     int64_t units, grad_units; // of a panel of h, and of dgate and dup together
     T *dgate, *dup, *h;
     T *xielu_p, *xielu_n; // [units][groups of tokens]
@@ -374,8 +375,8 @@ template <class T> struct HiddenGradientEpilogue {
 // xielu's sums: per unit, over its groups of 8 tokens in order, in double; at the end over units
 // in runs of 64. Neither order depends on the plan.
 template <class T> struct XieluSums {
-    T *p, *n;               // [units of a chunk][ld]
-    double *sum_p, *sum_n;  // [f]
+    T *p, *n;              // [units of a chunk][ld]
+    double *sum_p, *sum_n; // [f]
     int64_t ld;
     void take(Arena &arena, int64_t f, int64_t units, int64_t tokens) {
         ld = ceil_div(tokens, kXieluGroup);
@@ -417,20 +418,37 @@ template <class T> struct XieluSums {
 
 } // namespace
 
+// dx first and alone, then the rest in the same workspace (Plan::grad_x_apart).
+template <class T> void add_backward_apart(const Build<T> &build, BackwardGroup<T> &g) {
+    BackwardGroup<T> first = g;
+    first.grad_gate = first.grad_up = first.grad_down = {};
+    first.grad_b_gate = first.grad_b_up = first.grad_b_down = {};
+    first.xielu = false;
+    Arena again = build.arena;
+    add_backward(build, first);
+    const Matrix<T> grad_x = std::exchange(g.grad_x, {});
+    add_backward(Build<T>{build.schedule, again, build.scratch, build.call}, g);
+    g.grad_x = grad_x;
+    if (again.used() > build.arena.used()) build.arena = again;
+}
+
 template <class T> void add_backward(const Build<T> &build, BackwardGroup<T> &g) {
+    const Plan plan = make_plan(backward_request(build.call, g));
+    if (plan.grad_x_apart) return add_backward_apart(build, g);
     Panels<T> panels(build);
     Schedule &s = build.schedule;
     Arena &arena = build.arena;
     const Weights<T> &w = g.weights;
     const Needs<T> needs(g);
     const int64_t width = panels.width;
-    const Plan plan = make_plan(backward_request(build.call, g));
     const int64_t held = round_up(std::min(plan.token_chunk, g.tokens), width);
     const int64_t slice = std::min(plan.token_slice, held);
     const bool recompute = !g.saved && needs.preactivation;
     const bool one_slice = slice == held;
 
-    auto take = [&](bool needed, int64_t n) { return needed ? arena.template take<T>(n) : nullptr; };
+    auto take = [&](bool needed, int64_t n) {
+        return needed ? arena.template take<T>(n) : nullptr;
+    };
     T *x = take(recompute, slice * w.d);
     T *dy = take(needs.dh || (needs.down && one_slice), slice * w.d);
     const int64_t sides = w.gated ? 2 : 1;
@@ -439,8 +457,7 @@ template <class T> void add_backward(const Build<T> &build, BackwardGroup<T> &g)
     T *carry = take(plan.carry && needs.x, held * w.d);
     T *recomputed = take(recompute, saved_elements(held, plan.ff_chunk, w.gated));
     XieluSums<T> xielu{};
-    if (needs.xielu)
-        xielu.take(arena, w.f, plan.ff_chunk, held);
+    if (needs.xielu) xielu.take(arena, w.f, plan.ff_chunk, held);
 
     for (int64_t t0 = 0; t0 < g.tokens; t0 += plan.token_chunk) {
         const int64_t tokens = std::min(plan.token_chunk, g.tokens - t0);
@@ -468,21 +485,24 @@ template <class T> void add_backward(const Build<T> &build, BackwardGroup<T> &g)
                 const int64_t n = std::min(slice, tokens - t);
                 if (!one_slice || f0 == 0) {
                     s.phase();
-                    if (recompute)
-                        panels.pack(x_rows, t, n, panels.full(x, w.d));
-                    if (dy)
-                        panels.pack(dy_rows, t, n, panels.full(dy, w.d));
+                    if (recompute) panels.pack(x_rows, t, n, panels.full(x, w.d));
+                    if (dy) panels.pack(dy_rows, t, n, panels.full(dy, w.d));
                 }
                 if (recompute) {
                     s.phase();
-                    panels.product(walk_of<T>(w.d, n), part.f, {up_rows(part)},
-                                   {panels.full(x, w.d)},
-                                   HiddenEpilogue<T>{panels.k, build.call.activation, part, width,
-                                                     {}, again, t, 0});
+                    panels.product(
+                        walk_of<T>(w.d, n), part.f, {up_rows(part)}, {panels.full(x, w.d)},
+                        HiddenEpilogue<T>{
+                            panels.k, build.call.activation, part, width, {}, again, t, 0});
                 }
-                const HiddenGradientEpilogue<T> epilogue{
-                    panels.k, build.call.activation, saved, width,   first_token,
-                    first_unit, t,  part.f, both, dgate, dup, h, xielu.p, xielu.n, xielu.ld};
+                const HiddenGradientEpilogue<T> epilogue{panels.k,    build.call.activation,
+                                                         saved,       width,
+                                                         first_token, first_unit,
+                                                         t,           part.f,
+                                                         both,        dgate,
+                                                         dup,         h,
+                                                         xielu.p,     xielu.n,
+                                                         xielu.ld};
                 s.phase();
                 if (needs.dh)
                     panels.product(walk_of<T>(w.d, n), part.f,
@@ -510,15 +530,17 @@ template <class T> void add_backward(const Build<T> &build, BackwardGroup<T> &g)
                                OutputEpilogue<T>{
                                    panels.k,
                                    {g.grad_x.data + t0 * g.grad_x.row, g.grad_x.row, g.grad_x.col},
-                                   nullptr, width, g.accumulate});
+                                   nullptr,
+                                   width,
+                                   g.accumulate});
             }
             auto of_chunk = [&](Matrix<T> m) {
                 m.data = m.data ? m.data + f0 * m.row : nullptr;
                 return m;
             };
             const auto x_panels = [=](int64_t t) {
-                return RowPanels<T>{{x_rows.data + t * x_rows.row, x_rows.row, x_rows.col}, w.d,
-                                    width};
+                return RowPanels<T>{
+                    {x_rows.data + t * x_rows.row, x_rows.row, x_rows.col}, w.d, width};
             };
             if (needs.gate && needs.up)
                 panels.weight_gradient({grads, both, width, part.f}, both, w.d, tokens, x_panels,
@@ -532,14 +554,13 @@ template <class T> void add_backward(const Build<T> &build, BackwardGroup<T> &g)
                 out.data += f0 * out.col;
                 panels.weight_gradient(
                     {dy, w.d, width, w.d}, w.d, part.f, tokens,
-                    [=](int64_t t) {
-                        return UnitPanels<T>{h + t * part.f, part.f, width, width};
-                    },
+                    [=](int64_t t) { return UnitPanels<T>{h + t * part.f, part.f, width, width}; },
                     out, {}, add);
-            } else if (needs.down) { // dy's panels are gone: units are rows, the result goes out turned
+            } else if (needs.down) { // dy's panels are gone: units are rows, the result goes out
+                                     // turned
                 const auto dy_panels = [=](int64_t t) {
-                    return RowPanels<T>{{dy_rows.data + t * dy_rows.row, dy_rows.row, dy_rows.col},
-                                        w.d, width};
+                    return RowPanels<T>{
+                        {dy_rows.data + t * dy_rows.row, dy_rows.row, dy_rows.col}, w.d, width};
                 };
                 panels.weight_gradient(
                     {h, part.f, width, part.f}, part.f, w.d, tokens, dy_panels,
@@ -551,12 +572,10 @@ template <class T> void add_backward(const Build<T> &build, BackwardGroup<T> &g)
                                      add);
             if (needs.b_up)
                 panels.bias_gradient({dup, 0, 0}, both, part.f, tokens, of_chunk(g.grad_b_up), add);
-            if (needs.xielu)
-                xielu.add_chunk(s, f0, part.f, tokens, t0 == 0);
+            if (needs.xielu) xielu.add_chunk(s, f0, part.f, tokens, t0 == 0);
         }
     }
-    if (needs.xielu)
-        xielu.finish(s, w.f, g.xielu_sums);
+    if (needs.xielu) xielu.finish(s, w.f, g.xielu_sums);
 }
 
 #define FFNCORE_INSTANTIATE(T)                                                                     \

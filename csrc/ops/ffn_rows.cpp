@@ -3,10 +3,10 @@
 //   up    [tokens x d] * panels [d][P]  -> tile [tokens][gate | up] -> h [tokens, f]
 //   down  [tokens x f] * panels [f][P]  -> tile [tokens][outputs]   -> y [tokens, d]
 //
-// Packed weights stream once through the cores, whatever their number of tokens; raw ones are packed
-// block by block in L2, which pays for few tokens only. A tile is two vectors wide. The tokens'
-// rows stay in L2: with all their blocks where they fit (then a panel runs through its whole sum at
-// once, in memory order), else block by block with a strip of panels.
+// Packed weights stream once through the cores, whatever their number of tokens; raw ones are
+// turned in registers on the way (kernels.h), which pays for few tokens only. A tile is two vectors
+// wide. The tokens' rows stay in L2: with all their blocks where they fit (then a panel runs
+// through its whole sum at once, in memory order), else block by block with a strip of panels.
 #include "ffn.h"
 #include "operands.h"
 
@@ -41,6 +41,10 @@ struct RowBlocking {
         rows = ceil_div(tokens, std::max<int64_t>(ceil_div(tokens, rows), 1));
         rows = std::max<int64_t>(rows, 1);
     }
+    // Rows of tiles whose sums run in scratch: one block needs none, and a carry holds its own.
+    int64_t sums(int64_t depth, bool carry) const {
+        return depth <= kBlock || carry ? 0 : rows * strip;
+    }
 };
 
 // Tasks: the tokens in runs of `rows`, each with shares of the panels.
@@ -58,8 +62,7 @@ struct RowGrid {
 
 } // namespace
 
-template <class T>
-void add_forward_rows(const Build<T> &build, const ForwardGroup<T> &g) {
+template <class T> void add_forward_rows(const Build<T> &build, const ForwardGroup<T> &g) {
     Schedule &s = build.schedule;
     Arena &arena = build.arena;
     const Call<T> &call = build.call;
@@ -79,10 +82,9 @@ void add_forward_rows(const Build<T> &build, const ForwardGroup<T> &g) {
 
     const RowBlocking up_blocks(chunk, w.d, tile, sizeof(T), call.l2);
     const RowBlocking down_blocks(chunk, plan.ff_chunk, tile, sizeof(T), call.l2);
-    build.scratch.need(0, w.packed() ? 0 : kBlock * width,
-                       std::max(up_blocks.rows * up_blocks.strip,
-                                down_blocks.rows * down_blocks.strip) *
-                           width);
+    build.scratch.need(
+        0, w.packed() ? 0 : kBlock * width,
+        std::max(up_blocks.sums(w.d, false), down_blocks.sums(plan.ff_chunk, plan.carry)) * width);
     const ScratchSet<T> *scratch = &build.scratch;
 
     for (int64_t t0 = 0; t0 < g.tokens; t0 += chunk) {
@@ -92,13 +94,16 @@ void add_forward_rows(const Build<T> &build, const ForwardGroup<T> &g) {
             s.phase();
             s.job(ceil_div(tokens, kRowsInPlace), [=](int64_t task, int) {
                 const int64_t end = std::min(tokens, (task + 1) * kRowsInPlace);
-                for (int64_t t = task * kRowsInPlace; t < end; ++t)
-                    for (int64_t i = 0; i < w.d; ++i)
-                        copied[t * ldx + i] = from.data[t * from.row + i * from.col];
+                for (int64_t t = task * kRowsInPlace; t < end; ++t) {
+                    const T *row = from.data + t * from.row;
+                    T *to = copied + t * ldx;
+                    if (from.col == 1) std::memcpy(to, row, w.d * sizeof(T));
+                    for (int64_t i = 0; from.col != 1 && i < w.d; ++i) to[i] = row[i * from.col];
+                }
             });
         }
         const StridedRows<T> x =
-            copy ? StridedRows<T>{copied, ldx, 1} : StridedRows<T>{from.data, from.row, 1};
+            copy ? StridedRows<T>{copied, ldx} : StridedRows<T>{from.data, from.row};
 
         for (int64_t f0 = 0; f0 < w.f; f0 += plan.ff_chunk) {
             const Weights<T> part = slice_units(w, f0, std::min(plan.ff_chunk, w.f - f0));
@@ -169,7 +174,7 @@ void add_forward_rows(const Build<T> &build, const ForwardGroup<T> &g) {
                 kernels->store(c, width, n, cols, w.b_down ? w.b_down + col : nullptr, 0, 1,
                                y.data + r * y.row + col * y.col, y.row, y.col, false);
             };
-            const StridedRows<T> rows{h, ldh, 1};
+            const StridedRows<T> rows{h, ldh};
             s.phase();
             if (w.packed())
                 s.job(down_grid.grid.tasks(),

@@ -1,14 +1,16 @@
 // One driver for every product of the engine:  C [rows, cols] = sum over terms of A B.
 //
 // Operands. A gives the rows of a tile, addressed in place (weight rows, token rows, panels of
-// hidden units) or copied block by block. B gives panels [k][panel width]: prepared, or packed block
-// by block just before use. Which side is the weights is the caller's choice; the bits are the same.
+// hidden units) or copied block by block. B gives panels [k][panel width]: prepared, or packed
+// block by block just before use. Which side is the weights is the caller's choice; the bits are
+// the same.
 //
 // Loops. The summed dimension is cut into blocks of 512 (kBlock), the contract. One side of a task
-// stays in L2 (the tokens), the other streams through once (the weights): the streaming side is
-// the outer loop. Around both runs a strip of the streaming side with all its blocks inside, so that
-// the running sums of a strip, in scratch, stay in L2; one block needs no running sums, and its
-// tiles live in L1. When the last block of a tile is done, the epilogue gets the tile.
+// stays in L2, the other streams past it: few panels of tokens stay while weight rows stream; many
+// pass by a strip of rows that stays; token rows stay while packed weights stream. The running sums
+// of a strip stay in scratch, in L2; one block needs none, and its tiles live in L1. When the last
+// block of a tile is done, the epilogue gets the tile. What comes next is fetched into L2 by the
+// micro-kernel while it works.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -53,18 +55,19 @@ template <class T> struct Scratch {
 // How a product walks. Rows are counted in units of A: a unit is one row, or (pair) a row of gate
 // and the same row of up, which share a tile: then the tile's upper half is gate, the lower up.
 template <class T> struct Walk {
-    int64_t depth;              // length of the sum
-    int64_t cols;               // columns of C
-    int64_t panel;              // columns of a panel of B
-    int64_t tile_rows;          // units per tile, at most
+    int64_t depth;     // length of the sum
+    int64_t cols;      // columns of C
+    int64_t panel;     // columns of a panel of B
+    int64_t tile_rows; // units per tile, at most
     bool pair = false;
-    bool rows_outer = true;     // the rows stream, the panels stay; else the other way round
-    int64_t strip = INT64_MAX;  // units (rows_outer) or panels per strip
-    T *carry = nullptr;         // running sums [panel][carry_rows][panel width], kept between calls
+    bool rows_outer = true;    // the rows stream, the panels stay; else the other way round
+    int64_t strip = INT64_MAX; // units (rows_outer) or panels per strip
+    bool rows_stay = false;    // a strip of rows stays in L2 while its panels pass by
+    T *carry = nullptr;        // running sums [panel][carry_rows][panel width], kept between calls
     int64_t carry_rows = 0;
-    bool carried = false;       // carry holds earlier blocks' sums
-    bool finish = true;         // the last block of the sum is in this call
-    bool full_panels = false;   // panels are padded to their full width (packed weights)
+    bool carried = false;     // carry holds earlier blocks' sums
+    bool finish = true;       // the last block of the sum is in this call
+    bool full_panels = false; // panels are padded to their full width (packed weights)
 };
 
 template <class T, class A, class B, class Epilogue> class Multiply {
@@ -102,11 +105,16 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         for (int64_t i = 0; i < blocks; ++i)
             for (int term = 0; term < terms_; ++term) {
                 const int64_t k = i * kBlock;
-                const Block block{r0, r1, p0, p1, k, std::min(kBlock, w_.depth - k), term,
+                const Block block{r0,
+                                  r1,
+                                  p0,
+                                  p1,
+                                  k,
+                                  std::min(kBlock, w_.depth - k),
+                                  term,
                                   w_.carried || i + term > 0,
                                   w_.finish && i + 1 == blocks && term + 1 == terms_};
-                // A copied strip is in L2 already: it stays, and the panels pass by.
-                if (w_.rows_outer && !a_[term].copies())
+                if (w_.rows_outer && !w_.rows_stay)
                     rows_outer(block);
                 else
                     panels_outer(block);
@@ -119,17 +127,8 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         for (int64_t r = block.r0; r < block.r1;) {
             const int64_t n = a.tile_rows(r, std::min(w_.tile_rows, block.r1 - r));
             TileArgs<T> t = tile_args(block, a, r, n, w_.tile_rows);
-            const int64_t rest = std::min(w_.tile_rows, block.r1 - r - n);
-            const RowTile<T> next =
-                rest > 0 ? a.get(r + n, rest, block.r0, block.k, block.depth, w_.tile_rows, s_.a)
-                         : RowTile<T>{};
             for (int64_t p = block.p0; p < block.p1; ++p) {
-                // The next rows come while this tile works: gate with the first panel, up with the
-                // second.
-                const int64_t seen = p - block.p0;
-                t.prefetch = seen > 1 ? nullptr : (const char *)(seen ? next.a1 : next.a0);
-                t.prefetch_step = next.row * (int64_t)sizeof(T);
-                t.prefetch_run = kRunLength * (int64_t)sizeof(T);
+                fetch_rows(block, a, r + n, p - block.p0, t);
                 const Panel<T> panel = b.get(k_, p, block.k, block.depth, s_.b);
                 one_tile(block, t, panel, r, n, p);
             }
@@ -144,9 +143,9 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         const int64_t height = ceil_div(block.r1 - block.r0, tiles);
         a.prepare(k_, block.r0, block.r1, block.k, block.depth, height, s_.a);
         for (int64_t p = block.p0; p < block.p1; ++p) {
-            const bool turns = b.turns() && height <= kMaxTurned && a.contiguous();
-            const Panel<T> panel =
-                turns ? Panel<T>{} : b.get(k_, p, block.k, block.depth, s_.b);
+            bool turns = false;
+            if constexpr (kTurns) turns = b.turns() && height <= kMaxTurned && a.contiguous();
+            const Panel<T> panel = turns ? Panel<T>{} : b.get(k_, p, block.k, block.depth, s_.b);
             // What comes after this panel's block is fetched evenly by all its row tiles.
             const Ahead next = follow(block, b, p);
             const int64_t parts = tiles * std::max<int64_t>(next.share, 1);
@@ -155,7 +154,9 @@ template <class T, class A, class B, class Epilogue> class Multiply {
             for (int64_t r = block.r0; r < block.r1; ++i) {
                 const int64_t n = a.tile_rows(r, std::min(height, block.r1 - r));
                 TileArgs<T> t = tile_args(block, a, r, n, height);
-                if (next.data) {
+                if (w_.rows_outer && !a.copies() && p == block.p0) {
+                    fetch_rows(block, a, r + n, 0, t);
+                } else if (next.data) {
                     t.prefetch = next.data + (next.part * tiles + i) * bytes;
                     t.prefetch_step = bytes / block.depth;
                     t.prefetch_run = kRunLength * bytes / block.depth;
@@ -166,29 +167,44 @@ template <class T, class A, class B, class Epilogue> class Multiply {
                     t.prefetch_run = kRunLength * t.prefetch_step;
                     t.prefetch_jump = (t.jump - n * t.row) * (int64_t)sizeof(T);
                 }
-                if (turns)
-                    turned_tile(block, t, b, r, n, p);
-                else
-                    one_tile(block, t, panel, r, n, p);
+                if constexpr (kTurns)
+                    if (turns) turned_tile(block, t, b, r, n, p);
+                if (!turns) one_tile(block, t, panel, r, n, p);
                 r += n;
             }
         }
     }
 
+    // Fetches the rows from r on while a tile works: gate with the first panel, up with the second.
+    void fetch_rows(const Block &block, const A &a, int64_t r, int64_t panel,
+                    TileArgs<T> &t) const {
+        t.prefetch = nullptr;
+        if (r >= block.r1 || panel > 1 || t.step != 1) return;
+        const int64_t n = std::min(w_.tile_rows, block.r1 - r);
+        const RowTile<T> next = a.get(r, n, block.r0, block.k, block.depth, w_.tile_rows, s_.a);
+        t.prefetch = (const char *)(panel ? next.a1 : next.a0);
+        t.prefetch_step = next.row * (int64_t)sizeof(T);
+        t.prefetch_run = kRunLength * (int64_t)sizeof(T);
+    }
+
     // The block of B that is read after (p, block): the strip's next panel, else the first panel of
     // the next block, else the next strip's. A packed panel may hold several tiles' columns.
     Ahead follow(const Block &block, const B &b, int64_t p) const {
-        const int64_t share = b.share(), part = p % share, next = p - part + share;
-        auto ahead = [&](int64_t panel, int64_t k, int64_t depth) {
-            return Ahead{b.line(panel, k), depth * b.line_bytes(), part, share};
-        };
-        if (!b.line(p, block.k))
-            return {};
-        if (next < block.p1)
-            return ahead(next, block.k, block.depth);
-        if (block.k + block.depth < w_.depth)
-            return ahead(block.p0, block.k + kBlock, std::min(kBlock, w_.depth - block.k - kBlock));
-        return next < end_ ? ahead(next, 0, std::min(kBlock, w_.depth)) : Ahead{};
+        if constexpr (kFetches) {
+            int64_t share = 1;
+            if constexpr (requires { b.share(); }) share = b.share();
+            const int64_t part = p % share, next = p - part + share;
+            auto ahead = [&](int64_t panel, int64_t k, int64_t depth) {
+                return Ahead{b.line(panel, k), depth * b.line_bytes(), part, share};
+            };
+            const int64_t rest = w_.depth - block.k - kBlock; // of the sum, after this block
+            // Panels one by one are read in memory order: a block further on.
+            if (!w_.rows_outer && w_.strip == 1) return ahead(p, block.k + kBlock, block.depth);
+            if (next < block.p1) return ahead(next, block.k, block.depth);
+            if (rest > 0) return ahead(block.p0, block.k + kBlock, std::min(kBlock, rest));
+            if (next < end_) return ahead(next, 0, std::min(kBlock, w_.depth));
+        }
+        return {};
     }
 
     TileArgs<T> tile_args(const Block &block, const A &a, int64_t r, int64_t n,
@@ -208,10 +224,8 @@ template <class T, class A, class B, class Epilogue> class Multiply {
 
     // Where the sums of the tile at unit r, panel p are.
     T *sums(const Block &block, int64_t r, int64_t p) const {
-        if (w_.carry)
-            return w_.carry + (p * w_.carry_rows + r) * unit_ * w_.panel;
-        if (terms_ == 1 && w_.depth <= kBlock)
-            return s_.tile;
+        if (w_.carry) return w_.carry + (p * w_.carry_rows + r) * unit_ * w_.panel;
+        if (terms_ == 1 && w_.depth <= kBlock) return s_.tile;
         const int64_t at = (p - block.p0) * (block.r1 - block.r0) + r - block.r0;
         return s_.sums + at * unit_ * w_.panel;
     }
@@ -226,16 +240,22 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         t.ldc = w_.panel;
         t.c = sums(block, r, p);
         k_.tile[vectors][n * unit_](t);
-        if (block.last)
-            epilogue_(r, n, p, p * w_.panel, cols(p), t.c);
+        if (block.last) epilogue_(r, n, p, p * w_.panel, cols(p), t.c);
     }
 
     // The same for rows of B that are turned on the way, a vector of outputs at a time.
     void turned_tile(const Block &block, const TileArgs<T> &tile, const B &b, int64_t r, int64_t n,
                      int64_t p) const {
         T *c = sums(block, r, p);
-        for (int64_t v = 0; v * k_.width < w_.panel; ++v) {
-            TurnedArgs<T> t = b.turn(p, v, block.k);
+        const int64_t vectors = w_.panel / k_.width;
+        TurnedArgs<T> t = b.turn(p, 0, block.k);
+        for (int64_t v = 0; v < vectors; ++v) {
+            const TurnedArgs<T> next = v + 1 < vectors ? b.turn(p, v + 1, block.k)
+                                       : block.k + kBlock < w_.depth
+                                           ? b.turn(p, 0, block.k + kBlock)
+                                       : p + 1 < end_ ? b.turn(p + 1, 0, 0)
+                                                      : t;
+            t.ahead = next.b - t.b;
             t.a = tile.a0;
             t.row = tile.row;
             t.c = c + v * k_.width;
@@ -243,11 +263,13 @@ template <class T, class A, class B, class Epilogue> class Multiply {
             t.depth = block.depth;
             t.add = block.add;
             k_.turned[n](t);
+            t = next;
         }
-        if (block.last)
-            epilogue_(r, n, p, p * w_.panel, cols(p), c);
+        if (block.last) epilogue_(r, n, p, p * w_.panel, cols(p), c);
     }
 
+    static constexpr bool kTurns = requires(const B &b) { b.turns(); };
+    static constexpr bool kFetches = requires(const B &b) { b.line_bytes(); };
     static constexpr int64_t kRunLength = 16; // the micro-kernel's run of prefetches, in k
 
     const Kernels<T> &k_;

@@ -5,9 +5,13 @@
 //      PanelRows    token panels read across: rows are units, k is tokens
 //   B  TokenPanels  prepared panels of tokens [panel][k][width]
 //      PackedPanels packed weights
-//      RawPanels    raw weights, packed block by block (few tokens)
+//      RawPanels    raw weights (few tokens): turned in registers, in place, or packed by blocks
 //      RowPanels    x or grad_y [tokens][columns] as [k = token][columns], copied block by block
 //      UnitPanels   token panels turned: [k = token][units], block by block
+//
+// Every B has get(). One that is read in place has line(), where panel p, step k begins in memory,
+// so that it can be fetched ahead; one whose panels hold several tiles' columns has share(); one
+// that can be turned in registers has turns() and turn().
 #pragma once
 #include "packing.h"
 
@@ -19,13 +23,13 @@ template <class T> RowTile<T> halves(const T *a0, int64_t n, int64_t row, int64_
 
 template <class T> struct StridedRows {
     const T *data;
-    int64_t row, step;
-    bool contiguous() const { return step == 1; }
+    int64_t row;
+    bool contiguous() const { return true; }
     bool copies() const { return false; }
     void prepare(const Kernels<T> &, int64_t, int64_t, int64_t, int64_t, int64_t, T *) const {}
     int64_t tile_rows(int64_t, int64_t n) const { return n; }
     RowTile<T> get(int64_t r, int64_t n, int64_t, int64_t k, int64_t, int64_t, const T *) const {
-        return halves(data + r * row + k * step, n, row, step);
+        return halves(data + r * row + k, n, row, (int64_t)1);
     }
 };
 
@@ -33,10 +37,10 @@ template <class T> struct StridedRows {
 template <class T> struct WeightRows {
     Matrix<const T> first, second; // element (r, k) at data[r * row + k * col]
     // Packed weights instead: element (r, k) of the up phase or of down, or of its transpose.
-    int64_t second_offset = 0; // of the second matrix's copy: copy_size of a strip
     const T *packed = nullptr;
     int64_t packed_depth = 0; // k extent of a packed panel
     bool gated = false, upper = false, transposed = false;
+    int64_t second_offset = 0; // of the second matrix's copy: copy_size of a strip
 
     // Elements of a copied block of `units` rows: whole tiles.
     static int64_t copy_size(int64_t units, int64_t tile) {
@@ -45,9 +49,9 @@ template <class T> struct WeightRows {
     bool pair() const { return second.data != nullptr || (packed && gated && !transposed); }
     bool contiguous() const { return false; }
     bool copies() const {
-        if (packed)
-            return transposed;
-        const bool alike = second.row == first.row && second.col == first.col; // one tile, one stride
+        if (packed) return transposed;
+        const bool alike =
+            second.row == first.row && second.col == first.col; // one tile, one stride
         return first.col != 1 || (second.data && !alike);
     }
 
@@ -60,9 +64,9 @@ template <class T> struct WeightRows {
 
     void prepare(const Kernels<T> &kernels, int64_t r0, int64_t r1, int64_t k, int64_t depth,
                  int64_t tile, T *to) const {
-        if (!copies())
-            return;
-        if (packed) { // transposed: row r, block k of the product is index k, r of the packed matrix
+        if (!copies()) return;
+        if (packed) { // transposed: row r, block k of the product is index k, r of the packed
+                      // matrix
             for (int64_t t = r0; t < r1; t += tile, to += depth * kTileStride + kTileGap)
                 for (int64_t j = 0; j < depth; ++j)
                     for (int64_t r = t; r < std::min(t + tile, r1); ++r)
@@ -87,20 +91,17 @@ template <class T> struct WeightRows {
         if (copies()) {
             const int64_t at = (r - r0) / tile * (depth * kTileStride + kTileGap);
             RowTile<T> t = halves(copied + at, n, (int64_t)1, (int64_t)kTileStride);
-            if (second.data)
-                t.a1 = t.a0 + second_offset;
+            if (second.data) t.a1 = t.a0 + second_offset;
             return t;
         }
         if (packed) {
             const T *a0 = packed + packed_at(r, k);
             RowTile<T> t = halves(a0, n, (int64_t)1, kPanel<T>);
-            if (gated)
-                t.a1 = a0 + kGroup<T>;
+            if (gated) t.a1 = a0 + kGroup<T>;
             return t;
         }
         RowTile<T> t = halves(first.data + r * first.row + k, n, first.row, (int64_t)1);
-        if (second.data)
-            t.a1 = second.data + r * second.row + k;
+        if (second.data) t.a1 = second.data + r * second.row + k;
         return t;
     }
 };
@@ -127,13 +128,10 @@ template <class T> struct TokenPanels {
         const int64_t ld = p == last ? last_width : width;
         return {data + p * width * depth + k * ld, ld};
     }
-    int64_t share() const { return 1; }
     int64_t line_bytes() const { return width * (int64_t)sizeof(T); }
     const char *line(int64_t p, int64_t k) const {
         return (const char *)(data + (p * depth + k) * width);
     }
-    bool turns() const { return false; }
-    TurnedArgs<T> turn(int64_t, int64_t, int64_t) const { return {}; }
 };
 
 template <class T> struct PackedPanels {
@@ -143,13 +141,11 @@ template <class T> struct PackedPanels {
         const int64_t per = kPanel<T> / width;
         return {data + (p / per * depth + k) * kPanel<T> + p % per * width, kPanel<T>};
     }
-    int64_t share() const { return kPanel<T> / width; } // tiles that have their columns in one panel
+    int64_t share() const { return kPanel<T> / width; }
     int64_t line_bytes() const { return kPanelBytes; }
     const char *line(int64_t p, int64_t k) const {
         return (const char *)(data + (p / share() * depth + k) * kPanel<T>);
     }
-    bool turns() const { return false; }
-    TurnedArgs<T> turn(int64_t, int64_t, int64_t) const { return {}; }
 };
 
 // Raw weights as panels. Where rows are contiguous in k they are turned in registers; where k
@@ -184,14 +180,10 @@ template <class T> struct RawPanels {
         }
         const T *from = m.data + p * width * m.row + k * m.col;
         const int64_t rows = std::min(width, outputs() - p * width);
-        if (m.row == 1 && rows == width)
-            return {from, m.col};
+        if (m.row == 1 && rows == width) return {from, m.col};
         kernels.pack(from, m.row, m.col, rows, depth, to, width, width);
         return {to, width};
     }
-    int64_t share() const { return 1; }
-    int64_t line_bytes() const { return 0; }
-    const char *line(int64_t, int64_t) const { return nullptr; } // nothing to fetch ahead
 };
 
 template <class T> struct RowPanels {
@@ -202,11 +194,6 @@ template <class T> struct RowPanels {
                      std::min(width, cols - p * width), depth, to, width, width);
         return {to, width};
     }
-    int64_t share() const { return 1; }
-    int64_t line_bytes() const { return 0; }
-    const char *line(int64_t, int64_t) const { return nullptr; } // nothing to fetch ahead
-    bool turns() const { return false; }
-    TurnedArgs<T> turn(int64_t, int64_t, int64_t) const { return {}; }
 };
 
 template <class T> struct UnitPanels {
@@ -219,11 +206,6 @@ template <class T> struct UnitPanels {
                          std::min(token_width, depth - t), to + t * width, width, width);
         return {to, width};
     }
-    int64_t share() const { return 1; }
-    int64_t line_bytes() const { return 0; }
-    const char *line(int64_t, int64_t) const { return nullptr; } // nothing to fetch ahead
-    bool turns() const { return false; }
-    TurnedArgs<T> turn(int64_t, int64_t, int64_t) const { return {}; }
 };
 
 } // namespace ffncore

@@ -8,7 +8,8 @@
 //   down     [panels][f][P]; P outputs a panel
 //   biases   b_gate [f], b_up [f], b_down [d]; those that are present
 //
-// Columns beyond the last neuron or output are zero.
+// Columns beyond the last neuron or output are zero, and so are the gaps behind the biases: equal
+// weights make equal bytes.
 #pragma once
 #include "gemm.h"
 
@@ -50,10 +51,12 @@ constexpr uint64_t kPackedMagic = 0x31304b4341504646u; // "FFPACK01"
 
 template <class T>
 void pack_weights(const Weights<T> &weights, const PackedHeader &header, const Kernels<T> &kernels,
-                  char *to);
-// Writes the elements back; matrices and vectors of any strides, those with data == nullptr skipped.
+                  int threads, char *to);
+// Writes the elements back: gate, up, down and their biases (stride in row), of any strides; those
+// with data == nullptr are skipped.
 template <class T>
-void unpack_weights(const char *packed, const Matrix<T> (&matrices)[3], const Matrix<T> (&biases)[3]);
+void unpack_weights(const char *packed, const Matrix<T> (&matrices)[3],
+                    const Matrix<T> (&biases)[3], const Kernels<T> &kernels, int threads);
 template <class T> Weights<T> packed_view(const char *packed);
 
 // Hidden units [first, first + units) of an expert. Packed: first is a multiple of the block.
@@ -61,10 +64,9 @@ template <class T> Weights<T> slice_units(Weights<T> w, int64_t first, int64_t u
     auto rows = [&](Matrix<const T> &m) { m.data = m.data ? m.data + first * m.row : nullptr; };
     rows(w.gate);
     rows(w.up);
-    if (w.down.data)
-        w.down.data += first * w.down.col;
+    if (w.down.data) w.down.data += first * w.down.col;
     if (w.packed()) {
-        w.packed_up += first / (w.gated ? kPanel<T> / 2 : kPanel<T>) * w.d * kPanel<T>;
+        w.packed_up += first / (w.gated ? kPanel<T> / 2 : kPanel<T>)*w.d * kPanel<T>;
         w.packed_down += first * kPanel<T>;
     }
     w.b_gate = w.b_gate ? w.b_gate + first : nullptr;
@@ -73,8 +75,8 @@ template <class T> Weights<T> slice_units(Weights<T> w, int64_t first, int64_t u
     return w;
 }
 
-// One panel of the up phase from neuron `first` on: `width` neurons (plain), or alternating groups of
-// `group` columns (gated); block [k, k + depth), into dst[depth][width].
+// One panel of the up phase from neuron `first` on: `width` neurons (plain), or alternating groups
+// of `group` columns (gated); block [k, k + depth), into dst[depth][width].
 template <class T>
 void pack_up_panel(const Kernels<T> &kernels, const Weights<T> &w, int64_t first, int64_t group,
                    int64_t width, int64_t k, int64_t depth, T *dst);

@@ -1,9 +1,10 @@
-// See plan.h.
+// See plan.h. The search: hidden units in ever smaller parts, from all of them to one block; for
+// each, the tokens that fit. Where all fits at once, the first try is the answer.
 #include "plan.h"
 
 #include <algorithm>
 
-#include "gemm.h"
+#include "ffn.h"
 
 namespace ffncore {
 
@@ -11,82 +12,177 @@ PlanOverride plan_override;
 
 namespace {
 
-// Shared workspace of a call. The promise is 64 MiB plus 4 MiB a thread; the rest is for biases,
-// alignment and the huge page rounding.
+// Shared workspace of a call. The promise is 64 MiB plus 4 MiB a thread; the rest is for the list
+// of jobs, copies of strided biases, alignment and the huge page rounding.
 constexpr int64_t kBudget = 56 << 20;
 
-// Bytes of workspace for `tokens` x `units`.
-int64_t held(const PlanRequest &r, int64_t tokens, int64_t units, bool carry) {
-    const int64_t sides = r.gated ? 2 : 1;
-    if (!r.backward) // packed x, h, running sums of y
-        return tokens * (r.d + units + (carry ? r.d : 0)) * r.element;
-    // dgate, dup, h, and what is recomputed; the running sums of dx
-    const int64_t hidden = sides + 1 + (r.recompute ? sides : 0);
-    return tokens * (units * hidden + (carry ? r.d : 0)) * r.element;
-}
+// Hidden units are cut into 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, ... parts: steps of a quarter are
+// finer than the differences between plans, and few whatever d_ff is.
+constexpr int64_t kStep = 4;
 
-// Bytes that go through memory: weights per token chunk, running sums per ff chunk.
-double moved(const PlanRequest &r, int64_t tokens, int64_t parts) {
-    const double weights = (double)r.d * r.f * (r.gated ? 3 : 2);
-    const double passes = (double)ceil_div(r.tokens, tokens);
-    double elements = weights * passes * (r.recompute ? 2 : 1);
-    if (r.weight_grads)
-        elements += weights * 2 * passes;
-    if (parts > 1)
-        elements += 2.0 * parts * r.tokens * r.d;
+// The packed x and grad_y of a backward chunk get all they need, or half of the room, or less:
+// below a sixteenth, the chunk hardly gains what they lose.
+constexpr int64_t kLeastShare = 16;
+
+struct Cut {
+    int64_t chunk, units, slice;
+};
+
+// Bytes that a cut holds, as linear in its tokens as the layouts are.
+class Held {
+  public:
+    Held(const PlanRequest &r, int64_t units) {
+        const int64_t sides = r.gated ? 2 : 1;
+        const bool carry = units < r.f;
+        fixed_ = 1024; // rounding of a dozen buffers to cache lines
+        if (r.backward) {
+            const int64_t again = r.recompute ? units * sides : 0;
+            slice_ = r.d * r.element * (r.recompute ? 2 : 1);   // grad_y, x
+            token_ = units * (sides + (r.weight_grads ? 1 : 0)) // dgate, dup, h
+                     + again + (carry && r.grad_x ? r.d : 0);   // gate, up, running sums of dx
+            token_ *= r.element;
+            fixed_ += again * r.element * (std::max(kSavedGrain, r.panel) - r.panel);
+            if (r.xielu) {
+                token_ += 2 * units * r.element / kXieluGroup;
+                fixed_ += 2 * r.f * (int64_t)sizeof(double);
+            }
+        } else if (r.rows) { // rows are a cache line apart; the running sums are whole panels
+            const int64_t out = round_up(r.d * r.element, kPanelBytes);
+            token_ = (r.d + units) * r.element + 2 * 64 + (carry ? out : 0);
+        } else { // packed x, h, running sums of y
+            token_ = (r.d * (carry ? 2 : 1) + units) * r.element;
+        }
+    }
+    int64_t slice() const { return slice_; } // a token of a slice
+    int64_t bytes(int64_t chunk, int64_t slice) const {
+        return fixed_ + chunk * token_ + slice * slice_;
+    }
+    // Tokens of a chunk that leaves room for a slice, and of one that is its own slice.
+    int64_t tokens(int64_t slice) const { return (kBudget - bytes(0, slice)) / token_; }
+    int64_t tokens() const { return (kBudget - fixed_) / (token_ + slice_); }
+
+  private:
+    int64_t token_ = 0, slice_ = 0, fixed_ = 0;
+};
+
+// Bytes that go through memory: weights and their gradients for each chunk or slice; running sums,
+// x and grad_y for each part of the hidden units.
+double moved(const PlanRequest &r, const Cut &c) {
+    const double sides = r.gated ? 2 : 1, parts = (double)ceil_div(r.f, c.units);
+    const double matrix = (double)r.d * (double)r.f, x = (double)r.tokens * (double)r.d;
+    const double chunks = (double)ceil_div(r.tokens, c.chunk);
+    double elements = parts > 1 && (r.grad_x || !r.backward) ? 2 * parts * x : 0;
+    if (!r.backward) return (elements + matrix * (sides + 1) * chunks) * (double)r.element;
+    const bool one_slice = c.slice == c.chunk;
+    const double slices = one_slice ? chunks : chunks * (double)ceil_div(c.chunk, c.slice);
+    const double slice_sides = 1 + (r.recompute ? sides : 0); // dh; gate and up again
+    elements += matrix * (slices * slice_sides + (r.grad_x ? chunks * sides : 0));
+    if (r.weight_grads) elements += 2 * (matrix * chunks * (sides + 1) + parts * x);
+    if (!one_slice) // packed again for each part
+        elements += parts * x * (r.recompute ? 4 : 2);
     return elements * (double)r.element;
 }
+
+class Search {
+  public:
+    explicit Search(const PlanRequest &r)
+        : r_(r), all_(r.rows ? std::max<int64_t>(r.tokens, 1) : whole_panels(r)),
+          grain_(std::min(grain(r), all_)) {}
+
+    static int64_t grain(const PlanRequest &r) {
+        if (r.backward)
+            return r.weight_grads ? std::max(kBlock, r.panel) : std::max(kSavedGrain, r.panel);
+        return r.panel;
+    }
+    int64_t grain() const { return grain_; }
+    bool fits() const { return fits_; }
+
+    Cut operator()() {
+        const int64_t most = ceil_div(r_.f, kBlock);
+        for (int64_t parts = 1;;
+             parts = std::min(most, parts + std::max<int64_t>(1, parts / kStep))) {
+            const int64_t units =
+                parts == 1 ? r_.f : std::max(kBlock, round_up(ceil_div(r_.f, parts), kBlock));
+            part(units);
+            if (parts >= most || (parts == 1 && fits_ && best_.chunk == all_ && one_slice()))
+                return best_;
+        }
+    }
+
+  private:
+    static int64_t whole_panels(const PlanRequest &r) {
+        return round_up(std::max<int64_t>(r.tokens, 1), r.panel);
+    }
+    bool one_slice() const { return best_.slice == 0 || best_.slice == best_.chunk; }
+
+    void part(int64_t units) {
+        const Held held(r_, units);
+        const int64_t chunk = chunk_of(held.tokens());
+        take(held, {chunk, units, r_.backward ? chunk : 0});
+        if (!r_.backward || (chunk == all_ && held.bytes(chunk, chunk) <= kBudget)) return;
+        for (int64_t share = 2;; share += share / 2) {
+            int64_t slice = kBudget / share / held.slice() / r_.panel * r_.panel;
+            if (share > kLeastShare || slice < r_.panel) slice = r_.panel;
+            const int64_t tokens = chunk_of(held.tokens(slice));
+            const int64_t slices = ceil_div(tokens, slice);
+            take(held, {tokens, units, round_up(ceil_div(tokens, slices), r_.panel)});
+            if (slice == r_.panel) return;
+        }
+    }
+
+    // Whole grains of at most `tokens`, in chunks as equal as can be.
+    int64_t chunk_of(int64_t tokens) const {
+        if (tokens >= all_) return all_;
+        const int64_t grain = r_.rows && tokens < grain_ ? 1 : grain_;
+        const int64_t chunk = std::max(tokens / grain * grain, grain);
+        return round_up(ceil_div(all_, ceil_div(all_, chunk)), grain);
+    }
+
+    void take(const Held &held, const Cut &cut) {
+        const int64_t bytes = held.bytes(cut.chunk, cut.slice);
+        const bool fits = bytes <= kBudget;
+        const double rank = fits ? moved(r_, cut) : (double)bytes;
+        if (best_.chunk > 0 && (fits_ > fits || (fits_ == fits && rank_ <= rank))) return;
+        best_ = cut;
+        fits_ = fits;
+        rank_ = rank;
+    }
+
+    const PlanRequest &r_;
+    const int64_t all_;   // tokens, as they are held in one chunk
+    const int64_t grain_; // chunks are multiples of it
+    Cut best_{};
+    bool fits_ = false;
+    double rank_ = 0; // bytes moved, or held where nothing fits
+};
 
 } // namespace
 
 Plan make_plan(const PlanRequest &r) {
-    const int64_t grain = r.weight_grads ? std::max(kBlock, r.panel) : r.panel;
-    // A slice is as many packed tokens as a third of the budget holds.
-    int64_t slice = 0, budget = kBudget;
-    if (r.backward) {
-        const int64_t per_token = r.d * r.element * (r.recompute ? 2 : 1);
-        slice = std::max(r.panel, kBudget / 3 / std::max<int64_t>(per_token, 1) / r.panel * r.panel);
-        slice = std::min(slice, round_up(std::max<int64_t>(r.tokens, 1), r.panel));
-        budget -= slice * per_token;
+    Search search(r);
+    const Cut cut = search();
+    if (!search.fits() && r.weight_grads && r.grad_x) {
+        PlanRequest rest = r;
+        rest.grad_x = false;
+        Plan plan = make_plan(rest);
+        plan.grad_x_apart = true;
+        return plan;
     }
-    Plan best{};
-    double least = 0;
-    for (int64_t parts = 1;; ++parts) {
-        const int64_t units =
-            parts == 1 ? r.f : std::max(kBlock, round_up(ceil_div(r.f, parts), kBlock));
-        const bool carry = units < r.f;
-        const int64_t per_grain = std::max<int64_t>(held(r, grain, units, carry), 1);
-        int64_t chunk = std::max<int64_t>(budget / per_grain, 1) * grain;
-        // As equal as can be.
-        chunk = round_up(ceil_div(std::max<int64_t>(r.tokens, 1),
-                                  std::max<int64_t>(ceil_div(r.tokens, chunk), 1)),
-                         grain);
-        const double bytes = moved(r, chunk, ceil_div(r.f, units)) +
-                             (per_grain > budget ? 1e18 : 0); // only if nothing else fits
-        if (parts == 1 || bytes < least) {
-            best = {chunk, units, slice, carry};
-            least = bytes;
-        }
-        if (units <= kBlock || parts >= 64)
-            break;
-    }
+    Plan plan{cut.chunk, cut.units, cut.slice, false, false};
     const PlanOverride &o = plan_override;
-    if (o.token_chunk > 0)
-        best.token_chunk = round_up(o.token_chunk, grain);
+    if (o.token_chunk > 0) plan.token_chunk = round_up(o.token_chunk, search.grain());
     if (o.ff_chunk > 0)
-        best.ff_chunk = std::min(round_up(o.ff_chunk, kBlock), std::max<int64_t>(r.f, 1));
-    if (o.token_slice > 0)
-        best.token_slice = round_up(o.token_slice, r.panel);
-    best.token_slice = std::min(best.token_slice, best.token_chunk);
-    best.carry = best.ff_chunk < r.f;
-    return best;
+        plan.ff_chunk = std::min(round_up(o.ff_chunk, kBlock), std::max<int64_t>(r.f, 1));
+    if (o.token_slice > 0) plan.token_slice = round_up(o.token_slice, r.panel);
+    plan.token_slice = std::min(plan.token_slice, plan.token_chunk);
+    plan.carry = plan.ff_chunk < r.f;
+    return plan;
 }
 
 bool tokens_in_rows(int64_t tokens, bool packed, bool save) {
     if (save) // saved gate and up have the panels' layout
         return false;
-    if (plan_override.rows >= 0)
-        return plan_override.rows == 1;
+    if (plan_override.rows >= 0) return plan_override.rows == 1;
     return packed || tokens <= kRawRowTokens;
 }
 

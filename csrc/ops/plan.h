@@ -1,10 +1,16 @@
 // How a layer is cut: by bytes moved, within a fixed workspace.
 //
-// A chunk is token_chunk tokens and ff_chunk hidden units: their h (in training also dgate, dup, and
-// what is recomputed) is held at once. More tokens a chunk: the weights are read less often. Fewer
-// hidden units a chunk: room for more tokens, but y (or dx) is carried in between. The plan takes
-// the cut that moves the fewest bytes. The bits do not depend on it: every chunk is a multiple of
-// the contract's block along a summed dimension.
+// A chunk is token_chunk tokens and ff_chunk hidden units: their h (in training also dgate, dup,
+// and what is recomputed) is held at once. More tokens a chunk: the weights are read less often.
+// Fewer hidden units a chunk: room for more tokens, but y (or dx) is carried in between. The plan
+// takes the cut that moves the fewest bytes among those that fit. The bits do not depend on it:
+// every chunk is a multiple of the contract's block along a summed dimension.
+//
+// What fits in 56 MiB, for any T and d_ff, whatever is asked for: d up to 114,174, and up to 75,774
+// where the backward pass recomputes (AVX-512: one token panel, 256 bytes a row, of two or three
+// rows of d; AVX2 and scalar: 64 bytes a row, d up to 228,092). Beyond, the smallest cut is taken,
+// and holds what it needs. xielu's gradients need 16 bytes a hidden unit more: d_ff up to 2.9
+// million.
 #pragma once
 #include <cstdint>
 
@@ -13,12 +19,14 @@ namespace ffncore {
 struct PlanRequest {
     int64_t tokens, d, f;
     bool gated;
-    int64_t element;       // bytes
-    int64_t panel;         // tokens of a token panel
-    bool rows;             // tokens are rows (A), weights are panels (B)
+    int64_t element; // bytes
+    int64_t panel;   // tokens of a token panel
+    bool rows;       // tokens are rows (A), weights are panels (B)
     bool backward = false;
-    bool recompute = false;      // backward from the input alone
-    bool weight_grads = false;   // sums over tokens: chunks are multiples of the block
+    bool recompute = false;    // backward from the input alone
+    bool weight_grads = false; // sums over tokens: chunks are multiples of the block
+    bool grad_x = true;        // backward: dx is needed
+    bool xielu = false;        // backward: the sums of xielu's parameters are needed
 };
 
 struct Plan {
@@ -26,6 +34,9 @@ struct Plan {
     int64_t ff_chunk;
     int64_t token_slice; // backward: tokens of x and grad_y held packed at once
     bool carry;          // several ff chunks: running sums of y or dx are kept between them
+    // Backward: 512 tokens of dx are too many to carry. dx is computed first, alone, in chunks of
+    // few tokens, for one more dh (and recomputation); the sizes above are those of the rest.
+    bool grad_x_apart;
 };
 
 Plan make_plan(const PlanRequest &request);
@@ -38,8 +49,8 @@ struct PlanOverride {
 extern PlanOverride plan_override;
 
 // Few tokens, or packed weights: tokens are rows. Raw weights have to be turned in registers, which
-// costs about as much as multiplying 8 tokens; from there on they are better read in place.
-constexpr int64_t kRawRowTokens = 8;
+// costs about as much as multiplying 10 tokens; from there on they are better read in place.
+constexpr int64_t kRawRowTokens = 10;
 bool tokens_in_rows(int64_t tokens, bool packed, bool save);
 
 } // namespace ffncore

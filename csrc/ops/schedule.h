@@ -18,23 +18,33 @@ struct Job {
 
 class Schedule final : public Region {
   public:
-    void phase() { firsts_.push_back(jobs_.size()); }
+    // threads > 0: what has been added runs, on so many threads, whenever it is kJobs long; 0:
+    // never by itself; kCount: jobs are not kept, for a call that only counts memory.
+    explicit Schedule(int threads = 0) : threads_(threads) {}
+    static constexpr int kCount = -1;
+
+    void phase() {
+        if (threads_ > 0 && jobs_.size() >= kJobs) {
+            run_region(*this, threads_);
+            jobs_.clear();
+            firsts_.clear();
+        }
+        firsts_.push_back(jobs_.size());
+    }
     // Adds a job to the newest phase.
     template <class Run> void job(int64_t tasks, Run run) {
-        jobs_.push_back({tasks, std::move(run)});
+        if (threads_ != kCount) jobs_.push_back({tasks, std::move(run)});
     }
 
     int64_t phases() const override { return (int64_t)firsts_.size(); }
     int64_t tasks(int64_t phase) const override {
         int64_t n = 0;
-        for (size_t j = firsts_[phase]; j < end(phase); ++j)
-            n += jobs_[j].tasks;
+        for (size_t j = firsts_[phase]; j < end(phase); ++j) n += jobs_[j].tasks;
         return n;
     }
     void run(int64_t phase, int64_t task, int thread) override {
         size_t j = firsts_[phase];
-        for (; task >= jobs_[j].tasks; ++j)
-            task -= jobs_[j].tasks;
+        for (; task >= jobs_[j].tasks; ++j) task -= jobs_[j].tasks;
         jobs_[j].run(task, thread);
     }
 
@@ -42,6 +52,11 @@ class Schedule final : public Region {
     size_t end(int64_t phase) const {
         return phase + 1 < (int64_t)firsts_.size() ? firsts_[phase + 1] : jobs_.size();
     }
+    // A job takes about 500 bytes: 1 MB at most, whatever the number of chunks. Jobs of calls that
+    // have so many take milliseconds each: beside 2000 of them, waking the threads is nothing.
+    static constexpr size_t kJobs = 2000;
+
+    const int threads_;
     std::vector<Job> jobs_;
     std::vector<size_t> firsts_; // first job of each phase
 };

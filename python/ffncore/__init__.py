@@ -16,11 +16,15 @@ every function computes; `python -m ffncore` checks and measures an installation
 """
 
 from . import reference
-from ._core import __version__, clear_workspace
-from .activations import Activation, ActivationGrads, XieluGrads, activation, activation_backward
+from ._core import __version__
+from ._grads import FFNGrads
+from ._memory import clear_workspace
+from ._saved import Saved
+from .activations import Activation
 from .config import active_isa, available_isas, cpu_features, show_config, using_isa
 from .cost import Cost, cost
-from .functional import FFNGrads, Saved, ffn, ffn_backward, ffn_forward
+from .elementwise import ActivationGrads, XieluGrads, activation, activation_backward
+from .functional import ffn, ffn_backward, ffn_forward
 from .gradcheck import GradientError, GradientReport, check_gradients
 from .threads import get_num_threads, num_threads, set_num_threads
 from .weights import FFNWeights, PackedWeights, pack

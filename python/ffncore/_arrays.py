@@ -5,15 +5,17 @@ for shapes and values, TypeError for types and dtypes. Everything is checked bef
 
 Inputs may have any strides (negative, zero, transposed): the kernels take them as they are. Only an
 array whose elements are not aligned (a field of a packed structure) is copied first. Outputs may
-have any strides too, as long as no two of their elements share memory.
+have any strides too, as long as no two of their elements share memory. How leading dimensions
+become rows: _rows.py.
 
-Tests: tests/test_errors.py, tests/test_functional.py.
+Tests: tests/test_errors.py, tests/test_type_errors.py, tests/test_strides.py.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
+import mmap
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
@@ -33,13 +35,12 @@ ALIGNED = 0x0100
 # C-contiguous (so that no two elements share memory), aligned, writable.
 SIMPLE_OUT = 0x0001 | ALIGNED | 0x0400
 
+# The array has memory of its own, from numpy: it overlaps its own views and nothing else.
+OWNS = 0x0004
+
 # No array of a call may exceed this many elements. Byte counts of two such arrays, padded to
 # panels, then still fit into 63 bits (2^57 elements x 8 bytes x 2 = 2^61).
 MAX_ELEMENTS = 2**57
-
-# Temporary rows for an out= whose leading dimensions cannot be merged: large enough to reach full
-# speed, small against the 64 MiB that a call may use.
-BLOCK_BYTES = 16 * 2**20
 
 # Work that np.shares_memory may spend on one pair before we call it an overlap. Two-dimensional
 # arrays need a few hundred steps at most; only contrived strides in many dimensions need more.
@@ -117,27 +118,6 @@ def aligned(array: Array) -> Array:
     return array if array.flags.num & ALIGNED else np.array(array, order="C", copy=True)
 
 
-def row_count(shape: tuple[int, ...]) -> int:
-    """Tokens of an array [..., d]."""
-    return math.prod(shape[:-1])
-
-
-def rows_of(array: Array) -> Array:
-    """[..., d] -> [T, d], ready for _core: a view where there is one, else a copy."""
-    if array.ndim != 2:
-        array = array.reshape(row_count(array.shape), array.shape[-1])
-    return aligned(array)
-
-
-def rows_view(array: Array) -> MaybeArray:
-    """[..., d] -> [T, d] as a view, or None where the leading dimensions cannot be merged."""
-    if array.ndim == 2:
-        return array
-    merged = array.reshape(row_count(array.shape), array.shape[-1])
-    # A copy lies in memory of its own; an empty array has nothing to write to.
-    return merged if merged.size == 0 or np.may_share_memory(merged, array) else None
-
-
 def overlaps_itself(array: Array) -> bool:
     """Whether two indices lead to the same memory; exact for up to two dimensions that count."""
     axes = [(n, abs(s)) for n, s in zip(array.shape, array.strides, strict=True) if n > 1]
@@ -162,7 +142,29 @@ def overlaps_itself(array: Array) -> bool:
     return True
 
 
+def owners(arrays: Iterable[Array]) -> frozenset[int] | None:
+    """Which arrays have the memory of these: their ids; None where that cannot be told.
+
+    An array that OWNS its memory overlaps these exactly if it is one of the owners.
+    """
+    found = set()
+    for array in arrays:
+        while isinstance(array.base, np.ndarray):
+            array = array.base
+        if array.flags.num & OWNS:
+            found.add(id(array))
+            continue
+        base: object = array.base
+        if isinstance(base, memoryview):
+            base = base.obj
+        if not isinstance(base, (bytes, mmap.mmap)):  # those are memory of no array
+            return None
+    return frozenset(found)
+
+
 def share_memory(a: Array, b: Array) -> bool:
+    if a is not b and a.flags.num & b.flags.num & OWNS:
+        return False
     if not np.may_share_memory(a, b):
         return False
     work: Any = OVERLAP_WORK

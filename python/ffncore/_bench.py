@@ -29,12 +29,9 @@ from . import _core, _shapes
 from ._bench_rows import describe
 from ._limits import LimitError, Limits, machine_facts
 from ._shapes import Shape
+from .activations import KINDS
 
 PARTS = ("cases", "calls", "activations")
-KINDS = (
-    *("identity", "relu", "relu2", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid", "tanh"),
-    *("mish", "hardswish", "leaky_relu", "xielu"),
-)
 ROUND_SECONDS = 0.02  # long against starting a thread, short against a change of the clock
 LIMIT_SECONDS = 0.004
 MIN_ROUNDS, MAX_ROUNDS = 5, 25

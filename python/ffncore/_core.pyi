@@ -1,6 +1,9 @@
-"""The compiled door (csrc/bindings/module.cpp). Arrays come in as numpy arrays whose dtype, rank and
-shape Python has already checked; nothing is checked twice here. float32 or float64 throughout."""
+"""The compiled door (csrc/bindings/module.cpp). Arrays come in as numpy arrays whose dtype, rank
+and shape Python has already checked; nothing is checked twice here. float32 or float64 throughout.
 
+What takes or gives arrays, measure and clear_workspace run without the GIL."""
+
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +42,14 @@ def ffn_backward(
 ) -> tuple[float, float] | None: ...  # grads in WeightsTuple's order; returns (alpha_p, alpha_n)
 def saved_size(dtype: str, tokens: int, d_ff: int, gated: bool) -> int: ...  # in elements
 def forward_cost(
-    dtype: str, tokens: int, d: int, f: int, gated: bool, packed: bool, save: bool
+    dtype: str,
+    tokens: int,
+    d: int,
+    f: int,
+    gated: bool,
+    packed: bool,
+    activation: ActivationTuple,
+    save: bool,
 ) -> dict[str, float | int]: ...
 def backward_cost(
     dtype: str,
@@ -48,10 +58,10 @@ def backward_cost(
     f: int,
     gated: bool,
     packed: bool,
+    activation: ActivationTuple,
     recompute: bool,
-    needs_x: bool,
-    needs_weights: tuple[bool, bool, bool],
-) -> dict[str, float | int]: ...
+    needs: Sequence[bool],
+) -> dict[str, float | int]: ...  # needs: x, WeightsTuple's six, the activation's parameters
 def activation_forward(
     gate: MaybeArray, up: Array, h: Array, activation: ActivationTuple
 ) -> None: ...  # 2-D, any strides
@@ -76,9 +86,11 @@ def num_threads() -> int: ...
 def set_num_threads(n: int) -> None: ...  # 0: default
 def clear_workspace() -> None: ...
 def debug_plan(
-    token_chunk: int = 0, ff_chunk: int = 0, token_slice: int = 0, tokens_in_rows: int = -1
-) -> None: ...
+    token_chunk: int = 0,
+    ff_chunk: int = 0,
+    token_slice: int = 0,
+    tokens_in_rows: int = -1,
+    threads_always: bool = False,
+) -> None: ...  # see ffncore_debug_plan in ffncore.h
 def debug_flops() -> int: ...  # since the last call
-def measure(
-    what: str, isa: str, dtype: str, bytes: int, seconds: float, threads: int
-) -> float: ...
+def measure(what: str, isa: str, dtype: str, bytes: int, seconds: float, threads: int) -> float: ...

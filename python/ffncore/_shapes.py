@@ -3,13 +3,17 @@
 A case is (shape, tokens, mode). Modes: "packed" and "raw" are one forward pass with packed or raw
 weights; "train" is a forward and a backward pass with raw weights, every gradient computed.
 
-    products of T x d x f   forward: 2 plain, 3 gated; backward: twice as many (to x and to weights)
-    bytes                   the weights, once per pass that needs them; gradients written once
+    FLOPs and activations   as fc.cost counts them
+    bytes                   the weights, biases too, once per pass that needs them; gradients
+                            written once
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+import ffncore as fc
 
 MODES = ("packed", "raw", "train")
 
@@ -46,12 +50,14 @@ class Cost:
 
 
 def cost(shape: Shape, tokens: int, mode: str, itemsize: int) -> Cost:
-    forward = 2.0 * shape.matrices * tokens * shape.d * shape.f
-    elements = float(tokens * shape.f)
+    layer: dict[str, Any] = {"d_model": shape.d, "d_ff": shape.f, "gated": shape.gated}
+    forward = fc.cost(tokens, **layer)
     weights = float(shape.parameters * itemsize)
     if mode == "train":
-        return Cost(3 * forward, elements, elements, 3 * weights, 2 * weights)
-    return Cost(forward, elements, 0.0, weights, weights)
+        backward = fc.cost(tokens, **layer, op="ffn_backward")
+        flops = forward.flops + backward.flops
+        return Cost(flops, forward.activations, backward.activations, 3 * weights, 2 * weights)
+    return Cost(forward.flops, forward.activations, 0.0, weights, weights)
 
 
 SHAPES = (

@@ -1,4 +1,4 @@
-"""Activations: names, options, and the elementwise functions with their derivatives.
+"""Activations: their names and options, and what the kernels take for them.
 
     gated block  h = act(gate) * up         plain block  h = act(up)
 
@@ -10,7 +10,8 @@
     u = up_softcap * tanh(u / up_softcap)
     h = a * (u + up_offset)
 
-`ffncore.reference` has every formula in numpy. Tests: tests/test_activations.py.
+The functions themselves on arrays: elementwise.py; every formula in numpy: reference.py.
+Tests: tests/test_activations.py.
 """
 
 from __future__ import annotations
@@ -18,25 +19,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from numbers import Real
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from . import _core
-from ._arrays import (
-    Array,
-    MaybeArray,
-    as_array,
-    check_apart,
-    check_dtype,
-    check_out,
-    check_same_dtype,
-    check_shape,
-    check_size,
-    nearest,
-    rows_of,
-    rows_view,
-)
+from ._arrays import FLOAT32, FLOAT64, nearest
 
 # The numbers are ffncore_activation_kind of ffncore.h.
 KINDS = {
@@ -69,6 +57,7 @@ ALIASES = {
 }
 
 _CLAMPS = {"pre": 1, "post": 2}
+_LOG2E = 1 / math.log(2)
 
 # Options that only some activations have, and their values there when not given. xielu starts
 # where its authors start it: softplus(alpha_p) = 0.8 and beta + softplus(alpha_n) = 0.8.
@@ -90,6 +79,7 @@ _CORE_ORDER = (
     *("negative_slope", "alpha_p", "alpha_n", "beta", "eps"),
 )
 _POSITIVE = ("limit", "gate_softcap", "up_softcap")
+_GATED_ONLY = ("limit", "up_softcap", "up_offset")
 
 
 @dataclass(frozen=True, init=False)
@@ -123,8 +113,7 @@ class Activation:
     beta: float | None
     eps: float | None
     if TYPE_CHECKING:  # set by __init__; not options, so not fields
-        _core: _core.ActivationTuple
-        _gated_only: list[str]
+        _cores: tuple[_core.ActivationTuple | None, ...]  # by case_index; None: does not fit
 
     def __init__(
         self,
@@ -186,12 +175,31 @@ class Activation:
             object.__setattr__(self, option, value)
         # What _core takes, made once, because a call is short. 0 stands for "none"; the kernels
         # read alpha for silu alone.
-        core = [given[option] or 0.0 for option in _CORE_ORDER]
+        values = [given[option] or 0.0 for option in _CORE_ORDER]
         if alpha is None:
-            core[_CORE_ORDER.index("alpha")] = 1.0
-        object.__setattr__(self, "_core", (KINDS[name], _CLAMPS.get(clamp or "", 0), *core))
-        used = [o for o in ("limit", "up_softcap") if given[o] is not None]
-        object.__setattr__(self, "_gated_only", used + ["up_offset"] * (given["up_offset"] != 0))
+            values[_CORE_ORDER.index("alpha")] = 1.0
+        core = (KINDS[name], _CLAMPS.get(clamp or "", 0), *values)
+        cores = [
+            None if self._problem(gated, dtype) else core
+            for dtype in (FLOAT64, FLOAT32)
+            for gated in (False, True)
+        ]
+        object.__setattr__(self, "_cores", tuple(cores))
+
+    def _problem(self, gated: bool, dtype: np.dtype[Any]) -> str | None:
+        """Why this cannot be used in such a call, or None."""
+        for option in _GATED_ONLY:
+            if getattr(self, option) and not gated:
+                return f"option {option} belongs to gated blocks; got {self!r} without one"
+        for option in _CORE_ORDER:
+            value = getattr(self, option)
+            size = value and _unfit(option, value, dtype)
+            if size:
+                return (
+                    f"option {option} is {value}, which is too {size} for {dtype.name}; "
+                    f"expected a number that {dtype.name} can compute with"
+                )
+        return None
 
     def __repr__(self) -> str:
         plain = {"up_offset": 0.0, "gate_multiplier": 1.0, **_OWN_OPTIONS.get(self.name, {})}
@@ -206,7 +214,12 @@ class Activation:
 def _number(option: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (Real, np.floating, np.integer)):
         raise TypeError(f"option {option} is of type {type(value).__name__}; expected a number")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(
+            f"option {option} is larger than any float; expected a finite number"
+        ) from None
     if not math.isfinite(number):
         raise ValueError(f"option {option} is {number}; expected a finite number")
     if option in _POSITIVE and number <= 0:
@@ -214,6 +227,24 @@ def _number(option: str, value: object) -> float:
     if option == "eps" and number > 0:
         raise ValueError(f"option eps is {number}; expected a number not above 0")
     return number
+
+
+def _unfit(option: str, value: float, dtype: np.dtype[Any]) -> str | None:
+    """'small' or 'large' where what the kernels make of an option is 0 or infinite in dtype."""
+    with np.errstate(over="ignore", under="ignore"):
+        if dtype.type(value) == 0:
+            return "small"
+        # Dividing by a softcap is multiplying; the exponential of alpha is one to the base 2.
+        if option.endswith("softcap") and np.isinf(dtype.type(1 / value)):
+            return "small"
+        if np.isinf(dtype.type(value * (_LOG2E if option == "alpha" else 1))):
+            return "large"
+    return None
+
+
+def case_index(gated: bool, dtype: np.dtype[Any]) -> int:
+    """The place in Activation._cores of what such a call takes."""
+    return gated + 2 * (dtype is FLOAT32)
 
 
 def canonical_name(name: object) -> str:
@@ -227,7 +258,8 @@ def canonical_name(name: object) -> str:
 
 
 _PLAIN = {name: Activation(name) for name in [*KINDS, *ALIASES]}
-PLAIN_CORE = {name: activation._core for name, activation in _PLAIN.items()}
+# Without options a name fits every call.
+PLAIN_CORE = {name: activation._cores[0] for name, activation in _PLAIN.items()}
 
 
 def as_activation(activation: object) -> Activation:
@@ -242,132 +274,12 @@ def as_activation(activation: object) -> Activation:
     return known if known is not None else _PLAIN[canonical_name(activation)]
 
 
-def to_tuple(activation: object, gated: bool) -> _core.ActivationTuple:
-    """What _core takes; raises where an option needs a gate and there is none."""
+def to_tuple(
+    activation: object, gated: bool, dtype: np.dtype[Any] = FLOAT64
+) -> _core.ActivationTuple:
+    """What _core takes; raises where an option needs a gate and there is none, or a wider type."""
     checked = as_activation(activation)
-    if checked._gated_only and not gated:
-        raise ValueError(
-            f"option {checked._gated_only[0]} belongs to gated blocks; got {checked!r} without one"
-        )
-    return checked._core
-
-
-class XieluGrads(NamedTuple):
-    """Gradients of xielu's two trainable parameters."""
-
-    alpha_p: float
-    alpha_n: float
-
-
-class ActivationGrads(NamedTuple):
-    """Gradients of fc.activation; up is None in the plain form, activation where not xielu."""
-
-    x: Array
-    up: MaybeArray
-    activation: XieluGrads | None
-
-
-def _operands(
-    x: object, up: object, activation: object
-) -> tuple[Array, MaybeArray, _core.ActivationTuple]:
-    """Checks what both passes take: x [...], up of the same shape or None."""
-    first = as_array("x", x)
-    dtype = check_dtype("x", first)
-    second = None
-    if up is not None:
-        second = as_array("up", up)
-        check_same_dtype("up", second, dtype, "x")
-        check_shape("up", second, first.shape, "to match x")
-    check_size(first.size, 1, "the dimensions of x")
-    return first, second, to_tuple(activation, second is not None)
-
-
-def _flat(array: Array) -> Array:
-    """[...] -> 2-D for _core: the last axis stays, so that any strides can be viewed."""
-    return rows_of(array if array.ndim else array.reshape(1))
-
-
-def _target(array: Array) -> tuple[Array, bool]:
-    """A 2-D array to write to, and whether it is apart from `array` and has to be copied back."""
-    flat = array if array.ndim else array.reshape(1)
-    view = rows_view(flat)
-    if view is not None:
-        return view, False
-    return np.empty((flat.size // flat.shape[-1], flat.shape[-1]), array.dtype), True
-
-
-def _check_out_tuple(out: object, gated: bool) -> None:
-    if not isinstance(out, tuple):
-        raise TypeError(f"out is of type {type(out).__name__}; expected a tuple (x, up)")
-    if not gated and len(out) > 1 and out[1] is not None:
-        raise ValueError("out has an array for up; expected None there, because up is not given")
-
-
-def activation(
-    x: Array, up: MaybeArray = None, *, activation: object, out: MaybeArray = None
-) -> Array:
-    """act(x), or act(x) * up where up is given: then x is the gate. All [...], of one shape.
-
-    >>> h = fc.activation(gate, up, activation="silu")
-    """
-    x, up, core = _operands(x, up, activation)
-    if out is None:
-        out = np.empty(x.shape, x.dtype)
-    else:
-        out = check_out("out", out, x.shape, x.dtype, "to match x")
-        check_apart("out", out, (("x", x), ("up", up)))
-    h, apart = _target(out)
-    if up is None:
-        _core.activation_forward(None, _flat(x), h, core)
-    else:
-        _core.activation_forward(_flat(x), _flat(up), h, core)
-    if apart:
-        out[...] = h.reshape(out.shape)
-    return out
-
-
-def activation_backward(
-    grad: Array,
-    x: Array,
-    up: MaybeArray = None,
-    *,
-    activation: object,
-    out: tuple[Any, ...] | None = None,
-) -> ActivationGrads:
-    """Gradients of `activation` at x (and up), from the gradient of its result.
-
-    out: arrays to fill, (x,) or (x, up), each of which may be None; or former ActivationGrads.
-    """
-    x, up, core = _operands(x, up, activation)
-    dtype = check_dtype("x", x)
-    grad = as_array("grad", grad)
-    check_same_dtype("grad", grad, dtype, "x")
-    check_shape("grad", grad, x.shape, "to match x")
-    if out is not None:
-        _check_out_tuple(out, up is not None)
-    grads: list[Array] = []
-    inputs: list[tuple[str, MaybeArray]] = [("grad", grad), ("x", x), ("up", up)]
-    for index, name in enumerate(("out.x", "out.up")[: 1 if up is None else 2]):
-        given = out[index] if out is not None and len(out) > index else None
-        if given is None:
-            grads.append(np.empty(x.shape, dtype))
-        else:
-            grads.append(check_out(name, given, x.shape, dtype, "to match x"))
-            check_apart(name, grads[-1], inputs)
-            inputs.append((name, grads[-1]))
-
-    targets = [_target(g) for g in grads]
-    is_xielu = core[0] == KINDS["xielu"]
-    first = targets[0][0]
-    if up is None:
-        sums = _core.activation_backward(_flat(grad), None, _flat(x), None, first, core, is_xielu)
-    else:
-        sums = _core.activation_backward(
-            _flat(grad), _flat(x), _flat(up), first, targets[1][0], core, is_xielu
-        )
-    for array, (computed, apart) in zip(grads, targets, strict=True):
-        if apart:
-            array[...] = computed.reshape(array.shape)
-    return ActivationGrads(
-        grads[0], grads[1] if up is not None else None, XieluGrads(*sums) if sums else None
-    )
+    core = checked._cores[case_index(gated, dtype)]
+    if core is None:
+        raise ValueError(checked._problem(gated, dtype))
+    return core

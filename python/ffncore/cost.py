@@ -4,8 +4,8 @@
     backward  dh 2 T d f; dx 2 T d f per input matrix; each weight's gradient 2 T d f; gate and
               up again with save="input"
 
-`bytes` is what has to move at least: the weights, once per pass that needs them, and the gradients
-written. Tests: tests/test_cost.py.
+`bytes` is what has to move at least: the weight matrices, once per pass that needs them, and their
+gradients written; biases are not counted. Tests: tests/test_cost.py.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import numpy.typing as npt
 
 from . import _core
 from ._arrays import check_dtype, check_names, check_size
+from ._grads import GRADIENTS
+from .activations import KINDS, Activation, to_tuple
 from .weights import NAMES, FFNWeights, PackedWeights, check_weights
 
 _OPERATIONS = ("ffn", "ffn_forward", "ffn_backward")
@@ -61,14 +63,16 @@ def cost(
     gated: bool = True,
     packed: bool = False,
     dtype: npt.DTypeLike = "float32",
+    activation: str | Activation = "silu",
     op: str = "ffn",
     save: str = "preactivations",
     needs: Iterable[str] | None = None,
 ) -> Cost:
     """Cost of one call of `op` ("ffn", "ffn_forward", "ffn_backward") for that many tokens.
 
-    The layer is given by weights, or by d_model, d_ff, gated, packed and dtype. save and needs are
-    those of ffn_forward and ffn_backward.
+    The layer is given by weights, or by d_model, d_ff, gated, packed and dtype; then it may have
+    any biases. activation, save and needs are those of ffn_forward and ffn_backward; of the
+    activations only xielu, which has parameters, makes a difference.
 
     >>> print(fc.cost(512, d_model=4096, d_ff=14336, op="ffn_backward"))
     """
@@ -82,27 +86,25 @@ def cost(
         layer = check_weights(weights)
         d_ff, d_model = layer.shape
         gated, packed = layer.gated, isinstance(layer, PackedWeights)
-        name = layer.dtype.name
+        element = layer.dtype
     else:
-        name = check_dtype("the layer", np.empty(0, dtype)).name
+        element = check_dtype("the layer", np.empty(0, dtype))
     sizes = _count("tokens", tokens, 0), _count("d_model", d_model, 1), _count("d_ff", d_ff, 1)
     check_size(sizes[0], max(sizes[1:]), "tokens and the layer's dimensions")
     check_size(sizes[1], sizes[2], "d_model and d_ff")
+    core = to_tuple(activation, gated, element)
     if op == "ffn_backward":
-        if needs is None:
-            wanted: tuple[str, ...] = ("x",) if packed else ("x", *NAMES)
-        else:
-            wanted = check_names("needs", needs, ("x", *NAMES, "activation"))
-        # Biases and xielu's parameters need dh, as the matrix beside them does.
-        matrices = (gated and "gate" in wanted, "up" in wanted, "down" in wanted)
+        exist = _gradients(weights, gated, packed, trainable=core[0] == KINDS["xielu"])
+        wanted = _wanted(needs, exist, packed)
+        flags = [gradient in wanted for gradient in GRADIENTS]
         answer = _core.backward_cost(
-            name, *sizes, gated, packed, save == "input", "x" in wanted, matrices
+            element.name, *sizes, gated, packed, core, save == "input", flags
         )
     else:
         if needs is not None:
             raise ValueError(f"needs is given for {op}; expected it with op='ffn_backward' alone")
         keep = op == "ffn_forward" and save == "preactivations"
-        answer = _core.forward_cost(name, *sizes, gated, packed, keep)
+        answer = _core.forward_cost(element.name, *sizes, gated, packed, core, keep)
     return Cost(
         flops=float(answer["flops"]),
         activations=float(answer["activations"]),
@@ -113,6 +115,35 @@ def cost(
         token_slice=int(answer["token_slice"]),
         tokens_in_rows=bool(answer["tokens_in_rows"]),
     )
+
+
+def _gradients(
+    weights: FFNWeights | PackedWeights | None, gated: bool, packed: bool, trainable: bool
+) -> tuple[str, ...]:
+    """Names of the gradients that the call can give."""
+    if packed:
+        return ("x",)
+    absent = set() if gated else {"gate", "b_gate"}
+    if isinstance(weights, FFNWeights):
+        absent = {name for name in NAMES if getattr(weights, name) is None}
+    if not trainable:
+        absent.add("activation")
+    return tuple(name for name in GRADIENTS if name not in absent)
+
+
+def _wanted(needs: object, exist: tuple[str, ...], packed: bool) -> tuple[str, ...]:
+    if needs is None:
+        return exist
+    wanted = check_names("needs", needs, GRADIENTS)
+    for name in wanted:
+        if name in exist:
+            continue
+        if packed:
+            raise ValueError(f"needs has {name!r}, but packed weights give the gradient of x alone")
+        if name == "activation":
+            raise ValueError("needs has 'activation', but only xielu has trainable parameters")
+        raise ValueError(f"needs has {name!r}, but the block has no w.{name}")
+    return wanted
 
 
 def _count(name: str, value: object, least: int) -> int:

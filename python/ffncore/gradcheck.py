@@ -23,7 +23,9 @@ from typing import Any
 import numpy as np
 
 from ._arrays import FLOAT64, Array, as_array, check_shape, dtype_name
-from .functional import FFNGrads, Saved, ffn_backward
+from ._grads import FFNGrads
+from ._saved import Saved
+from .functional import ffn_backward
 
 STEP = 6e-6
 

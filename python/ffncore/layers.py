@@ -40,8 +40,10 @@ class FFN:
     def __call__(self, x: Array, *, out: Array | None = None) -> Array:
         return fc.ffn(x, self.weights, activation=self.activation, out=out)
 
-    def forward(self, x: Array, *, save: str = "preactivations") -> tuple[Array, Any]:
-        return fc.ffn_forward(x, self.weights, activation=self.activation, save=save)
+    def forward(
+        self, x: Array, *, save: str = "preactivations", out: Array | None = None
+    ) -> tuple[Array, Any]:
+        return fc.ffn_forward(x, self.weights, activation=self.activation, save=save, out=out)
 
     def backward(self, grad_y: Array, saved: Any, **options: Any) -> Any:
         """options: needs, out and accumulate of fc.ffn_backward."""

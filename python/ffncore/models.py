@@ -28,6 +28,7 @@ import numpy as np
 
 import ffncore as fc
 
+from .activations import ALIASES, as_activation
 from .layers import FFN
 
 
@@ -101,7 +102,7 @@ class LayerInfo:
     layer: int
     d_model: int
     d_ff: int
-    activation: str | None  # None: no config.json tells
+    activation: str | None  # None: no config.json tells; a name that ffncore lacks: as it is there
     dtype: str
     parameters: int  # biases included
 
@@ -222,6 +223,7 @@ def load(
             raise ValueError(
                 f"{path} has no config.json that names the activation; expected activation="
             )
+        activation = as_activation(activation)  # raises before anything large is read
         start = info.prefix + info.family.layer.format(layer)
         arrays: dict[str, Any] = {}
         for field, name in _names(info.family, start):
@@ -284,15 +286,16 @@ def _describe(checkpoint: Checkpoint, row: Family, prefix: str, layer: int) -> L
     d_ff, d_model = shape[::-1] if row.in_out else shape
     present = [name for name in names.values() if name in checkpoint]
     config = checkpoint.config
-    told = [config[key] for key in row.activation_keys if config.get(key)]
-    default = row.default_activation if config else None
+    told = [str(config[key]) for key in row.activation_keys if config.get(key)]
+    if config and not told and row.default_activation is not None:
+        told = [row.default_activation]
     return LayerInfo(
         family=row,
         prefix=prefix,
         layer=layer,
         d_model=d_model,
         d_ff=d_ff,
-        activation=fc.Activation(told[0]).name if told else default and fc.Activation(default).name,
+        activation=ALIASES.get(told[0], told[0]) if told else None,
         dtype=checkpoint.dtype(names["up"]),
         parameters=sum(int(np.prod(checkpoint.shape(name))) for name in present),
     )

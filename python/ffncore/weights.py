@@ -14,8 +14,6 @@ Tests: tests/test_weights.py.
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -36,35 +34,35 @@ from ._arrays import (
     check_same_dtype,
     check_shape,
     check_size,
+    owners,
     share_memory,
 )
+from ._memory import allocate
+from .activations import case_index
 
 NAMES = ("gate", "up", "down", "b_gate", "b_up", "b_down")
-
-# A panel of packed weights is read in 128-byte rows; 64 is what a vector load wants. From 2 MiB on
-# whole huge pages: on 4 KiB pages the read bandwidth of a large matrix drops.
-_CACHE_LINE = 64
-_HUGE_PAGE = 2 * 2**20
 
 
 class Call:
     """What ffn looks at in weights, found out once."""
 
-    __slots__ = ("core", "d_model", "dtype", "inputs", "most_rows")
+    __slots__ = ("case", "core", "d_model", "dtype", "inputs", "most_rows", "owners")
 
     def __init__(
         self,
         core: _core.WeightsTuple | _core.PackedTuple,
         dtype: np.dtype[Any],
-        d_model: int,
-        most_rows: int,
+        shape: tuple[int, int],
+        gated: bool,
         inputs: tuple[Array, ...],
     ) -> None:
         self.core = core
         self.dtype = dtype
-        self.d_model = d_model
-        self.most_rows = most_rows  # tokens that a call may have
+        self.d_model = shape[1]
+        self.case = case_index(gated, dtype)  # which form of an activation it takes
+        self.most_rows = MAX_ELEMENTS // max(shape)  # tokens that a call may have
         self.inputs = inputs  # what out= must not overlap
+        self.owners = owners(inputs)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -120,7 +118,7 @@ class FFNWeights:
         self._set(d_model=d, d_ff=f, dtype=dtype, _arrays=arrays, _call=None)
         if all(a is None or a.flags.num & ALIGNED for a in arrays):
             inputs = tuple(a for a in arrays if a is not None)
-            self._set(_call=Call(arrays, dtype, d, most_rows(d, f), inputs))
+            self._set(_call=Call(arrays, dtype, (f, d), self.gated, inputs))
 
     def _set(self, **attributes: object) -> None:
         for name, value in attributes.items():
@@ -219,11 +217,6 @@ def _rebuild(arrays: dict[str, Array]) -> FFNWeights:
     return FFNWeights(**arrays) if {"up", "down"} <= set(arrays) else FFNWeights._partial(arrays)
 
 
-def most_rows(d: int, f: int) -> int:
-    """Tokens that a call may have with weights of this size."""
-    return MAX_ELEMENTS // max(d, f, 1)
-
-
 class PackedWeights:
     """Weights in the kernels' own layout, made by fc.pack: pack once, run often.
 
@@ -252,7 +245,7 @@ class PackedWeights:
             ("_packed", (buffer, d, f, weights.gated, *biases)),
         ):
             object.__setattr__(packed, name, value)
-        call = Call(packed._packed, w.dtype, d, most_rows(d, f), (buffer,))
+        call = Call(packed._packed, w.dtype, (f, d), w.gated, (buffer,))
         object.__setattr__(packed, "_call", call)
         return packed
 
@@ -322,21 +315,6 @@ def check_weights(weights: object) -> FFNWeights | PackedWeights:
     )
 
 
-def _allocate(nbytes: int) -> Array:
-    """Aligned bytes; from 2 MiB on in huge pages where the system grants them."""
-    alignment = _CACHE_LINE
-    if nbytes < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        raw = np.zeros(nbytes + alignment, np.uint8)  # padding too: equal weights, equal bytes
-    else:
-        alignment = _HUGE_PAGE
-        pages = mmap.mmap(-1, nbytes + alignment, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with contextlib.suppress(OSError):  # a kernel without huge pages: small ones do
-            pages.madvise(mmap.MADV_HUGEPAGE)
-        raw = np.frombuffer(pages, np.uint8)
-    start = -raw.ctypes.data % alignment
-    return raw[start : start + nbytes]
-
-
 def pack(
     weights: FFNWeights, *, dtype: object = None, out: PackedWeights | None = None
 ) -> PackedWeights:
@@ -353,7 +331,7 @@ def pack(
     arrays = checked._core_arrays()
     if out is None:
         nbytes = _core.packed_bytes(checked.dtype.name, arrays)
-        out = PackedWeights._make(_allocate(nbytes), checked)
+        out = PackedWeights._make(allocate(nbytes), checked)
     else:
         _check_refill(out, checked)
     _core.pack(arrays, out._buffer)

@@ -1,0 +1,87 @@
+// What a call would cost, from shapes alone: arithmetic, memory traffic, and the plan and workspace
+// that the same call would have. Pointers are tested for NULL, never read.
+#include "include/ffncore.h"
+
+#include <vector>
+
+#include "api_call.h"
+#include "api_check.h"
+#include "ops/ffn.h"
+
+using namespace ffncore;
+
+namespace {
+
+void fill_plan(ffncore_cost &c, const PlanRequest &request, int64_t workspace) {
+    const Plan plan = make_plan(request);
+    c.token_chunk = plan.token_chunk;
+    c.ff_chunk = plan.ff_chunk;
+    c.token_slice = plan.token_slice;
+    c.extra_bytes = workspace;
+    c.tokens_in_rows = request.rows;
+    c.activations = double(request.tokens) * double(request.f);
+}
+
+// Every product of T x d x f reads one weight matrix, or writes the gradient of one.
+template <class T>
+void fill_work(ffncore_cost &c, const Weights<T> &w, int64_t tokens, int products) {
+    const double elements = double(w.d) * double(w.f) * products;
+    c.flops = 2 * elements * double(tokens);
+    c.bytes = elements * sizeof(T);
+}
+
+template <class T> void cost_of(const ffncore_forward_args &a, bool packed, ffncore_cost &cost) {
+    Weights<T> w = weight_shapes<T>(a.weights);
+    if (packed && !w.packed()) // only whether they are packed is looked at
+        w.packed_up = w.packed_down = w.up.data;
+    const std::vector<ForwardGroup<T>> groups{forward_group<T>(a, w, false)};
+    const Call<T> call = call_of<T>(a.activation, w, a.x.rows);
+    fill_plan(cost, forward_request(call, groups[0]), workspace_forward(call, groups));
+    fill_work(cost, w, a.x.rows, w.gated ? 3 : 2);
+}
+
+template <class T> void cost_of(const ffncore_backward_args &a, ffncore_cost &cost) {
+    const Weights<T> w = weight_shapes<T>(a.weights);
+    std::vector<BackwardGroup<T>> groups{backward_group<T>(a, w, false)};
+    const BackwardGroup<T> &g = groups[0];
+    const Call<T> call = call_of<T>(a.activation, w, g.tokens);
+    fill_plan(cost, backward_request(call, g), workspace_backward(call, groups));
+    const int sides = w.gated ? 2 : 1;
+    const bool dh = g.grad_x.data || g.grad_gate.data || g.grad_up.data || g.grad_b_gate.data ||
+                    g.grad_b_up.data || g.xielu;
+    const bool recompute = !g.saved && (dh || g.grad_down.data);
+    fill_work(cost, w, g.tokens,
+              (recompute ? sides : 0) + dh + (g.grad_x.data ? sides : 0) + !!g.grad_gate.data +
+                  !!g.grad_up.data + !!g.grad_down.data);
+}
+
+template <class Args, class Run>
+ffncore_status guarded_cost(const Args *args, ffncore_cost *cost, const Run &run) {
+    return guarded([&] {
+        require(args, "args is NULL");
+        require(cost, "cost is NULL");
+        check_size("args", args->size, sizeof *args);
+        check_size("cost", cost->size, sizeof *cost);
+        with_dtype(args->dtype, run);
+        return FFNCORE_OK;
+    });
+}
+
+} // namespace
+
+int64_t ffncore_saved_bytes(int32_t dtype, int64_t tokens, int64_t d_ff, int32_t gated) {
+    return guarded_or<int64_t>(-1, [&] {
+        check_dtype(dtype);
+        check_sizes("the hidden state", tokens, d_ff);
+        return saved_elements(tokens, d_ff, gated) * (dtype == FFNCORE_FLOAT32 ? 4 : 8);
+    });
+}
+
+ffncore_status ffncore_forward_cost(const ffncore_forward_args *args, int32_t packed,
+                                    ffncore_cost *cost) {
+    return guarded_cost(args, cost, [&](auto t) { cost_of<decltype(t)>(*args, packed, *cost); });
+}
+
+ffncore_status ffncore_backward_cost(const ffncore_backward_args *args, ffncore_cost *cost) {
+    return guarded_cost(args, cost, [&](auto t) { cost_of<decltype(t)>(*args, *cost); });
+}

@@ -1,0 +1,126 @@
+"""Gradients of a block: which exist, which are wanted, and the arrays they are written to.
+
+Names are those of FFNWeights, "x", and "activation" for xielu's two parameters.
+Tests: tests/test_backward.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ._arrays import Array, MaybeArray, check_apart, check_names, check_out
+from ._saved import Saved
+from .elementwise import XieluGrads
+from .weights import NAMES, FFNWeights, PackedWeights
+
+GRADIENTS = ("x", *NAMES, "activation")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FFNGrads:
+    """Gradients of a block; None is what was not asked for.
+
+    weights is an FFNWeights that mirrors the weights, activation holds xielu's two parameters.
+    """
+
+    x: MaybeArray = None
+    weights: FFNWeights | None = None
+    activation: XieluGrads | None = None
+
+    def __repr__(self) -> str:
+        shapes = [f"{name}={a.shape}" for name, a in self.arrays().items()]
+        return f"FFNGrads({', '.join(shapes + [f'activation={self.activation}'])})"
+
+    def arrays(self) -> dict[str, Array]:
+        """The arrays that exist, by the names of needs=."""
+        own = {} if self.x is None else {"x": self.x}
+        return {**own, **(self.weights.arrays() if self.weights is not None else {})}
+
+
+def mirror(
+    grads: dict[str, Array], weights: FFNWeights | PackedWeights, out: object
+) -> FFNWeights | None:
+    """The gradients of weights as FFNWeights: out's own where its arrays are these."""
+    if not grads:
+        return None
+    given = out.weights if isinstance(out, FFNGrads) else None
+    if given is not None and all(grads.get(name) is getattr(given, name) for name in NAMES):
+        return given
+    complete = isinstance(weights, FFNWeights) and len(grads) == len(weights.arrays())
+    return FFNWeights(**grads) if complete else FFNWeights._partial(grads)
+
+
+def gradient_shapes(saved: Saved) -> dict[str, tuple[int, ...]]:
+    """The gradients that exist for this call, by name, and their shapes."""
+    shapes = {"x": saved._own_x.shape}
+    if isinstance(saved.weights, FFNWeights):
+        shapes.update({name: a.shape for name, a in saved.weights.arrays().items()})
+        if saved.activation.name == "xielu":
+            shapes["activation"] = ()
+    return shapes
+
+
+def check_needs(needs: object, saved: Saved) -> tuple[str, ...]:
+    exist = gradient_shapes(saved)
+    if needs is None:
+        return tuple(exist)
+    wanted = check_names("needs", needs, GRADIENTS)
+    for name in wanted:
+        if name in exist:
+            continue
+        if isinstance(saved.weights, PackedWeights):
+            raise ValueError(f"needs has {name!r}, but packed weights give the gradient of x alone")
+        if name == "activation":
+            raise ValueError(
+                f"needs has 'activation', but {saved.activation.name} has no trainable parameters"
+            )
+        raise ValueError(f"needs has {name!r}, but the block has no w.{name}")
+    return tuple(dict.fromkeys(wanted))
+
+
+def check_grads_out(
+    out: object, wanted: tuple[str, ...], saved: Saved, grad: Array
+) -> tuple[dict[str, Array], XieluGrads | None]:
+    """out= as arrays by name, and its numbers."""
+    if out is None:
+        return {}, None
+    if isinstance(out, FFNGrads):
+        entries: dict[str, Any] = {**out.arrays(), "activation": out.activation}
+    elif isinstance(out, Mapping):
+        entries = dict(out)
+        check_names("out", entries, GRADIENTS)
+    else:
+        raise TypeError(f"out is of type {type(out).__name__}; expected FFNGrads or a mapping")
+    old = entries.pop("activation", None)
+    if old is not None:
+        if not isinstance(old, tuple) or len(old) != 2:
+            raise TypeError("out.activation is no pair of numbers; expected (alpha_p, alpha_n)")
+        old = XieluGrads(*old)
+    shapes = gradient_shapes(saved)
+    inputs: list[tuple[str, MaybeArray]] = [
+        ("grad_y", grad),
+        ("x", saved.x),
+        *weights_inputs(saved.weights),
+        ("what was saved", saved._panels),
+    ]
+    arrays: dict[str, Array] = {}
+    for name, array in entries.items():
+        if array is None:
+            continue
+        label = f"out.{name}"
+        if name not in wanted:
+            raise ValueError(f"{label} is given, but needs is {wanted}; expected {name!r} in it")
+        reason = f"to match {name if name == 'x' else 'w.' + name}"
+        arrays[name] = check_out(label, array, shapes[name], saved.weights.dtype, reason)
+        check_apart(label, arrays[name], inputs)
+        inputs.append((label, arrays[name]))
+    return arrays, old
+
+
+def weights_inputs(weights: FFNWeights | PackedWeights) -> list[tuple[str, MaybeArray]]:
+    """What an output must not overlap, by name."""
+    if isinstance(weights, PackedWeights):
+        return [("the packed weights", weights._buffer)]
+    return [(f"w.{name}", array) for name, array in weights.arrays().items()]

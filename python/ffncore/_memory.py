@@ -1,0 +1,99 @@
+"""Large aligned memory: for packed weights, and for what a forward pass saves.
+
+From 2 MiB on in huge pages, because on 4 KiB pages the read bandwidth of a large array drops.
+
+What a forward pass saves lives until the backward pass is done, and the next step wants as much
+again. Fresh pages cost the system's time to clear, 3 to 6 % of a training step; so the last two
+such buffers are kept when they are released, and used again. A buffer is released when the last
+view of it is gone: every view holds on to an owner, whose end gives the memory back.
+
+Tests: tests/test_saved.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from . import _core
+from ._arrays import Array
+
+# What a vector load wants; one line of the cache.
+_LINE = 64
+_HUGE_PAGE = 2 * 2**20
+
+# Two, because a loop that assigns `y, saved = ...` holds the old one while it makes the new one.
+_KEPT = 2
+# A buffer that is larger than this many times what is asked for stays for somebody else.
+_WASTE = 2
+
+# append and pop of a deque are atomic: owners may end in any thread, and inside a collection.
+_released: deque[Array] = deque(maxlen=_KEPT)
+
+
+def allocate(nbytes: int) -> Array:
+    """Aligned bytes, zero; in huge pages where they fill one and the system grants them."""
+    alignment = _LINE
+    if nbytes < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        raw = np.zeros(nbytes + alignment, np.uint8)
+    else:
+        alignment = _HUGE_PAGE
+        pages = mmap.mmap(-1, nbytes + alignment, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with contextlib.suppress(OSError):  # a kernel without huge pages: small ones do
+            pages.madvise(mmap.MADV_HUGEPAGE)
+        raw = np.frombuffer(pages, np.uint8)
+    start = -raw.ctypes.data % alignment
+    return raw[start : start + nbytes]
+
+
+def reusable(count: int, dtype: np.dtype[Any]) -> Array:
+    """`count` elements of any value, 1-D; in a released buffer where one fits."""
+    nbytes = count * dtype.itemsize
+    if nbytes < _HUGE_PAGE:  # malloc has such pieces at hand
+        return allocate(nbytes).view(dtype)
+    memory = _take(nbytes)
+    return np.asarray(_Owner(allocate(nbytes) if memory is None else memory, count, dtype))
+
+
+def clear_workspace() -> None:
+    """Free the memory kept for later calls: the kernels' scratch, and released saved buffers.
+
+    Both are bounded: scratch by what one call may take, saved buffers by the two last ones.
+    """
+    _released.clear()
+    _core.clear_workspace()
+
+
+def _take(nbytes: int) -> Array | None:
+    for _ in range(_KEPT):
+        try:
+            memory = _released.popleft()
+        except IndexError:
+            return None
+        if nbytes <= memory.nbytes <= _WASTE * nbytes:
+            return memory
+        _released.append(memory)
+    return None
+
+
+class _Owner:
+    """What all views of a buffer hold on to, as their base; gives the memory back at its end."""
+
+    __slots__ = ("__array_interface__", "_memory")
+
+    def __init__(self, memory: Array, count: int, dtype: np.dtype[Any]) -> None:
+        self._memory = memory
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (memory.ctypes.data, False),
+            "shape": (count,),
+            "typestr": dtype.str,
+        }
+
+    # Bound as a default: at the interpreter's end the module's names may be gone.
+    def __del__(self, released: deque[Array] = _released) -> None:
+        released.append(self._memory)

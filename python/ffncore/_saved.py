@@ -1,0 +1,89 @@
+"""What a forward pass keeps for the backward pass: references, and gate and up if they are saved.
+
+    panels of 64 tokens, [f][64] each, gate's before up's; the last one is [f][rest, rounded up]
+
+so that a panel is what the backward pass multiplies with, as it lies there. The memory is used
+again when the last of a Saved is gone (_memory.py). Tests: tests/test_saved.py.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ._arrays import Array, MaybeArray
+from ._rows import row_count
+from .activations import Activation
+from .weights import FFNWeights, PackedWeights
+
+# Tokens of a panel, and what those of the last one are rounded up to.
+_PANEL, _STEP = 64, 16
+
+
+class Saved:
+    """What ffn_forward keeps for ffn_backward. It can be looked at, and not changed.
+
+    It holds references to x and the weights: changing those before the backward pass is the
+    caller's error. gate and up are copies of the preactivations (bias included), or None where
+    they were not saved.
+    """
+
+    __slots__ = ("_own_x", "_panels", "activation", "weights", "x")
+
+    x: Array
+    weights: FFNWeights | PackedWeights
+    activation: Activation
+    _own_x: Array  # a view with a shape of its own: that of x may be changed in place
+    _panels: MaybeArray  # layout: ffncore_saved_bytes in ffncore.h
+
+    def __init__(self) -> None:
+        raise TypeError("Saved is made by ffn_forward")
+
+    @classmethod
+    def _make(cls, **attributes: object) -> Saved:
+        saved = object.__new__(cls)
+        for name, value in attributes.items():
+            object.__setattr__(saved, name, value)
+        return saved
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"Saved cannot be changed; {name} was assigned to")
+
+    @property
+    def save(self) -> str:
+        """ "preactivations" or "input", as given to ffn_forward."""
+        return "input" if self._panels is None else "preactivations"
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held beside x and the weights."""
+        return 0 if self._panels is None else int(self._panels.nbytes)
+
+    @property
+    def gate(self) -> MaybeArray:
+        """x gate^T + b_gate, [..., f]; None in a plain block and with save="input"."""
+        return self._preactivation(0) if self.weights.gated else None
+
+    @property
+    def up(self) -> MaybeArray:
+        """x up^T + b_up, [..., f]; None with save="input"."""
+        return self._preactivation(1 if self.weights.gated else 0)
+
+    def _preactivation(self, index: int) -> MaybeArray:
+        if self._panels is None:
+            return None
+        f, tokens = self.weights.d_ff, row_count(self._own_x.shape)
+        copy = np.empty((tokens, f), self._panels.dtype)
+        start = index * self._panels.size // (2 if self.weights.gated else 1)
+        for first in range(0, tokens, _PANEL):
+            count = min(_PANEL, tokens - first)
+            width = -(-count // _STEP) * _STEP
+            panel = self._panels[start : start + f * width].reshape(f, width)
+            copy[first : first + count] = panel[:, :count].T
+            start += f * width
+        return copy.reshape(*self._own_x.shape[:-1], f)
+
+    def __repr__(self) -> str:
+        return (
+            f"Saved(x={self.x.shape}, {self.weights!r}, {self.activation!r}, save={self.save!r}, "
+            f"{self.nbytes} bytes)"
+        )
