@@ -67,8 +67,8 @@ struct ActivationParams {
 };
 
 // h[r][c] = act(gate + b_gate) * (up + b_up); gate == nullptr: act(up + b_up). The biases may be
-// nullptr; element (r, c) uses b[r * bias_row + c * bias_col]. save_*: the preactivations with
-// bias, may be nullptr; so may h.
+// nullptr; element (r, c) uses b[r * bias_row + c * bias_col], bias_col 0 or 1. save_*: with their
+// bias, the preactivations; may be nullptr, and so may h.
 template <class T> struct ActForwardArgs {
     int64_t rows, cols;
     const T *gate, *up;

@@ -179,7 +179,6 @@ template <class T> class Layer {
         where = name_ += s.gated ? "gated, " : "plain, ";
         reference();
     }
-
     void run(int plans, bool all_subsets) {
         static int layers = 0;
         ++layers;
@@ -219,8 +218,7 @@ template <class T> class Layer {
   private:
     void reference() {
         auto &in = given_;
-        auto &out = exact_;
-        Array<double> pre[ARRAYS];
+        Array<double> *const out = exact_, pre[ARRAYS];
         for (int i = PRE_GATE; i <= H; ++i) pre[i] = out[i];
         for (int i = 0; i < 2; ++i) {
             auto &w = in[GATE + i], &bias = in[B_GATE + i], &x = in[X];
@@ -248,7 +246,6 @@ template <class T> class Layer {
         out[DOWN].sum(s_.t, [&](auto o, auto j, auto t) { return out[H](t, j) * dy(t, o); });
         out[B_DOWN].sum(s_.t, [&](auto o, auto, auto t) { return dy(t, o); });
     }
-
     // What is there before a call: NaN, or numbers to be added into.
     static double before(int64_t r, int64_t c, bool add) {
         return add ? double((r * 7 + c * 3) % 11) - 5 : kNan;
@@ -259,9 +256,9 @@ template <class T> class Layer {
     }
     // The first result: 16 eps (sqrt(n) or the largest element) is for sums of n terms of size 1.
     template <class U> void check(Array<U> &got, int i, bool add, Array<U> &first) {
-        if (!got) return;
+        const bool alpha = i == ALPHA_P || i == ALPHA_N;
+        if (!got || (alpha && act_.kind != FFNCORE_XIELU)) return;
         if (!first) {
-            const bool alpha = i == ALPHA_P || i == ALPHA_N;
             double largest = std::sqrt(1.0 + (alpha ? s_.t * s_.f : s_.t + s_.d + s_.f)), error = 0;
             exact_[i].each([&](double v, auto...) { largest = std::max(largest, std::abs(v)); });
             got.each([&](U v, auto r, auto c) {
@@ -276,7 +273,6 @@ template <class T> class Layer {
         got.each([&](U v, auto r, auto c) { CHECK(!std::memcmp(&v, &first(r, c), sizeof v)); });
         CHECK(got.gaps_kept());
     }
-
     void pack(int layout) {
         const auto w = weights(in_);
         packed_.assign(ffncore_packed_bytes(kType<T>, &w), -1);
@@ -290,7 +286,6 @@ template <class T> class Layer {
         CHECK(ffncore_unpack(kType<T>, &into, packed_.data()) == FFNCORE_OK);
         for (int i = GATE; i <= B_DOWN; ++i) check(out[i], i, false, given_[i]);
     }
-
     void forward(const char *packed, char *saved, int layout) {
         Array<T> y = output(Y, layout);
         const auto w = weights(in_, packed);
@@ -299,7 +294,6 @@ template <class T> class Layer {
         CHECK(ffncore_ffn_forward(&a) == FFNCORE_OK);
         check(y, Y, false, first_[0][Y]);
     }
-
     void backward(const char *packed, const char *saved, int needs, bool add, int layout) {
         Array<T> out[ARRAYS];
         Array<double> alphas[2];
@@ -312,9 +306,8 @@ template <class T> class Layer {
         bound_workspace(ffncore_backward_cost, &a);
         CHECK(ffncore_ffn_backward(&a) == FFNCORE_OK);
         for (int i = 0; i < ALPHA_P; ++i) check(out[i], i, add, first_[add][i]);
-        check_alphas(alphas, add, first_alphas_[add]);
+        for (int i = 0; i < 2; ++i) check(alphas[i], ALPHA_P + i, add, first_alphas_[add][i]);
     }
-
     void elementwise(int layout) {
         Array<T> out[ARRAYS];
         Array<double> alphas[2], none[2]; // their bits depend on strides: on where rows are joined
@@ -324,14 +317,8 @@ template <class T> class Layer {
         CHECK(ffncore_activation_forward(&a) == FFNCORE_OK);
         CHECK(ffncore_activation_backward(&a) == FFNCORE_OK);
         for (int i = PRE_GATE; i <= H; ++i) check(out[i], i, false, first_[0][i]);
-        check_alphas(alphas, false, none);
+        for (int i = 0; i < 2; ++i) check(alphas[i], ALPHA_P + i, false, none[i]);
     }
-
-    void check_alphas(Array<double> *got, bool add, Array<double> *first) {
-        for (int i = 0; act_.kind == FFNCORE_XIELU && i < 2; ++i)
-            check(got[i], ALPHA_P + i, add, first[i]);
-    }
-
     const Sizes s_;
     const bool repeated_; // x is one row, with stride 0
     const ffncore_activation act_;
@@ -388,8 +375,6 @@ void test_refusals() {
     const auto forward = ffncore_ffn_forward;
     refuse("args.size", forward, f, [](auto &a) { --a.size; });
     refuse("weights.size", forward, f, [](auto &a) { a.weights.size = 0; });
-    refuse("activation.size", forward, f, [](auto &a) { ++a.activation.size; });
-    refuse("dtype", forward, f, [](auto &a) { a.dtype = 2; });
     refuse("activation.kind", forward, f, [](auto &a) { a.activation.kind = 13; });
     refuse("x has shape", forward, f, [](auto &a) { a.x.cols = 4; });
     refuse("x.data is NULL", forward, f, [](auto &a) { a.x.data = nullptr; });
@@ -399,8 +384,8 @@ void test_refusals() {
     refuse("b_gate is given", forward, f, [](auto &a) { a.weights.gate.data = nullptr; });
     refuse("weights.packed", forward, f, [&](auto &a) { a.weights.packed = fresh.data(); });
     const auto backward = ffncore_ffn_backward;
-    refuse("args.size", backward, b, [](auto &a) { a.size = 0; });
     refuse("activation.kind", backward, b, [](auto &a) { a.activation.kind = -1; });
+    refuse("dtype", backward, b, [](auto &a) { a.dtype = 2; });
     refuse("grad_y has shape", backward, b, [](auto &a) { a.grad_y.data = nullptr; });
     refuse("grad_x has shape", backward, b, [](auto &a) { a.grad_x.rows = 3; });
     refuse("grad_down has shape", backward, b, [](auto &a) { a.grad_down.rows = 4; });
@@ -411,7 +396,6 @@ void test_refusals() {
     refuse("gate has shape", elementwise, e, [](auto &a) { a.gate.rows = 3; });
     refuse("weights.size", pack, w, [](auto &a) { a.size = 0; });
     refuse("packed already", pack, w, [&](auto &a) { a.packed = fresh.data(); });
-    refuse("shape", unpack, into, [](auto &a) { a.up.rows = 3; });
     refuse("x", forward, f, [](auto &a) { a.x.rows = -1; });
     refuse("up", elementwise, e, [](auto &a) { a.up.data = nullptr; });
     refuse("size", unpack, into, [](auto &a) { a.size = 0; });
@@ -423,6 +407,10 @@ void test_refusals() {
 }
 
 } // namespace
+
+extern "C" __attribute__((visibility("default"))) void __asan_on_error() {
+    std::fprintf(stderr, "test_engine: in %s\n", where.c_str());
+}
 
 int main() {
     test_layers<float>();
