@@ -12,13 +12,19 @@ namespace {
 
 template <class T> inline int64_t smaller(int64_t a, T b) { return a < b ? a : b; }
 
+// Where rows of src lie far apart no hardware prefetcher follows. 8 ahead cover the latency of L3.
+constexpr int64_t kAhead = 8;
+template <class T> constexpr int64_t kLine = 64 / sizeof(T);
+
 template <class F>
 void pack(const typename F::T *src, int64_t row, int64_t step, int64_t rows, int64_t depth,
           typename F::T *dst, int64_t ld, int64_t width) {
     using V = typename F::V;
     constexpr int W = F::W;
     if (row == 1 || (step != 1 && rows == 0)) {
-        for (int64_t k = 0; k < depth; ++k)
+        for (int64_t k = 0; k < depth; ++k) {
+            for (int64_t r = 0; r < rows; r += kLine<typename F::T>)
+                __builtin_prefetch(src + (k + kAhead) * step + r);
             for (int64_t r = 0; r < width; r += W) {
                 const int64_t have = rows - r;
                 const V v = have >= W  ? F::load(src + k * step + r)
@@ -29,6 +35,7 @@ void pack(const typename F::T *src, int64_t row, int64_t step, int64_t rows, int
                 else
                     F::store_n(dst + k * ld + r, v, (int)(width - r));
             }
+        }
         return;
     }
     if (step == 1) {
@@ -37,9 +44,13 @@ void pack(const typename F::T *src, int64_t row, int64_t step, int64_t rows, int
             for (int64_t k = 0; k < depth; k += W) {
                 const int n = (int)smaller(depth - k, W);
                 V v[W];
+                // In a row what follows soon; far from the end of one it is the next line.
+                for (int i = 0; i < W && r + i < rows; ++i)
+                    __builtin_prefetch(src + (r + i) * row + k + kLine<typename F::T>);
                 if (n == W && r + W <= rows) {
                     F::load_transposed(src + r * row + k, row, v);
                 } else {
+#pragma GCC unroll 16
                     for (int i = 0; i < W; ++i)
                         v[i] = r + i < rows ? F::load_n(src + (r + i) * row + k, n) : F::zero();
                     F::transpose(v);
@@ -49,7 +60,9 @@ void pack(const typename F::T *src, int64_t row, int64_t step, int64_t rows, int
 #pragma GCC unroll 16
                     for (int i = 0; i < W; ++i) F::store(out + i * ld, v[i]);
                 } else {
-                    for (int i = 0; i < n; ++i) F::store_n(out + i * ld, v[i], to);
+#pragma GCC unroll 16 // indices known to the compiler: v stays in registers
+                    for (int i = 0; i < W; ++i)
+                        if (i < n) F::store_n(out + i * ld, v[i], to);
                 }
             }
         }
@@ -73,13 +86,11 @@ void pack_tiles(const typename F::T *src, int64_t row, int64_t step, int64_t row
                     dst[k * kStep + r] = src[(r0 + r) * row + k * step];
         return;
     }
-    // One pass over k for all tiles, so that a row of src is read once, in order. Rows lie far
-    // apart: no hardware prefetcher follows. 8 rows ahead covers the latency of L3.
-    constexpr int64_t kAhead = 8, kLine = 64 / sizeof(T);
+    // One pass over k for all tiles, so that a row of src is read once, in order.
     for (int64_t k = 0; k < depth; ++k, dst += kStep) {
         const T *from = src + k * step;
         if (k + kAhead < depth)
-            for (int64_t r = 0; r < rows + kLine - 1; r += kLine)
+            for (int64_t r = 0; r < rows + kLine<T> - 1; r += kLine<T>)
                 __builtin_prefetch(from + kAhead * step + smaller(r, rows - 1));
         int64_t r = 0, at = 0;
         for (; r + kStep <= rows; r += tile, at += size) // whole stride readable
@@ -119,12 +130,15 @@ void store(const typename F::T *c, int64_t ldc, int64_t rows, int64_t cols,
             for (int64_t j = 0; j < cols; j += W) {
                 const int n = (int)smaller(cols - j, W), have = (int)smaller(rows - r, W);
                 V v[W];
+#pragma GCC unroll 16
                 for (int i = 0; i < W; ++i) {
                     v[i] = i < have ? F::load(c + (r + i) * ldc + j) : F::zero();
                     if (bias && i < have) v[i] = F::add(v[i], F::set1(bias[(r + i) * bias_row]));
                 }
                 F::transpose(v);
-                for (int i = 0; i < n; ++i) {
+#pragma GCC unroll 16 // indices known to the compiler: v stays in registers
+                for (int i = 0; i < W; ++i) {
+                    if (i >= n) break;
                     typename F::T *to = out + r + (j + i) * col;
                     F::store_n(to, add ? F::add(F::load_n(to, have), v[i]) : v[i], have);
                 }

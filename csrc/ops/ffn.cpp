@@ -2,6 +2,7 @@
 #include "ffn.h"
 
 #include <numeric>
+#include <utility>
 
 namespace ffncore {
 
@@ -43,12 +44,35 @@ template <class T> bool run_schedule(const Call<T> &call, const auto &add) {
 template <class T> auto forward_phases(const std::vector<ForwardGroup<T>> &groups) {
     return [&groups](const Build<T> &build) {
         for (const ForwardGroup<T> &group : groups) {
-            if (tokens_in_rows(group.tokens, group.weights.packed(), group.saved))
+            if (tokens_in_rows(group.tokens, group.weights.packed()))
                 add_forward_rows(build, group);
             else
                 add_forward_panels(build, group);
         }
     };
+}
+
+template <class T> void add_backward(const Build<T> &build, BackwardGroup<T> &g);
+
+// dx first and alone, then the rest in the same workspace (Plan::grad_x_apart).
+template <class T> void add_backward_apart(const Build<T> &build, BackwardGroup<T> &g) {
+    BackwardGroup<T> first = g;
+    first.grad_gate = first.grad_up = first.grad_down = {};
+    first.grad_b_gate = first.grad_b_up = first.grad_b_down = {};
+    first.xielu = false;
+    Arena again = build.arena;
+    add_backward(build, first);
+    const Matrix<T> grad_x = std::exchange(g.grad_x, {});
+    add_backward(Build<T>{build.schedule, again, build.scratch, build.call}, g);
+    g.grad_x = grad_x;
+    if (again.used() > build.arena.used()) build.arena = again;
+}
+
+template <class T> void add_backward(const Build<T> &build, BackwardGroup<T> &g) {
+    const PlanRequest request = backward_request(build.call, g);
+    const Plan plan = make_plan(request);
+    if (plan.grad_x_apart) return add_backward_apart(build, g);
+    request.rows ? add_backward_rows(build, g, plan) : add_backward_panels(build, g, plan);
 }
 
 template <class T> auto backward_phases(std::vector<BackwardGroup<T>> &groups) {
@@ -125,7 +149,7 @@ template <class T> PlanRequest forward_request(const Call<T> &call, const Forwar
     r.gated = group.weights.gated;
     r.element = sizeof(T);
     r.panel = call.kernels.vectors * call.kernels.width;
-    r.rows = tokens_in_rows(group.tokens, group.weights.packed(), group.saved);
+    r.rows = tokens_in_rows(group.tokens, group.weights.packed());
     return r;
 }
 
@@ -137,6 +161,7 @@ template <class T> PlanRequest backward_request(const Call<T> &call, const Backw
     r.gated = g.weights.gated;
     r.element = sizeof(T);
     r.panel = call.kernels.vectors * call.kernels.width;
+    r.rows = backward_in_rows(g.tokens, g.weights.packed());
     r.backward = true;
     r.recompute = !g.saved;
     r.weight_grads = g.grad_gate.data || g.grad_up.data || g.grad_down.data || g.grad_b_gate.data ||

@@ -1,8 +1,10 @@
 // The dense FFN, forward and backward, as schedules over groups (a dense layer is a mixture with
 // one expert). A group is the weights of one expert and the tokens that go through it.
 //
-//   ffn_rows.cpp    forward with tokens as rows: packed weights, or few tokens
-//   ffn_panels.cpp  forward and backward with tokens as panels: raw weights read in place
+//   ffn_rows.cpp             forward with tokens as rows: packed weights, or few tokens
+//   ffn_panels.cpp           forward with tokens as panels: raw weights read in place
+//   ffn_backward_rows.cpp    backward with tokens as rows: packed weights, or few tokens
+//   ffn_backward_panels.cpp  backward with tokens as panels
 #pragma once
 #include <vector>
 
@@ -13,10 +15,45 @@
 
 namespace ffncore {
 
-// Saved preactivations have one layout for every ISA: panels of 64 tokens, [f][64], the last
-// panel [f][tokens rounded up to 16]; gate first, then up.
+// gate and up before the activation. One layout for every ISA: panels of 64 tokens, [f][64], the
+// last panel [f][tokens rounded up to 16]; all of gate, then all of up. up == nullptr: none.
 constexpr int64_t kSavedPanel = 64, kSavedGrain = 16;
 int64_t saved_elements(int64_t tokens, int64_t f, bool gated);
+
+template <class T> struct Preactivations {
+    T *gate = nullptr, *up = nullptr;
+    int64_t tokens = 0, f = 0;
+    int64_t token0 = 0, unit0 = 0; // where what is looked at begins
+
+    Preactivations() = default;
+    Preactivations(T *saved, int64_t tokens, int64_t f, bool gated)
+        : gate(gated ? saved : nullptr),
+          up(saved && gated ? saved + saved_elements(tokens, f, false) : saved), tokens(tokens),
+          f(f) {}
+    Preactivations from(int64_t token, int64_t unit) const {
+        Preactivations part = *this;
+        part.token0 += token;
+        part.unit0 += unit;
+        return part;
+    }
+    // Distance of two units of the token's panel, and where the token's value of a unit lies.
+    int64_t width(int64_t token) const {
+        const int64_t first = (token0 + token) / kSavedPanel * kSavedPanel;
+        return std::min(kSavedPanel, round_up(tokens - first, kSavedGrain));
+    }
+    int64_t at(int64_t token, int64_t unit) const {
+        const int64_t t = token0 + token;
+        return t / kSavedPanel * kSavedPanel * f + (unit0 + unit) * width(token) + t % kSavedPanel;
+    }
+    // body(first, count): the tokens of [token, token + n), panel by panel.
+    template <class Body> void each_panel(int64_t token, int64_t n, const Body &body) const {
+        for (int64_t t = token, end = token + n; t < end;) {
+            const int64_t count = std::min(end - t, kSavedPanel - (token0 + t) % kSavedPanel);
+            body(t, count);
+            t += count;
+        }
+    }
+};
 
 template <class T> struct ForwardGroup {
     Weights<T> weights;
@@ -128,7 +165,17 @@ template <class T> bool ffn_backward(const Call<T> &call, std::vector<BackwardGr
 // Each adds one group's phases.
 template <class T> void add_forward_rows(const Build<T> &build, const ForwardGroup<T> &group);
 template <class T> void add_forward_panels(const Build<T> &build, const ForwardGroup<T> &group);
-template <class T> void add_backward(const Build<T> &build, BackwardGroup<T> &group);
+template <class T>
+void add_backward_rows(const Build<T> &build, BackwardGroup<T> &group, const Plan &plan);
+template <class T>
+void add_backward_panels(const Build<T> &build, BackwardGroup<T> &group, const Plan &plan);
+
+// Adds to the current phase what turns x [tokens, d] into gate and up of `part`: their activation
+// goes into h, they themselves into `save`, where asked for.
+template <class T> struct StridedRows;
+template <class T>
+void add_up_rows(const Build<T> &build, const Weights<T> &part, StridedRows<T> x, int64_t tokens,
+                 T *h, int64_t ldh, const Preactivations<T> &save);
 
 template <class T> PlanRequest forward_request(const Call<T> &call, const ForwardGroup<T> &group);
 template <class T> PlanRequest backward_request(const Call<T> &call, const BackwardGroup<T> &group);

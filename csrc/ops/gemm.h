@@ -37,20 +37,33 @@ template <class T> struct Panel {
     int64_t ld;
 };
 
-// What to fetch into L2 before it is needed: `bytes` from data on, by `share` tile columns in turn,
-// of which this is number `part`.
-struct Ahead {
-    const char *data;
-    int64_t bytes, part, share;
-};
-
 // One thread's buffers for a product.
 template <class T> struct Scratch {
     T *tile; // one tile
     T *a;    // a strip's block of A, copied: strip rows x kBlock
-    T *b;    // one panel's block of B, packed: kBlock x panel width
+    T *b;    // a strip's blocks of B, copied: kBlock x panel width each
     T *sums; // running sums of a strip
 };
+
+// An epilogue that is told of a tile before its last block, too, to fetch what it will write.
+template <class Finish, class Begin> struct Announced {
+    Finish finish;
+    Begin begin;
+    template <class T>
+    void operator()(int64_t r, int64_t n, int64_t p, int64_t col, int64_t cols, T *c) const {
+        finish(r, n, p, col, cols, c);
+    }
+};
+template <class Finish, class Begin> Announced(Finish, Begin) -> Announced<Finish, Begin>;
+
+// Into L2: `rows` rows of `cols` elements.
+template <class T> void fetch_lines(const T *first, int64_t row, int64_t rows, int64_t cols) {
+    constexpr int64_t kLine = 64 / (int64_t)sizeof(T);
+    for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t i = 0; i < cols; i += kLine) __builtin_prefetch(first + r * row + i, 1, 2);
+        __builtin_prefetch(first + r * row + cols - 1, 1, 2);
+    }
+}
 
 // How a product walks. Rows are counted in units of A: a unit is one row, or (pair) a row of gate
 // and the same row of up, which share a tile: then the tile's upper half is gate, the lower up.
@@ -100,6 +113,13 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         bool add, last;
     };
 
+    // A panel's block of B that is read later. A packed panel may hold the columns of several tiles
+    // (`share`): then they fetch it in turn, and this is number `part`.
+    struct Later {
+        const B *b = nullptr;
+        int64_t panel = 0, k = 0, depth = 0, part = 0, share = 1;
+    };
+
     void strip(int64_t r0, int64_t r1, int64_t p0, int64_t p1) const {
         const int64_t blocks = std::max<int64_t>(1, ceil_div(w_.depth, kBlock));
         for (int64_t i = 0; i < blocks; ++i)
@@ -142,35 +162,56 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         const int64_t tiles = ceil_div(block.r1 - block.r0, w_.tile_rows);
         const int64_t height = ceil_div(block.r1 - block.r0, tiles);
         a.prepare(k_, block.r0, block.r1, block.k, block.depth, height, s_.a);
+        if constexpr (kCopies)
+            if (b.copies()) b.copy(k_, block.p0, block.p1, block.k, block.depth, s_.b);
         for (int64_t p = block.p0; p < block.p1; ++p) {
             bool turns = false;
             if constexpr (kTurns) turns = b.turns() && height <= kMaxTurned && a.contiguous();
-            const Panel<T> panel = turns ? Panel<T>{} : b.get(k_, p, block.k, block.depth, s_.b);
-            // What comes after this panel's block is fetched evenly by all its row tiles.
-            const Ahead next = follow(block, b, p);
-            const int64_t parts = tiles * std::max<int64_t>(next.share, 1);
-            const int64_t bytes = next.bytes / parts;
-            int64_t i = 0;
-            for (int64_t r = block.r0; r < block.r1; ++i) {
-                const int64_t n = a.tile_rows(r, std::min(height, block.r1 - r));
+            const Panel<T> panel = turns ? Panel<T>{} : get(block, b, p);
+            const Later next = follow(block, p);
+            int64_t i = 0, n;
+            for (int64_t r = block.r0; r < block.r1; r += n, ++i) {
+                // Copied tiles are alike but for the last one; others differ by a row at most.
+                const int64_t left = block.r1 - r;
+                n = a.copies() ? height : ceil_div(left, std::max<int64_t>(tiles - i, 1));
+                n = a.tile_rows(r, std::min({n, left, w_.tile_rows}));
                 TileArgs<T> t = tile_args(block, a, r, n, height);
-                if (w_.rows_outer && !a.copies() && p == block.p0) {
+                if (p == block.p0 && !a.copies() && w_.rows_outer)
                     fetch_rows(block, a, r + n, 0, t);
-                } else if (next.data) {
-                    t.prefetch = next.data + (next.part * tiles + i) * bytes;
-                    t.prefetch_step = bytes / block.depth;
-                    t.prefetch_run = kRunLength * bytes / block.depth;
-                } else if (t.segment < kBlock) {
-                    // Panels read across: in each segment the next tile's rows follow this one's.
-                    t.prefetch = (const char *)(t.a0 + n * t.row);
-                    t.prefetch_step = n * (int64_t)sizeof(T);
-                    t.prefetch_run = kRunLength * t.prefetch_step;
-                    t.prefetch_jump = (t.jump - n * t.row) * (int64_t)sizeof(T);
-                }
+                else if (t.segment < kBlock)
+                    fetch_across(n, t);
+                else
+                    fetch(next, panel, i, tiles, t);
                 if constexpr (kTurns)
                     if (turns) turned_tile(block, t, b, r, n, p);
                 if (!turns) one_tile(block, t, panel, r, n, p);
-                r += n;
+            }
+        }
+    }
+
+    Panel<T> get(const Block &block, const B &b, int64_t p) const {
+        if constexpr (kCopies)
+            if (b.copies()) return {s_.b + (p - block.p0) * kBlock * w_.panel, w_.panel};
+        return b.get(k_, p, block.k, block.depth, s_.b);
+    }
+
+    // Fetches into L2 what B's next block needs, while tile i of `tiles` works on a panel.
+    void fetch(const Later &next, const Panel<T> &panel, int64_t i, int64_t tiles,
+               TileArgs<T> &t) const {
+        if constexpr (kFetches) {
+            if (!next.b) return;
+            if constexpr (kCopies)
+                if (next.b->copies()) return;
+            const char *data = next.b->line(next.panel, next.k);
+            const int64_t step = next.b->line_step();
+            if (step == next.b->line_bytes()) { // in one piece: evenly
+                const int64_t parts = tiles * next.share;
+                const int64_t bytes = next.depth * step / parts;
+                t.prefetch = data + (next.part * tiles + i) * bytes;
+                t.prefetch_step = bytes / t.depth;
+                t.prefetch_run = kRunLength * bytes / t.depth;
+            } else if (panel.data != s_.b) {
+                fetch_soon(panel, i + 1 < tiles ? (const char *)panel.data : data, t);
             }
         }
     }
@@ -183,27 +224,52 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         const int64_t n = std::min(w_.tile_rows, block.r1 - r);
         const RowTile<T> next = a.get(r, n, block.r0, block.k, block.depth, w_.tile_rows, s_.a);
         t.prefetch = (const char *)(panel ? next.a1 : next.a0);
-        t.prefetch_step = next.row * (int64_t)sizeof(T);
+        t.prefetch_step = next.row * (int64_t)sizeof(T); // a line of each row
         t.prefetch_run = kRunLength * (int64_t)sizeof(T);
     }
 
-    // The block of B that is read after (p, block): the strip's next panel, else the first panel of
-    // the next block, else the next strip's. A packed panel may hold several tiles' columns.
-    Ahead follow(const Block &block, const B &b, int64_t p) const {
-        if constexpr (kFetches) {
-            int64_t share = 1;
-            if constexpr (requires { b.share(); }) share = b.share();
-            const int64_t part = p % share, next = p - part + share;
-            auto ahead = [&](int64_t panel, int64_t k, int64_t depth) {
-                return Ahead{b.line(panel, k), depth * b.line_bytes(), part, share};
-            };
-            const int64_t rest = w_.depth - block.k - kBlock; // of the sum, after this block
-            // Panels one by one are read in memory order: a block further on.
-            if (!w_.rows_outer && w_.strip == 1) return ahead(p, block.k + kBlock, block.depth);
-            if (next < block.p1) return ahead(next, block.k, block.depth);
-            if (rest > 0) return ahead(block.p0, block.k + kBlock, std::min(kBlock, rest));
-            if (next < end_) return ahead(next, 0, std::min(kBlock, w_.depth));
+    // Panels read across: in each segment the next tile's rows follow this one's.
+    void fetch_across(int64_t n, TileArgs<T> &t) const {
+        t.prefetch = (const char *)(t.a0 + n * t.row);
+        t.prefetch_step = n * (int64_t)sizeof(T);
+        t.prefetch_run = kRunLength * t.prefetch_step;
+        t.prefetch_jump = (t.jump - n * t.row) * (int64_t)sizeof(T);
+    }
+
+    // A panel read in place, by few tiles: its own later rows are fetched, at last the first of the
+    // next panel. A whole panel ahead, rows of some lengths would evict each other.
+    void fetch_soon(const Panel<T> &panel, const char *next, TileArgs<T> &t) const {
+        constexpr int64_t kDistance = 64; // L3's latency at full bandwidth is about 24 rows
+        const int64_t first = std::max(t.depth - kDistance, t.depth / 2);
+        t.segment = round_up(std::max<int64_t>(first, 1), kRunLength);
+        t.jump = t.segment * t.step;
+        t.prefetch = (const char *)(panel.data + (t.depth - t.segment) * panel.ld);
+        t.prefetch_step = panel.ld * (int64_t)sizeof(T);
+        t.prefetch_run = kRunLength * t.prefetch_step;
+        t.prefetch_jump = next - (const char *)(panel.data + t.depth * panel.ld);
+    }
+
+    // The block of B that is read after panel p: the strip's next panel, else its first one for the
+    // next term or block, else the next strip's.
+    Later follow(const Block &block, int64_t p) const {
+        const B *b = b_ + block.term;
+        Later later{b, p, block.k, block.depth};
+        if constexpr (requires { b->share(); }) {
+            later.share = b->share();
+            later.part = p % later.share;
         }
+        const int64_t next = p - later.part + later.share;
+        const int64_t rest = w_.depth - block.k - kBlock; // of the sum, after this block
+        auto at = [&](int term, int64_t panel, int64_t k, int64_t depth) {
+            later.b = b_ + term, later.panel = panel, later.k = k, later.depth = depth;
+            return later;
+        };
+        if constexpr (kFetches && !kCopies) // packed panels one by one: in memory's order
+            if (!w_.rows_outer && w_.strip == 1) return at(0, p, block.k + kBlock, block.depth);
+        if (next < block.p1) return at(block.term, next, block.k, block.depth);
+        if (block.term + 1 < terms_) return at(block.term + 1, block.p0, block.k, block.depth);
+        if (rest > 0) return at(0, block.p0, block.k + kBlock, std::min(kBlock, rest));
+        if (next < end_) return at(0, next, 0, std::min(kBlock, w_.depth));
         return {};
     }
 
@@ -239,6 +305,8 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         t.ldb = panel.ld;
         t.ldc = w_.panel;
         t.c = sums(block, r, p);
+        if constexpr (kAnnounces)
+            if (block.last) epilogue_.begin(r, n, p, p * w_.panel, cols(p));
         k_.tile[vectors][n * unit_](t);
         if (block.last) epilogue_(r, n, p, p * w_.panel, cols(p), t.c);
     }
@@ -270,6 +338,8 @@ template <class T, class A, class B, class Epilogue> class Multiply {
 
     static constexpr bool kTurns = requires(const B &b) { b.turns(); };
     static constexpr bool kFetches = requires(const B &b) { b.line_bytes(); };
+    static constexpr bool kCopies = requires(const B &b) { b.copies(); };
+    static constexpr bool kAnnounces = requires(const Epilogue &e) { e.begin(0, 0, 0, 0, 0); };
     static constexpr int64_t kRunLength = 16; // the micro-kernel's run of prefetches, in k
 
     const Kernels<T> &k_;

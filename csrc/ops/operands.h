@@ -1,17 +1,20 @@
 // The operands of the products (see gemm.h): what gives rows (A) and what gives panels (B).
 //
-//   A  WeightRows   gate | up | down, in place; or copied where k is not contiguous in memory
-//      StridedRows  tokens: x or h as rows
-//      PanelRows    token panels read across: rows are units, k is tokens
-//   B  TokenPanels  prepared panels of tokens [panel][k][width]
-//      PackedPanels packed weights
-//      RawPanels    raw weights (few tokens): turned in registers, in place, or packed by blocks
-//      RowPanels    x or grad_y [tokens][columns] as [k = token][columns], copied block by block
-//      UnitPanels   token panels turned: [k = token][units], block by block
+//   A  WeightRows    gate | up | down, in place; or copied where k is not contiguous in memory
+//      StridedRows   any matrix in place: tokens (x, h, dgate), or its columns for a weight
+//      gradient PanelRows     token panels read across: rows are units, k is tokens
+//   B  TokenPanels   prepared panels of tokens [panel][k][width]
+//      PackedPanels  packed weights
+//      RawPanels     raw weights (few tokens): turned in registers, in place, or packed by blocks
+//      MatrixPanels  a matrix whose rows are k: raw weights of the backward pass, x, h
+//      UnitPanels    token panels turned: [k = token][units], block by block
+//      PackedAcross  packed weights whose k is their outputs, turned block by block
 //
-// Every B has get(). One that is read in place has line(), where panel p, step k begins in memory,
-// so that it can be fetched ahead; one whose panels hold several tiles' columns has share(); one
-// that can be turned in registers has turns() and turn().
+// Every B has get(). One that is read in memory's order has line(), where panel p, step k begins,
+// line_bytes() to be fetched there, and line_step() to the next k; one whose panels hold several
+// tiles' columns has share(); one that can be turned in registers has turns() and turn(); one
+// whose copies() is true is copied by strips: blocks of panels [p0, p1) side by side, kBlock steps
+// each.
 #pragma once
 #include "packing.h"
 
@@ -23,67 +26,42 @@ template <class T> RowTile<T> halves(const T *a0, int64_t n, int64_t row, int64_
 
 template <class T> struct StridedRows {
     const T *data;
-    int64_t row;
-    bool contiguous() const { return true; }
+    int64_t row, step = 1;
+    bool contiguous() const { return step == 1; }
+    int64_t tile_rows(int64_t, int64_t n) const { return n; }
     bool copies() const { return false; }
     void prepare(const Kernels<T> &, int64_t, int64_t, int64_t, int64_t, int64_t, T *) const {}
-    int64_t tile_rows(int64_t, int64_t n) const { return n; }
     RowTile<T> get(int64_t r, int64_t n, int64_t, int64_t k, int64_t, int64_t, const T *) const {
-        return halves(data + r * row + k, n, row, (int64_t)1);
+        return halves(data + r * row + k * step, n, row, step);
     }
 };
 
-// Rows of a weight matrix, or of its transpose. With `second` a unit is a row of each.
+// Rows of a weight matrix. With `second` a unit is a row of each.
 template <class T> struct WeightRows {
     Matrix<const T> first, second; // element (r, k) at data[r * row + k * col]
-    // Packed weights instead: element (r, k) of the up phase or of down, or of its transpose.
-    const T *packed = nullptr;
-    int64_t packed_depth = 0; // k extent of a packed panel
-    bool gated = false, upper = false, transposed = false;
-    int64_t second_offset = 0; // of the second matrix's copy: copy_size of a strip
+    int64_t second_offset = 0;     // of the second matrix's copy: copy_size of a strip
 
     // Elements of a copied block of `units` rows: whole tiles.
     static int64_t copy_size(int64_t units, int64_t tile) {
         return ceil_div(units, tile) * (kBlock * kTileStride + kTileGap);
     }
-    bool pair() const { return second.data != nullptr || (packed && gated && !transposed); }
+    bool pair() const { return second.data != nullptr; }
     bool contiguous() const { return false; }
+    int64_t tile_rows(int64_t, int64_t n) const { return n; }
     bool copies() const {
-        if (packed) return transposed;
         const bool alike =
             second.row == first.row && second.col == first.col; // one tile, one stride
         return first.col != 1 || (second.data && !alike);
     }
 
-    // Position of neuron or output i and summed index j in the packed buffer.
-    int64_t packed_at(int64_t i, int64_t j) const {
-        const int64_t per_panel = gated ? kPanel<T> / 2 : kPanel<T>, in = i % per_panel;
-        const int64_t col = gated ? in / kGroup<T> * 2 * kGroup<T> + in % kGroup<T> : in;
-        return (i / per_panel * packed_depth + j) * kPanel<T> + col + (upper ? kGroup<T> : 0);
-    }
-
     void prepare(const Kernels<T> &kernels, int64_t r0, int64_t r1, int64_t k, int64_t depth,
                  int64_t tile, T *to) const {
         if (!copies()) return;
-        if (packed) { // transposed: row r, block k of the product is index k, r of the packed
-                      // matrix
-            for (int64_t t = r0; t < r1; t += tile, to += depth * kTileStride + kTileGap)
-                for (int64_t j = 0; j < depth; ++j)
-                    for (int64_t r = t; r < std::min(t + tile, r1); ++r)
-                        to[j * kTileStride + r - t] = packed[packed_at(k + j, r)];
-            return;
-        }
         kernels.pack_tiles(first.data + r0 * first.row + k * first.col, first.row, first.col,
                            r1 - r0, depth, to, tile);
         if (second.data)
             kernels.pack_tiles(second.data + r0 * second.row + k * second.col, second.row,
                                second.col, r1 - r0, depth, to + second_offset, tile);
-    }
-
-    // Tiles of packed weights do not cross a group (gated) or a panel.
-    int64_t tile_rows(int64_t r, int64_t n) const {
-        const int64_t unit = gated ? kGroup<T> : kPanel<T>;
-        return packed && !transposed ? std::min(n, unit - r % unit) : n;
     }
 
     RowTile<T> get(int64_t r, int64_t n, int64_t r0, int64_t k, int64_t depth, int64_t tile,
@@ -92,12 +70,6 @@ template <class T> struct WeightRows {
             const int64_t at = (r - r0) / tile * (depth * kTileStride + kTileGap);
             RowTile<T> t = halves(copied + at, n, (int64_t)1, (int64_t)kTileStride);
             if (second.data) t.a1 = t.a0 + second_offset;
-            return t;
-        }
-        if (packed) {
-            const T *a0 = packed + packed_at(r, k);
-            RowTile<T> t = halves(a0, n, (int64_t)1, kPanel<T>);
-            if (gated) t.a1 = a0 + kGroup<T>;
             return t;
         }
         RowTile<T> t = halves(first.data + r * first.row + k, n, first.row, (int64_t)1);
@@ -129,6 +101,7 @@ template <class T> struct TokenPanels {
         return {data + p * width * depth + k * ld, ld};
     }
     int64_t line_bytes() const { return width * (int64_t)sizeof(T); }
+    int64_t line_step() const { return line_bytes(); }
     const char *line(int64_t p, int64_t k) const {
         return (const char *)(data + (p * depth + k) * width);
     }
@@ -143,6 +116,7 @@ template <class T> struct PackedPanels {
     }
     int64_t share() const { return kPanel<T> / width; }
     int64_t line_bytes() const { return kPanelBytes; }
+    int64_t line_step() const { return kPanelBytes; }
     const char *line(int64_t p, int64_t k) const {
         return (const char *)(data + (p / share() * depth + k) * kPanel<T>);
     }
@@ -186,12 +160,58 @@ template <class T> struct RawPanels {
     }
 };
 
-template <class T> struct RowPanels {
-    Matrix<const T> m; // element (token, column)
+template <class T> struct MatrixPanels {
+    Matrix<const T> m; // element (k, column)
     int64_t cols, width;
+    // Full panels are read where they lie: good for rows that spread over the sets of L2 (see
+    // row_stride), or that are read by few tiles.
+    bool in_place;
+    bool copies() const { return !in_place; }
     Panel<T> get(const Kernels<T> &kernels, int64_t p, int64_t k, int64_t depth, T *to) const {
-        kernels.pack(m.data + p * width * m.col + k * m.row, m.col, m.row,
-                     std::min(width, cols - p * width), depth, to, width, width);
+        const T *from = m.data + p * width * m.col + k * m.row;
+        const int64_t have = std::min(width, cols - p * width);
+        if (in_place && m.col == 1 && have == width) return {from, m.row};
+        kernels.pack(from, m.col, m.row, have, depth, to, width, width);
+        return {to, width};
+    }
+    // Some rows of all panels at a time: a row's columns are read together.
+    void copy(const Kernels<T> &kernels, int64_t p0, int64_t p1, int64_t k, int64_t depth,
+              T *to) const {
+        constexpr int64_t kRows = 16;
+        for (int64_t i = 0; i < depth; i += kRows)
+            for (int64_t p = p0; p < p1; ++p)
+                get(kernels, p, k + i, std::min(kRows, depth - i),
+                    to + ((p - p0) * kBlock + i) * width);
+    }
+    int64_t line_bytes() const { return width * (int64_t)sizeof(T); }
+    int64_t line_step() const { return m.row * (int64_t)sizeof(T); }
+    const char *line(int64_t p, int64_t k) const {
+        return (const char *)(m.data + k * m.row + p * width * m.col);
+    }
+};
+
+// Packed down, or (gated: one side of) packed up: k counts the rows of the raw matrix, columns are
+// what those are summed over in the forward pass.
+template <class T> struct PackedAcross {
+    const T *packed;
+    int64_t packed_depth, cols, width;
+    bool gated, upper;
+    bool copies() const { return true; }
+    void copy(const Kernels<T> &kernels, int64_t p0, int64_t p1, int64_t k, int64_t depth,
+              T *to) const {
+        for (int64_t p = p0; p < p1; ++p) get(kernels, p, k, depth, to + (p - p0) * kBlock * width);
+    }
+    Panel<T> get(const Kernels<T> &kernels, int64_t p, int64_t k, int64_t depth, T *to) const {
+        const int64_t first = p * width, have = std::min(width, cols - first);
+        const int64_t per_panel = gated ? kPanel<T> / 2 : kPanel<T>;
+        const int64_t run = gated ? kGroup<T> : kPanel<T>; // rows side by side
+        for (int64_t i = 0; i < depth; i += run) {
+            const int64_t in = (k + i) % per_panel;
+            const int64_t col = gated ? in / run * 2 * run + (upper ? run : 0) : in;
+            const T *from = packed + ((k + i) / per_panel * packed_depth + first) * kPanel<T> + col;
+            kernels.pack(from, kPanel<T>, 1, have, std::min(run, depth - i), to + i * width, width,
+                         width);
+        }
         return {to, width};
     }
 };

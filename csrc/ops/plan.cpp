@@ -35,22 +35,29 @@ class Held {
         const int64_t sides = r.gated ? 2 : 1;
         const bool carry = units < r.f;
         fixed_ = 1024; // rounding of a dozen buffers to cache lines
-        if (r.backward) {
+        auto row = [&](int64_t columns) { return columns * r.element + 192; };  // row_stride
+        const int64_t out = carry ? round_up(r.d * r.element, kPanelBytes) : 0; // whole panels
+        if (r.backward && r.rows) { // dgate, dup, h; panels; x, grad_y; running sums of dx
+            const int64_t panels = (r.recompute ? sides : 0) + (r.xielu ? 1 : 0); // gate, up, dh
+            token_ = (sides + (r.weight_grads ? 1 : 0)) * row(units) + panels * units * r.element +
+                     (copies_rows(r.d, r.element) ? 2 * row(r.d) : 0) + (r.grad_x ? out : 0);
+            fixed_ += panels * units * r.element * kSavedGrain;
+            if (r.recompute) fixed_ += recompute_slice(r.d, r.element, r.panel) * r.d * r.element;
+        } else if (r.backward) {
             const int64_t again = r.recompute ? units * sides : 0;
             slice_ = r.d * r.element * (r.recompute ? 2 : 1);   // grad_y, x
             token_ = units * (sides + (r.weight_grads ? 1 : 0)) // dgate, dup, h
                      + again + (carry && r.grad_x ? r.d : 0);   // gate, up, running sums of dx
             token_ *= r.element;
             fixed_ += again * r.element * (std::max(kSavedGrain, r.panel) - r.panel);
-            if (r.xielu) {
-                token_ += 2 * units * r.element / kXieluGroup;
-                fixed_ += 2 * r.f * (int64_t)sizeof(double);
-            }
-        } else if (r.rows) { // rows are a cache line apart; the running sums are whole panels
-            const int64_t out = round_up(r.d * r.element, kPanelBytes);
-            token_ = (r.d + units) * r.element + 2 * 64 + (carry ? out : 0);
+        } else if (r.rows) {
+            token_ = row(r.d) + row(units) + out;
         } else { // packed x, h, running sums of y
             token_ = (r.d * (carry ? 2 : 1) + units) * r.element;
+        }
+        if (r.xielu) {
+            token_ += 2 * units * r.element / kXieluGroup;
+            fixed_ += 2 * (r.f * (int64_t)sizeof(double) + units * r.element);
         }
     }
     int64_t slice() const { return slice_; } // a token of a slice
@@ -119,7 +126,8 @@ class Search {
         const Held held(r_, units);
         const int64_t chunk = chunk_of(held.tokens());
         take(held, {chunk, units, r_.backward ? chunk : 0});
-        if (!r_.backward || (chunk == all_ && held.bytes(chunk, chunk) <= kBudget)) return;
+        if (!r_.backward || r_.rows || (chunk == all_ && held.bytes(chunk, chunk) <= kBudget))
+            return;
         for (int64_t share = 2;; share += share / 2) {
             int64_t slice = kBudget / share / held.slice() / r_.panel * r_.panel;
             if (share > kLeastShare || slice < r_.panel) slice = r_.panel;
@@ -133,7 +141,7 @@ class Search {
     // Whole grains of at most `tokens`, in chunks as equal as can be.
     int64_t chunk_of(int64_t tokens) const {
         if (tokens >= all_) return all_;
-        const int64_t grain = r_.rows && tokens < grain_ ? 1 : grain_;
+        const int64_t grain = r_.rows && !r_.backward && tokens < grain_ ? 1 : grain_;
         const int64_t chunk = std::max(tokens / grain * grain, grain);
         return round_up(ceil_div(all_, ceil_div(all_, chunk)), grain);
     }
@@ -179,11 +187,24 @@ Plan make_plan(const PlanRequest &r) {
     return plan;
 }
 
-bool tokens_in_rows(int64_t tokens, bool packed, bool save) {
-    if (save) // saved gate and up have the panels' layout
-        return false;
-    if (plan_override.rows >= 0) return plan_override.rows == 1;
-    return packed || tokens <= kRawRowTokens;
+bool tokens_in_rows(int64_t tokens, bool packed) {
+    if (packed) return true;
+    return plan_override.rows >= 0 ? plan_override.rows == 1 : tokens <= kRawRowTokens;
+}
+
+bool backward_in_rows(int64_t tokens, bool packed) {
+    if (packed) return true;
+    return plan_override.rows >= 0 ? plan_override.rows == 1 : tokens <= kBackwardRowTokens;
+}
+
+int64_t recompute_slice(int64_t d, int64_t element, int64_t panel) {
+    constexpr int64_t kSlice = 4 << 20; // bytes: beyond, the weights' share of the reading is small
+    return std::max<int64_t>(kSlice / std::max<int64_t>(d * element, 1) / panel, 1) * panel;
+}
+
+bool copies_rows(int64_t d, int64_t element) {
+    constexpr int64_t kLongest = 32 << 10; // bytes: 8192 float
+    return d * element <= kLongest;
 }
 
 } // namespace ffncore

@@ -51,6 +51,18 @@ extern PlanOverride plan_override;
 // Few tokens, or packed weights: tokens are rows. Raw weights have to be turned in registers, which
 // costs about as much as multiplying 10 tokens; from there on they are better read in place.
 constexpr int64_t kRawRowTokens = 10;
-bool tokens_in_rows(int64_t tokens, bool packed, bool save);
+bool tokens_in_rows(int64_t tokens, bool packed);
+
+// The same for the backward pass. Rows take raw weights as they lie, panels copy them into tiles:
+// that is 2.5 times the time at 1 token, 1.1 times at 64, and less from about 100 on.
+constexpr int64_t kBackwardRowTokens = 64;
+bool backward_in_rows(int64_t tokens, bool packed);
+
+// With tokens as rows: whether a chunk's x and grad_y are copied to rows at a good distance. Rows
+// of d this long are read where they lie: they would fill the workspace.
+bool copies_rows(int64_t d, int64_t element);
+
+// With tokens as rows: tokens whose gate and up are computed again at a time, by panels of x.
+int64_t recompute_slice(int64_t d, int64_t element, int64_t panel);
 
 } // namespace ffncore
