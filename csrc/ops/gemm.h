@@ -45,17 +45,6 @@ template <class T> struct Scratch {
     T *sums; // running sums of a strip
 };
 
-// An epilogue that is told of a tile before its last block, too, to fetch what it will write.
-template <class Finish, class Begin> struct Announced {
-    Finish finish;
-    Begin begin;
-    template <class T>
-    void operator()(int64_t r, int64_t n, int64_t p, int64_t col, int64_t cols, T *c) const {
-        finish(r, n, p, col, cols, c);
-    }
-};
-template <class Finish, class Begin> Announced(Finish, Begin) -> Announced<Finish, Begin>;
-
 // Into L2: `rows` rows of `cols` elements.
 template <class T> void fetch_lines(const T *first, int64_t row, int64_t rows, int64_t cols) {
     constexpr int64_t kLine = 64 / (int64_t)sizeof(T);
@@ -303,6 +292,14 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         const int64_t vectors = ceil_div(w_.full_panels ? w_.panel : cols(p), k_.width);
         t.b = panel.data;
         t.ldb = panel.ld;
+        if constexpr (kDirect)
+            if (epilogue_.direct(r, cols(p))) { // a gradient's product has one block
+                t.c = epilogue_.at(r, p * w_.panel);
+                t.ldc = epilogue_.of(r).row;
+                t.add = epilogue_.add;
+                fetch_lines(t.c, t.ldc, n, w_.panel);
+                return k_.tile[vectors][n](t);
+            }
         t.ldc = w_.panel;
         t.c = sums(block, r, p);
         if constexpr (kAnnounces)
@@ -340,6 +337,7 @@ template <class T, class A, class B, class Epilogue> class Multiply {
     static constexpr bool kFetches = requires(const B &b) { b.line_bytes(); };
     static constexpr bool kCopies = requires(const B &b) { b.copies(); };
     static constexpr bool kAnnounces = requires(const Epilogue &e) { e.begin(0, 0, 0, 0, 0); };
+    static constexpr bool kDirect = requires(const Epilogue &e) { e.direct(0, 0); };
     static constexpr int64_t kRunLength = 16; // the micro-kernel's run of prefetches, in k
 
     const Kernels<T> &k_;

@@ -1,4 +1,5 @@
-// The operands of the products (see gemm.h): what gives rows (A) and what gives panels (B).
+// The operands of the products (see gemm.h): what gives rows (A), what gives panels (B), and where
+// the tiles of a weight gradient go.
 //
 //   A  WeightRows    gate | up | down, in place; or copied where k is not contiguous in memory
 //      StridedRows   any matrix in place: tokens (x, h, dgate), or its columns for a weight
@@ -225,6 +226,25 @@ template <class T> struct UnitPanels {
             kernels.pack(data + ((k + t) * units + p * width * token_width), token_width, 1, rows,
                          std::min(token_width, depth - t), to + t * width, width, width);
         return {to, width};
+    }
+};
+
+// The epilogue of a weight gradient: out, or from row `cut` on second, (+)= tile. Whole tiles are
+// written by the micro-kernel where they belong.
+template <class T> struct GradientTiles {
+    const Kernels<T> *k;
+    int64_t width; // of a tile
+    Matrix<T> out, second;
+    int64_t cut;
+    bool add;
+    const Matrix<T> &of(int64_t r) const { return r < cut ? out : second; }
+    T *at(int64_t r, int64_t col) const {
+        const Matrix<T> &m = of(r);
+        return m.data + (r < cut ? r : r - cut) * m.row + col * m.col;
+    }
+    bool direct(int64_t r, int64_t cols) const { return of(r).col == 1 && cols == width; }
+    void operator()(int64_t r, int64_t n, int64_t, int64_t col, int64_t cols, T *c) const {
+        k->store(c, width, n, cols, nullptr, 0, 0, at(r, col), of(r).row, of(r).col, add);
     }
 };
 

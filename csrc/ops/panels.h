@@ -122,13 +122,7 @@ template <class T> struct Panels {
                           PanelRows<T> from = a;
                           from.data += t * a.rows;
                           const auto panel = make(t);
-                          auto write = [&](int64_t r, int64_t n, int64_t, int64_t col, int64_t cols,
-                                           T *c) {
-                              const Matrix<T> &m = r < a.cut ? out : second;
-                              k->store(c, width, n, cols, nullptr, 0, 0,
-                                       m.data + (r < a.cut ? r : r - a.cut) * m.row + col * m.col,
-                                       m.row, m.col, add || t > 0);
-                          };
+                          const GradientTiles<T> write{k, width, out, second, a.cut, add || t > 0};
                           multiply(*k, block, &from, &panel, 1, mine, r0, r1, p0, p1, write);
                       }
                   });

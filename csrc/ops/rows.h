@@ -133,16 +133,7 @@ template <class T> struct Rows {
                 one.depth = std::min(kBlock, tokens - t);
                 const StridedRows<T> units{a.data + t * a.row, a.col, a.row};
                 const MatrixPanels<T> panels{{b.data + t * b.row, b.row, b.col}, cols, width, true};
-                const Announced write{
-                    [&](int64_t r, int64_t n, int64_t, int64_t col, int64_t have, T *c) {
-                        k->store(c, width, n, have, nullptr, 0, 0,
-                                 out.data + r * out.row + col * out.col, out.row, out.col,
-                                 add || t > 0);
-                    },
-                    [&](int64_t r, int64_t n, int64_t, int64_t col, int64_t have) {
-                        if (out.col == 1)
-                            fetch_lines(out.data + r * out.row + col, out.row, n, have);
-                    }};
+                const GradientTiles<T> write{k, width, out, {}, INT64_MAX, add || t > 0};
                 multiply(*k, one, &units, &panels, 1, mine, r0, r1, 0, ceil_div(cols, width),
                          write);
             };
