@@ -37,7 +37,7 @@ template <class T> struct TileArgs {
     bool add; // c += sum, else c = sum
     // What is needed next is fetched into L2, evenly: at step k the line at
     // prefetch + (k % 16) * prefetch_step + (k / 16) * prefetch_run + (segment of k) *
-    // prefetch_jump, and in tiles of two vectors the line after it. nullptr: nothing.
+    // prefetch_jump, and in tiles of 128 bytes the line after it. nullptr: nothing.
     const char *prefetch;
     int64_t prefetch_step, prefetch_run, prefetch_jump;
 };

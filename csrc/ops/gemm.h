@@ -139,7 +139,7 @@ template <class T, class A, class B, class Epilogue> class Multiply {
             for (int64_t p = block.p0; p < block.p1; ++p) {
                 fetch_rows(block, a, r + n, p - block.p0, t);
                 const Panel<T> panel = b.get(k_, p, block.k, block.depth, s_.b);
-                one_tile(block, t, panel, r, n, p);
+                one_tile(block, t, panel, r, n, p, columns_of(p));
             }
             r += n;
         }
@@ -149,7 +149,9 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         const A &a = a_[block.term];
         const B &b = b_[block.term];
         const int64_t tiles = ceil_div(block.r1 - block.r0, w_.tile_rows);
+        // Copied tiles are alike but for the last one; others differ by a row at most.
         const int64_t height = ceil_div(block.r1 - block.r0, tiles);
+        const int64_t least = (block.r1 - block.r0) / tiles, higher = (block.r1 - block.r0) % tiles;
         a.prepare(k_, block.r0, block.r1, block.k, block.depth, height, s_.a);
         if constexpr (kCopies)
             if (b.copies()) b.copy(k_, block.p0, block.p1, block.k, block.depth, s_.b);
@@ -157,23 +159,27 @@ template <class T, class A, class B, class Epilogue> class Multiply {
             bool turns = false;
             if constexpr (kTurns) turns = b.turns() && height <= kMaxTurned && a.contiguous();
             const Panel<T> panel = turns ? Panel<T>{} : get(block, b, p);
-            const Later next = follow(block, p);
+            const Ahead ahead = fetch_plan(follow(block, p), panel, block.depth, tiles);
+            const Columns columns = columns_of(p);
             int64_t i = 0, n;
             for (int64_t r = block.r0; r < block.r1; r += n, ++i) {
-                // Copied tiles are alike but for the last one; others differ by a row at most.
-                const int64_t left = block.r1 - r;
-                n = a.copies() ? height : ceil_div(left, std::max<int64_t>(tiles - i, 1));
-                n = a.tile_rows(r, std::min({n, left, w_.tile_rows}));
+                n = a.copies() ? height : least + (i < higher);
+                n = a.tile_rows(r, std::min(n, block.r1 - r));
                 TileArgs<T> t = tile_args(block, a, r, n, height);
-                if (p == block.p0 && !a.copies() && w_.rows_outer)
+                if (p == block.p0 && !a.copies() && w_.rows_outer) {
                     fetch_rows(block, a, r + n, 0, t);
-                else if (t.segment < kBlock)
+                } else if (t.segment < kBlock) {
                     fetch_across(n, t);
-                else
-                    fetch(next, panel, i, tiles, t);
+                } else if (ahead.soon) {
+                    fetch_soon(panel, i + 1 < tiles ? (const char *)panel.data : ahead.data, t);
+                } else if (ahead.data) {
+                    t.prefetch = ahead.data + i * ahead.tile;
+                    t.prefetch_step = ahead.step;
+                    t.prefetch_run = ahead.run;
+                }
                 if constexpr (kTurns)
                     if (turns) turned_tile(block, t, b, r, n, p);
-                if (!turns) one_tile(block, t, panel, r, n, p);
+                if (!turns) one_tile(block, t, panel, r, n, p, columns);
             }
         }
     }
@@ -184,25 +190,25 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         return b.get(k_, p, block.k, block.depth, s_.b);
     }
 
-    // Fetches into L2 what B's next block needs, while tile i of `tiles` works on a panel.
-    void fetch(const Later &next, const Panel<T> &panel, int64_t i, int64_t tiles,
-               TileArgs<T> &t) const {
+    // What the tiles of a panel fetch into L2, each its part: B's next block. soon: fetch_soon().
+    struct Ahead {
+        const char *data = nullptr;
+        int64_t tile = 0, step = 0, run = 0; // bytes from tile to tile, from k to k, from run to run
+        bool soon = false;
+    };
+    Ahead fetch_plan(const Later &next, const Panel<T> &panel, int64_t depth, int64_t tiles) const {
         if constexpr (kFetches) {
-            if (!next.b) return;
+            if (!next.b || depth == 0) return {};
             if constexpr (kCopies)
-                if (next.b->copies()) return;
+                if (next.b->copies()) return {};
             const char *data = next.b->line(next.panel, next.k);
             const int64_t step = next.b->line_step();
-            if (step == next.b->line_bytes()) { // in one piece: evenly
-                const int64_t parts = tiles * next.share;
-                const int64_t bytes = next.depth * step / parts;
-                t.prefetch = data + (next.part * tiles + i) * bytes;
-                t.prefetch_step = bytes / t.depth;
-                t.prefetch_run = kRunLength * bytes / t.depth;
-            } else if (panel.data != s_.b) {
-                fetch_soon(panel, i + 1 < tiles ? (const char *)panel.data : data, t);
-            }
+            if (step != next.b->line_bytes()) return {data, 0, 0, 0, panel.data != s_.b};
+            const int64_t bytes = next.depth * step / (tiles * next.share); // in one piece: evenly
+            return {data + next.part * tiles * bytes, bytes, bytes / depth,
+                    kRunLength * bytes / depth, false};
         }
+        return {};
     }
 
     // Fetches the rows from r on while a tile works: gate with the first panel, up with the second.
@@ -285,15 +291,22 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         return s_.sums + at * unit_ * w_.panel;
     }
 
-    int64_t cols(int64_t p) const { return std::min(w_.panel, w_.cols - p * w_.panel); }
+    // Of panel p: those that exist, and the vectors that hold them.
+    struct Columns {
+        int64_t count, vectors;
+    };
+    Columns columns_of(int64_t p) const {
+        const int64_t count = std::min(w_.panel, w_.cols - p * w_.panel);
+        return {count, ceil_div(w_.full_panels ? w_.panel : count, k_.width)};
+    }
 
     void one_tile(const Block &block, TileArgs<T> &t, const Panel<T> &panel, int64_t r, int64_t n,
-                  int64_t p) const {
-        const int64_t vectors = ceil_div(w_.full_panels ? w_.panel : cols(p), k_.width);
+                  int64_t p, const Columns &columns) const {
+        const int64_t vectors = columns.vectors;
         t.b = panel.data;
         t.ldb = panel.ld;
         if constexpr (kDirect)
-            if (epilogue_.direct(r, cols(p))) { // a gradient's product has one block
+            if (epilogue_.direct(r, columns.count)) { // a gradient's product has one block
                 t.c = epilogue_.at(r, p * w_.panel);
                 t.ldc = epilogue_.of(r).row;
                 t.add = epilogue_.add;
@@ -303,9 +316,9 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         t.ldc = w_.panel;
         t.c = sums(block, r, p);
         if constexpr (kAnnounces)
-            if (block.last) epilogue_.begin(r, n, p, p * w_.panel, cols(p));
+            if (block.last) epilogue_.begin(r, n, p, p * w_.panel, columns.count);
         k_.tile[vectors][n * unit_](t);
-        if (block.last) epilogue_(r, n, p, p * w_.panel, cols(p), t.c);
+        if (block.last) epilogue_(r, n, p, p * w_.panel, columns.count, t.c);
     }
 
     // The same for rows of B that are turned on the way, a vector of outputs at a time.
@@ -330,7 +343,7 @@ template <class T, class A, class B, class Epilogue> class Multiply {
             k_.turned[n](t);
             t = next;
         }
-        if (block.last) epilogue_(r, n, p, p * w_.panel, cols(p), c);
+        if (block.last) epilogue_(r, n, p, p * w_.panel, columns_of(p).count, c);
     }
 
     static constexpr bool kTurns = requires(const B &b) { b.turns(); };
