@@ -5,8 +5,9 @@
 
 Each peer lives in a process of its own (peer_worker.py), pinned to the same CPUs. In each round
 every peer runs some 50 ms of the case, one after the other, while the rest wait; then the machine's
-limit is measured. A disturbance so hits all alike, and the medians of the rounds' ratios are told:
-how much longer than ffncore, and which share of the limit. A peer that is not installed is left
+limit is measured. A disturbance so hits all alike; what ran while somebody else worked on the cores
+is left out where enough remains. Told are the medians: how much longer than ffncore, and which
+share of the limit. A peer that is not installed is left
 out with a line that says how to install it. Results are compared with each other before any timing.
 """
 
@@ -33,6 +34,7 @@ SHAPES = ("minilm", "bert-base", "smollm2-135m", "llama-3.2-1b", "llama-3.1-8b",
 ROUND_SECONDS = 0.05
 # Threads of some peers spin for a while after their work; they are given time to fall asleep.
 SETTLE_SECONDS = 0.02
+ENOUGH = 3  # quiet rounds of a peer; with fewer, all its rounds count
 AGREE = 1e-3  # results that are further apart, of the largest, are not the same work
 
 
@@ -113,16 +115,24 @@ def run_case(workers, shape, tokens, mode, limits, rounds):
         seconds = worker.ask(do="round", repeats=1)["seconds"]
         worker.repeats = max(1, int(ROUND_SECONDS / max(seconds, 1e-9)))
     work = cost(shape, tokens, "train" if mode == "train" else "packed", 4)
-    times = {worker.name: [] for worker in able}
-    limit_times = []
+    times = {worker.name: [] for worker in able}  # of rounds: (quiet, seconds, limit)
     for number in range(rounds):
         # Another one begins each time, so that none always follows the same neighbour.
         for worker in able[number % len(able) :] + able[: number % len(able)]:
             time.sleep(SETTLE_SECONDS)
-            times[worker.name].append(worker.ask(do="round", repeats=worker.repeats)["seconds"])
-        limit_times.append(limits.time(work, shape.activation, shape.gated, 0.01)[0])
+            before = limits.quiet()
+            seconds = worker.ask(do="round", repeats=worker.repeats)["seconds"]
+            times[worker.name].append([before and limits.quiet(), seconds, 0.0])
+        limit = limits.time(work, shape.activation, shape.gated, 0.01)[0]
+        for took in times.values():
+            took[-1][2] = limit
     rows = []
-    for name, took in times.items():
+    ours = 0.0
+    for name, all_rounds in times.items():
+        quiet = [r for r in all_rounds if r[0]]
+        counted = quiet if len(quiet) >= ENOUGH else all_rounds
+        seconds = median(r[1] for r in counted)
+        ours = ours or seconds  # ffncore is the first
         rows.append(
             {
                 "kind": "peer",
@@ -133,11 +143,12 @@ def run_case(workers, shape, tokens, mode, limits, rounds):
                 "tokens": tokens,
                 "mode": mode,
                 "threads": limits.threads,
-                "seconds": median(took),
-                "gflops": work.flops / median(took) / 1e9,
-                "ratio": median(t / o for t, o in zip(took, times["ffncore"], strict=True)),
-                "share": median(m / t for m, t in zip(limit_times, took, strict=True)),
+                "seconds": seconds,
+                "gflops": work.flops / seconds / 1e9,
+                "ratio": seconds / ours,
+                "share": median(limit / took for _, took, limit in counted),
                 "rounds": rounds,
+                "quiet_rounds": len(quiet),
             }
         )
     return rows

@@ -9,6 +9,9 @@
 //   FMA work of the same width: measured, the clock rises within 4 us after the last wide FMA.
 // - read: 8 loads per step, nothing done with them. Software prefetch and several streams a thread
 //   were tried: not faster at any size.
+// - issue: nops, which need nothing but issue slots. Work on a core's other hardware thread, which
+//   may be another machine's, takes half of them, and a share of the caches that no limit here
+//   shows.
 // - activation: the kernel table's own epilogue over one tile (see kernels.h), all of it in L1.
 //
 // A slice is timed from the moment all threads stand at the start to the last one's end; the best
@@ -136,6 +139,18 @@ int64_t imul_chain(int64_t steps) {
     return int64_t(__rdtsc()) - start;
 }
 
+void nops(int64_t steps) {
+    asm volatile("1:\n\t"
+                 ".rept 100\n\t"
+                 "nop\n\t"
+                 ".endr\n\t"
+                 "dec %0\n\t"
+                 "jnz 1b"
+                 : "+r"(steps)
+                 :
+                 : "cc");
+}
+
 double stamps_per_second() {
     const double start = now();
     const int64_t stamp = int64_t(__rdtsc());
@@ -182,6 +197,7 @@ struct FmaLoop {
 const FmaLoop kFmaLoops[] = {{"", "", 0, nullptr}};
 bool has_fma() { return false; }
 int64_t imul_chain(int64_t) { return 0; }
+void nops(int64_t) {}
 double stamps_per_second() { return 0; }
 void read_bytes(const char *p, int64_t bytes) {
     uint64_t word, sum = 0;
@@ -320,6 +336,12 @@ double measure_read(int64_t bytes, double seconds, int threads) {
     });
 }
 
+// Once and short: a look at the machine, not a limit.
+double measure_issue(int threads) {
+    constexpr int64_t steps = 50000; // 0.3 ms
+    return double(steps) * threads / timed(threads, 1, [&](int, int64_t) { nops(steps); });
+}
+
 const char *const kKinds[] = {"identity",   "relu",       "relu2",   "gelu", "gelu_tanh",
                               "quick_gelu", "silu",       "sigmoid", "tanh", "mish",
                               "hardswish",  "leaky_relu", "xielu"}; // in ffncore.h's order
@@ -408,6 +430,9 @@ double measure(const std::string &name, const char *isa, const char *dtype, int6
         release_buffer();
         return 0;
     }
+#if defined(__x86_64__)
+    if (name == "issue") return measure_issue(threads);
+#endif
     const KernelTable *table = find_table(isa);
     if (!table) return kMeasureUnknown;
     if (name.compare(0, prefix.size(), prefix) == 0)

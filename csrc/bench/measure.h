@@ -13,6 +13,7 @@
 // "clock"                                   Hz, right after FMA work of the same ISA
 // "read"                                    bytes/s over a buffer of `bytes`, kept between calls
 // "activation:<kind>:<forward|backward>:<plain|gated>"   elements of h per second, data in L1
+// "issue"                                   runs of 100 nops a second, in 0.3 ms, once
 // "release"                                 0; frees the read buffer
 // The best of slices of about 2 ms (one pass of "read" at least) in `seconds`, all threads
 // together; "clock" is the mean over the threads. Negative: kMeasureUnknown, kMeasureNoMemory.

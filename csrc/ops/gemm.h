@@ -193,7 +193,8 @@ template <class T, class A, class B, class Epilogue> class Multiply {
     // What the tiles of a panel fetch into L2, each its part: B's next block. soon: fetch_soon().
     struct Ahead {
         const char *data = nullptr;
-        int64_t tile = 0, step = 0, run = 0; // bytes from tile to tile, from k to k, from run to run
+        int64_t tile = 0, step = 0,
+                run = 0; // bytes from tile to tile, from k to k, from run to run
         bool soon = false;
     };
     Ahead fetch_plan(const Later &next, const Panel<T> &panel, int64_t depth, int64_t tiles) const {

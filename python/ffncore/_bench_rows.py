@@ -23,7 +23,7 @@ def describe(row: dict[str, Any]) -> str:
             f"{row['weight_bytes'] / 1e6:.1f} MB, read at {row['bandwidth'] / 1e9:.1f} GB/s; "
             f"rms error {row['error']:.1e} (numpy {row['numpy_error']:.1e})\n"
             f"{'mode':>8} {'tokens':>6} {'ms':>10} {'GFLOP/s':>9} {'GB/s':>7} "
-            f"{'share':>6} {'best':>6}  bound"
+            f"{'share':>6} {'best':>6} {'quiet':>7}  bound"
         )
     if kind == "skipped":
         return f"{row['shape']}: left out, {row['reason']}"
@@ -31,7 +31,8 @@ def describe(row: dict[str, Any]) -> str:
         return (
             f"{row['mode']:>8} {row['tokens']:>6} {1e3 * row['seconds']:>10.4f} "
             f"{row['gflops']:>9.1f} {row['gbytes']:>7.1f} "
-            f"{row['share']:>6.2f} {row['best_share']:>6.2f}  {row['bound']}"
+            f"{row['share']:>6.2f} {row['best_share']:>6.2f} "
+            f"{row['quiet_rounds']:>3} / {row['rounds']:<2} {row['bound']}"
         )
     if kind == "call":
         after = (

@@ -7,6 +7,8 @@ weights that fit a cache are held to that cache's speed. The loops are csrc/benc
 
 A limit moves with the clock, which on a shared machine changes within milliseconds. So a case's
 share is taken round by round: limit, case, limit, case; and the median of the ratios is reported.
+A neighbour on a core's other hardware thread is worse: it takes issue slots and cache, and no limit
+shows it. Rounds in which the cores did not issue at their full rate are told apart (quiet()).
 Test: tests/test_bench.py.
 """
 
@@ -29,6 +31,8 @@ Measure = Callable[[str, str, str, int, float, int], float]
 # Bits of a vector; a peak is checked against clock x width x units x 2.
 WIDTH = {"avx512": 512, "avx2": 256}
 TOLERANCE = 0.03
+# Below this share of the best issue rate somebody else works on the same core: he takes about half.
+QUIET = 0.85
 # A term that is this much smaller than the other one is not measured again in every round.
 DOMINATED = 0.5
 
@@ -44,12 +48,19 @@ class Limits:
         self.isa, self.dtype, self.threads = isa, dtype, threads
         self._measure: Measure = measure if measure is not None else _core.measure
         self._known: dict[tuple[str, int], float] = {}
+        self._issue = 0.0
 
     def measure(self, what: str, seconds: float, nbytes: int = 0) -> float:
         value = self._measure(what, self.isa, self.dtype, nbytes, seconds, self.threads)
         if value < 0:
             raise LimitError(f"{what} cannot be measured for {self.isa} {self.dtype}")
         return value
+
+    def quiet(self) -> bool:
+        """Whether all cores issue at the best rate seen so far, or nearly; a look of 0.3 ms."""
+        rate = self._measure("issue", self.isa, self.dtype, 0, 0.0, self.threads)
+        self._issue = max(self._issue, rate)
+        return rate >= QUIET * self._issue or rate < 0
 
     def known(self, what: str, nbytes: int = 0, seconds: float = 0.05) -> float:
         """Measured once, kept for the run."""
