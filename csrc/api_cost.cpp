@@ -47,12 +47,11 @@ template <class T> void cost_of(const ffncore_backward_args &a, ffncore_cost &co
     const Call<T> call = call_of<T>(a.activation, w, g.tokens);
     fill_plan(cost, backward_request(call, g), workspace_backward(call, groups));
     const int sides = w.gated ? 2 : 1;
-    const bool dh = g.grad_x.data || g.grad_gate.data || g.grad_up.data || g.grad_b_gate.data ||
-                    g.grad_b_up.data || g.xielu;
-    const bool recompute = !g.saved && (dh || g.grad_down.data);
+    const Needs<T> needs(g);
+    const bool recompute = !g.saved && needs.preactivation;
     fill_work(cost, w, g.tokens,
-              (recompute ? sides : 0) + dh + (g.grad_x.data ? sides : 0) + !!g.grad_gate.data +
-                  !!g.grad_up.data + !!g.grad_down.data);
+              (recompute ? sides : 0) + needs.dh + (needs.x ? sides : 0) + needs.gate + needs.up +
+                  needs.down);
 }
 
 template <class Args, class Run>

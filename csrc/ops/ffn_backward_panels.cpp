@@ -13,20 +13,6 @@ namespace ffncore {
 
 namespace {
 
-// What a backward pass has to compute, from what is asked for.
-template <class T> struct Needs {
-    bool gate, up, down, x; // gradients
-    bool b_gate, b_up, b_down, xielu;
-    bool dh;            // dgate or dup
-    bool h;             // for dW_down
-    bool preactivation; // gate and up
-    explicit Needs(const BackwardGroup<T> &g)
-        : gate(g.grad_gate.data), up(g.grad_up.data), down(g.grad_down.data), x(g.grad_x.data),
-          b_gate(g.grad_b_gate.data), b_up(g.grad_b_up.data), b_down(g.grad_b_down.data),
-          xielu(g.xielu), dh(gate || up || x || b_gate || b_up || xielu), h(down),
-          preactivation(dh || h) {}
-};
-
 // dh -> dgate, dup, h of the chunk. Panels are of full width: h [token panel][units][width], and
 // dgate and dup one behind the other in [token panel][units of both][width].
 template <class T> struct HiddenGradientEpilogue {

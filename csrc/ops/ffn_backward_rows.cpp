@@ -17,17 +17,6 @@ namespace ffncore {
 
 namespace {
 
-// What a backward pass has to compute, from what is asked for.
-template <class T> struct Needs {
-    bool dh;            // dgate or dup
-    bool h;             // for dW_down
-    bool preactivation; // gate and up
-    explicit Needs(const BackwardGroup<T> &g)
-        : dh(g.grad_gate.data || g.grad_up.data || g.grad_x.data || g.grad_b_gate.data ||
-             g.grad_b_up.data || g.xielu),
-          h(g.grad_down.data), preactivation(dh || h) {}
-};
-
 // dh -> dgate, dup, h of the chunk, [tokens][ld] each; and dh itself where xielu's sums want it.
 template <class T> struct HiddenGradient {
     const Kernels<T> *k;

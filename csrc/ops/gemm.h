@@ -280,7 +280,6 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         t.segment = rows.segment;
         t.jump = rows.jump;
         t.depth = block.depth;
-        t.add = block.add;
         return t;
     }
 
@@ -316,6 +315,7 @@ template <class T, class A, class B, class Epilogue> class Multiply {
             }
         t.ldc = w_.panel;
         t.c = sums(block, r, p);
+        t.add = block.add;
         if constexpr (kAnnounces)
             if (block.last) epilogue_.begin(r, n, p, p * w_.panel, columns.count);
         k_.tile[vectors][n * unit_](t);
