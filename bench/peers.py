@@ -21,6 +21,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
+from random import Random
 from statistics import median
 
 from peer_worker import ENVIRONMENT, PEERS, THREAD_VARIABLES
@@ -32,8 +33,8 @@ from ffncore.config import active_isa
 WORKER = Path(__file__).with_name("peer_worker.py")
 SHAPES = ("minilm", "bert-base", "smollm2-135m", "llama-3.2-1b", "llama-3.1-8b", "falcon-7b")
 ROUND_SECONDS = 0.05
-# Threads of some peers spin for a while after their work; they are given time to fall asleep.
-SETTLE_SECONDS = 0.02
+# Threads of some peers spin after their work (OpenBLAS: some 25 ms); they get time to fall asleep.
+SETTLE_SECONDS = 0.06
 ENOUGH = 3  # quiet rounds of a peer; with fewer, all its rounds count
 AGREE = 1e-3  # results that are further apart, of the largest, are not the same work
 
@@ -117,8 +118,8 @@ def run_case(workers, shape, tokens, mode, limits, rounds):
     work = cost(shape, tokens, "train" if mode == "train" else "packed", 4)
     times = {worker.name: [] for worker in able}  # of rounds: (quiet, seconds, limit)
     for number in range(rounds):
-        # Another one begins each time, so that none always follows the same neighbour.
-        for worker in able[number % len(able) :] + able[: number % len(able)]:
+        # In another order each time, so that none always follows the same neighbour.
+        for worker in Random(number).sample(able, len(able)):
             time.sleep(SETTLE_SECONDS)
             before = limits.quiet()
             seconds = worker.ask(do="round", repeats=worker.repeats)["seconds"]
