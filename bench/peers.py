@@ -128,12 +128,10 @@ def run_case(workers, shape, tokens, mode, limits, rounds):
         for took in times.values():
             took[-1][2] = limit
     rows = []
-    ours = 0.0
-    for name, all_rounds in times.items():
-        quiet = [r for r in all_rounds if r[0]]
-        counted = quiet if len(quiet) >= ENOUGH else all_rounds
-        seconds = median(r[1] for r in counted)
-        ours = ours or seconds  # ffncore is the first
+    quiet = {name: [r for r in took if r[0]] for name, took in times.items()}
+    counted = {n: quiet[n] if len(quiet[n]) >= ENOUGH else took for n, took in times.items()}
+    medians = {name: median(r[1] for r in took) for name, took in counted.items()}
+    for name, seconds in medians.items():
         rows.append(
             {
                 "kind": "peer",
@@ -146,10 +144,10 @@ def run_case(workers, shape, tokens, mode, limits, rounds):
                 "threads": limits.threads,
                 "seconds": seconds,
                 "gflops": work.flops / seconds / 1e9,
-                "ratio": seconds / ours,
-                "share": median(limit / took for _, took, limit in counted),
+                "ratio": seconds / medians["ffncore"],
+                "share": median(limit / took for _, took, limit in counted[name]),
                 "rounds": rounds,
-                "quiet_rounds": len(quiet),
+                "quiet_rounds": len(quiet[name]),
             }
         )
     return rows

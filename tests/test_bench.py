@@ -94,7 +94,7 @@ def test_peak_is_checked():
 def test_native_measurements_answer():
     """The C++ loops run and give positive numbers; how large they are is the machine's business."""
     isa = fc.active_isa()
-    for what, nbytes in (("fma", 0), ("clock", 0), ("read", 1 << 20)):
+    for what, nbytes in (("fma", 0), ("clock", 0), ("read", 1 << 20), ("issue", 0)):
         if isa == "scalar" and "fma" not in fc.cpu_features() and what != "read":
             continue
         assert _core.measure(what, isa, "float32", nbytes, 0.003, 1) > 0
@@ -158,6 +158,23 @@ def test_run_writes_rows(tmp_path, capsys, monkeypatch):
         assert row["gflops"] == pytest.approx(row["flops"] / row["seconds"] / 1e9, rel=1e-4)
         assert row["rounds"] >= 5
     assert len(capsys.readouterr().out.splitlines()) >= len(rows)
+
+
+def test_only_quiet_rounds_count():
+    """Every second look at the issue rate finds a neighbour; then eight looks find none."""
+    looks = iter([1e9] * 3 + [1e9, 5e8] * 3 + [1e9] * 100)
+
+    def shared(what, *rest):
+        return next(looks) if what == "issue" else machine(what, *rest)
+
+    limits = Limits("avx2", "float32", 2, shared)
+    assert [limits.quiet() for _ in range(9)] == [True, True, True, *[True, False] * 3]
+    looks = iter([1e9, 5e8] * 2 + [1e9] * 100)
+    shape = _shapes.find_shape("8x24")
+    row = _bench.measure_case(shape, 1, "raw", lambda: None, limits, 1e-9)
+    assert (row["rounds"], row["quiet_rounds"]) == (5, 1)  # patience is at its end
+    row = _bench.measure_case(shape, 1, "raw", lambda: None, limits, 0.05)
+    assert row["quiet_rounds"] >= 5
 
 
 def test_a_wrong_peak_fails_the_run(capsys, monkeypatch):

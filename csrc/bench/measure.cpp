@@ -1,18 +1,7 @@
 // The machine's limits: FMA peak, clock, read bandwidth, and each activation's rate in L1.
 //
-// The loops are assembly, so that no compiler can delete, merge or reorder them:
-// - fma: independent accumulators, each waiting only for itself. Latency 4 and two units need 8;
-//   24 (512 bits) and 12 (below, where only 16 registers exist) leave slack. Values are ordinary
-//   numbers: zeros would draw less power and so overstate the clock.
-// - clock: a chain of 32-bit imul, 3 cycles each on every x86-64 core with AVX2. An add of an
-//   immediate would not do: newer cores eliminate it at rename. It runs in the first 0.3 us after
-//   FMA work of the same width: measured, the clock rises within 4 us after the last wide FMA.
-// - read: 8 loads per step, nothing done with them. Software prefetch and several streams a thread
-//   were tried: not faster at any size.
-// - issue: nops, which need nothing but issue slots. Work on a core's other hardware thread, which
-//   may be another machine's, takes half of them, and a share of the caches that no limit here
-//   shows.
-// - activation: the kernel table's own epilogue over one tile (see kernels.h), all of it in L1.
+// The loops are loops.h's; an activation's is the kernel table's own epilogue over one tile (see
+// kernels.h), all of it in L1.
 //
 // A slice is timed from the moment all threads stand at the start to the last one's end; the best
 // slice counts, since a limit is what the machine can do undisturbed. Test: tests/test_bench.py.
@@ -20,7 +9,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -31,183 +19,17 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
-#if defined(__x86_64__)
-#include <x86intrin.h>
-#endif
-
 #include "../core/cpu.h"
 #include "../kernels/kernels.h"
+#include "loops.h"
 
 namespace ffncore {
 namespace {
 
-constexpr double kSlice = 2e-3;    // long against starting a thread, short against a disturbance
-constexpr int64_t kReadStep = 512; // bytes a step of the read loop takes
+constexpr double kSlice = 2e-3; // long against starting a thread, short against a disturbance
 constexpr int64_t kHugePage = int64_t{2} << 20; // smaller pages cost read bandwidth
 constexpr int64_t kActRows = 1, kActCols = 512; // 6 double arrays of it, 24 KiB: fits any L1
 constexpr int64_t kActPad = 80;                 // multiples of 16: whole cache lines
-constexpr double kImulCycles = 3;
-constexpr int64_t kImulsPerStep = 40;
-
-double now() {
-    using clock = std::chrono::steady_clock;
-    return std::chrono::duration<double>(clock::now().time_since_epoch()).count();
-}
-
-#if defined(__x86_64__)
-// clang-format off
-#define LOW_REGISTERS "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",      \
-        "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15"
-#define ACC12 "0,1,2,3,4,5,6,7,8,9,10,11"
-#define ACC24 ACC12 ",12,13,14,15,16,17,18,19,20,21,22,23"
-// list: accumulators, set to zero by `zero` on their `part` first; x, y: the factors, broadcast from
-// memory. This file is compiled without AVX-512, so zmm16 to zmm31 are not the compiler's and need
-// not be named as clobbered.
-#define FMA_LOOP(suffix, reg, broadcast, zero, part, list, x, y)                                   \
-    asm volatile(broadcast " (%1), %%" reg x "\n\t" broadcast " (%2), %%" reg y "\n\t"             \
-                 ".irp r," list "\n\t"                                                             \
-                 zero " %%" part "\\r, %%" part "\\r, %%" part "\\r\n\t"                           \
-                 ".endr\n\t"                                                                       \
-                 "1:\n\t"                                                                          \
-                 ".irp r," list "\n\t"                                                             \
-                 "vfmadd231" suffix " %%" reg x ", %%" reg y ", %%" reg "\\r\n\t"                  \
-                 ".endr\n\t"                                                                       \
-                 "dec %0\n\t"                                                                      \
-                 "jnz 1b\n\t"                                                                      \
-                 "vzeroupper"                                                                      \
-                 : "+r"(steps) : "r"(x_value), "r"(y_value) : "memory", "cc", LOW_REGISTERS)
-// clang-format on
-
-const float kF32[2] = {0.8147237f, -0.9057919f};
-const double kF64[2] = {0.81472368639, -0.90579193707};
-
-struct FmaLoop {
-    const char *isa, *dtype;
-    double flops_per_step;
-    void (*run)(int64_t steps);
-};
-
-template <int bits> void fma_f32(int64_t steps) {
-    const float *x_value = kF32, *y_value = kF32 + 1;
-    if constexpr (bits == 512)
-        FMA_LOOP("ps", "zmm", "vbroadcastss", "vpxord", "zmm", ACC24, "30", "31");
-    else if constexpr (bits == 256)
-        FMA_LOOP("ps", "ymm", "vbroadcastss", "vxorps", "xmm", ACC12, "14", "15");
-    else
-        FMA_LOOP("ss", "xmm", "vmovss", "vxorps", "xmm", ACC12, "14", "15");
-}
-
-template <int bits> void fma_f64(int64_t steps) {
-    const double *x_value = kF64, *y_value = kF64 + 1;
-    if constexpr (bits == 512)
-        FMA_LOOP("pd", "zmm", "vbroadcastsd", "vpxord", "zmm", ACC24, "30", "31");
-    else if constexpr (bits == 256)
-        FMA_LOOP("pd", "ymm", "vbroadcastsd", "vxorps", "xmm", ACC12, "14", "15");
-    else
-        FMA_LOOP("sd", "xmm", "vmovsd", "vxorps", "xmm", ACC12, "14", "15");
-}
-
-const FmaLoop kFmaLoops[] = {
-    {"avx512", "float32", 24 * 16 * 2, fma_f32<512>},
-    {"avx512", "float64", 24 * 8 * 2, fma_f64<512>},
-    {"avx2", "float32", 12 * 8 * 2, fma_f32<256>},
-    {"avx2", "float64", 12 * 4 * 2, fma_f64<256>},
-    {"scalar", "float32", 12 * 2, fma_f32<0>},
-    {"scalar", "float64", 12 * 2, fma_f64<0>},
-};
-
-bool has_fma() { return __builtin_cpu_supports("avx") && __builtin_cpu_supports("fma"); }
-bool wide_loads() { return __builtin_cpu_supports("avx512f"); }
-
-// Time stamps around a chain of `steps` x kImulsPerStep multiplications; lfence: nothing of the
-// chain starts early, nothing of it is left when the second stamp is taken.
-int64_t imul_chain(int64_t steps) {
-    _mm_lfence();
-    const int64_t start = int64_t(__rdtsc());
-    _mm_lfence();
-    asm volatile("mov $3, %%eax\n\t"
-                 "1:\n\t"
-                 ".rept 40\n\t"
-                 "imul %%eax, %%eax\n\t"
-                 ".endr\n\t"
-                 "dec %0\n\t"
-                 "jnz 1b"
-                 : "+r"(steps)
-                 :
-                 : "rax", "cc");
-    _mm_lfence();
-    return int64_t(__rdtsc()) - start;
-}
-
-void nops(int64_t steps) {
-    asm volatile("1:\n\t"
-                 ".rept 100\n\t"
-                 "nop\n\t"
-                 ".endr\n\t"
-                 "dec %0\n\t"
-                 "jnz 1b"
-                 : "+r"(steps)
-                 :
-                 : "cc");
-}
-
-double stamps_per_second() {
-    const double start = now();
-    const int64_t stamp = int64_t(__rdtsc());
-    double passed = 0;
-    while (passed < 0.02) // reading two clocks is off by 50 ns at most: 5e-6
-        passed = now() - start;
-    return double(int64_t(__rdtsc()) - stamp) / passed;
-}
-
-// bytes: a multiple of kReadStep, at least one
-void read_bytes(const char *p, int64_t bytes) {
-    int64_t steps = bytes / kReadStep;
-    if (wide_loads())
-        asm volatile("1:\n\t"
-                     ".irp o,0,64,128,192,256,320,384,448\n\t"
-                     "vmovups \\o(%0), %%zmm0\n\t"
-                     ".endr\n\t"
-                     "add $512, %0\n\t"
-                     "dec %1\n\t"
-                     "jnz 1b\n\t"
-                     "vzeroupper"
-                     : "+r"(p), "+r"(steps)
-                     :
-                     : "memory", "cc", "xmm0");
-    else
-        asm volatile("1:\n\t"
-                     ".irp o,0,32,64,96,128,160,192,224,256,288,320,352,384,416,448,480\n\t"
-                     "movups \\o(%0), %%xmm0\n\t"
-                     "movups 16+\\o(%0), %%xmm1\n\t"
-                     ".endr\n\t"
-                     "add $512, %0\n\t"
-                     "dec %1\n\t"
-                     "jnz 1b"
-                     : "+r"(p), "+r"(steps)
-                     :
-                     : "memory", "cc", "xmm0", "xmm1");
-}
-#else
-struct FmaLoop {
-    const char *isa, *dtype;
-    double flops_per_step;
-    void (*run)(int64_t steps);
-};
-const FmaLoop kFmaLoops[] = {{"", "", 0, nullptr}};
-bool has_fma() { return false; }
-int64_t imul_chain(int64_t) { return 0; }
-void nops(int64_t) {}
-double stamps_per_second() { return 0; }
-void read_bytes(const char *p, int64_t bytes) {
-    uint64_t word, sum = 0;
-    for (int64_t i = 0; i < bytes; i += 8) {
-        std::memcpy(&word, p + i, 8);
-        sum += word;
-    }
-    asm volatile("" : : "r"(sum) : "memory");
-}
-#endif
 
 // Threads that are let go and joined also where one of them could not be started.
 struct Team {

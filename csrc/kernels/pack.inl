@@ -44,7 +44,7 @@ void pack(const typename F::T *src, int64_t row, int64_t step, int64_t rows, int
             for (int64_t k = 0; k < depth; k += W) {
                 const int n = (int)smaller(depth - k, W);
                 V v[W];
-                // In a row what follows soon; far from the end of one it is the next line.
+                // Each row's next line: for the next columns, or for the next tile of the caller.
                 for (int i = 0; i < W && r + i < rows; ++i)
                     __builtin_prefetch(src + (r + i) * row + k + kLine<typename F::T>);
                 if (n == W && r + W <= rows) {

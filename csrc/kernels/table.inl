@@ -26,6 +26,7 @@ template <class F> void split_groups(typename F::T *c, int64_t ldc, int64_t rows
 
 template <class F, int... Rows> void fill_kernels(Kernels<typename F::T> &k) {
     constexpr int rows[] = {Rows...};
+    static_assert(((rows[sizeof...(Rows) - 1] <= Rows) && ...));
     k.width = F::W;
     k.vectors = sizeof...(Rows);
     for (int v = 0; v < k.vectors; ++v) k.max_rows[v + 1] = rows[v];

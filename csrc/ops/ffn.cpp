@@ -141,33 +141,34 @@ int64_t workspace_backward(const Call<T> &call, std::vector<BackwardGroup<T>> &g
     return count_workspace(call, backward_phases(groups)).bytes;
 }
 
-template <class T> PlanRequest forward_request(const Call<T> &call, const ForwardGroup<T> &group) {
+// What both passes ask of a plan.
+template <class T>
+static PlanRequest request(const Call<T> &call, const Weights<T> &w, int64_t tokens, bool rows) {
     PlanRequest r{};
-    r.tokens = group.tokens;
-    r.d = group.weights.d;
-    r.f = group.weights.f;
-    r.gated = group.weights.gated;
+    r.tokens = tokens;
+    r.d = w.d;
+    r.f = w.f;
+    r.gated = w.gated;
     r.element = sizeof(T);
     r.panel = call.kernels.vectors * call.kernels.width;
-    r.rows = tokens_in_rows(group.tokens, group.weights.packed());
+    r.rows = rows;
     return r;
 }
 
+template <class T> PlanRequest forward_request(const Call<T> &call, const ForwardGroup<T> &g) {
+    return request(call, g.weights, g.tokens, tokens_in_rows(g.tokens, g.weights.packed()));
+}
+
 template <class T> PlanRequest backward_request(const Call<T> &call, const BackwardGroup<T> &g) {
-    PlanRequest r{};
-    r.tokens = g.tokens;
-    r.d = g.weights.d;
-    r.f = g.weights.f;
-    r.gated = g.weights.gated;
-    r.element = sizeof(T);
-    r.panel = call.kernels.vectors * call.kernels.width;
-    r.rows = backward_in_rows(g.tokens, g.weights.packed());
+    PlanRequest r =
+        request(call, g.weights, g.tokens, backward_in_rows(g.tokens, g.weights.packed()));
     r.backward = true;
     r.recompute = !g.saved;
-    r.weight_grads = g.grad_gate.data || g.grad_up.data || g.grad_down.data || g.grad_b_gate.data ||
-                     g.grad_b_up.data || g.grad_b_down.data;
-    r.grad_x = g.grad_x.data;
-    r.xielu = g.xielu;
+    const Needs<T> needs(g);
+    r.weight_grads =
+        needs.gate || needs.up || needs.down || needs.b_gate || needs.b_up || needs.b_down;
+    r.grad_x = needs.x;
+    r.xielu = needs.xielu;
     return r;
 }
 

@@ -92,9 +92,7 @@ void add_backward_panels(const Build<T> &build, BackwardGroup<T> &g, const Plan 
     for (int64_t t0 = 0; t0 < g.tokens; t0 += plan.token_chunk) {
         const int64_t tokens = std::min(plan.token_chunk, g.tokens - t0);
         const bool add = g.accumulate || t0 > 0;
-        const Matrix<const T> x_rows{g.x.data + t0 * g.x.row, g.x.row, g.x.col};
-        const Matrix<const T> dy_rows{g.grad_y.data + t0 * g.grad_y.row, g.grad_y.row,
-                                      g.grad_y.col};
+        const Matrix<const T> x_rows = from_row(g.x, t0), dy_rows = from_row(g.grad_y, t0);
         if (needs.b_down) {
             s.phase();
             panels.bias_gradient(dy_rows, 0, w.d, tokens, g.grad_b_down, add);
@@ -133,7 +131,7 @@ void add_backward_panels(const Build<T> &build, BackwardGroup<T> &g, const Plan 
                                                          xielu.ld};
                 s.phase();
                 if (needs.dh)
-                    panels.product(walk_of<T>(w.d, n), part.f, {transposed(part.down)},
+                    panels.product(walk_of<T>(w.d, n), part.f, {columns(part.down)},
                                    {panels.full(dy, w.d)}, epilogue);
                 else
                     panels.hidden(part.f, n, epilogue);
@@ -146,27 +144,19 @@ void add_backward_panels(const Build<T> &build, BackwardGroup<T> &g, const Plan 
                 walk.carry_rows = w.d;
                 walk.carried = f0 > 0;
                 walk.finish = last;
-                std::vector<WeightRows<T>> a{transposed(w.gated ? part.gate : part.up)};
+                std::vector<WeightRows<T>> a{columns(w.gated ? part.gate : part.up)};
                 std::vector<TokenPanels<T>> b{panels.full(grads, both)};
                 if (w.gated) {
-                    a.push_back(transposed(part.up));
+                    a.push_back(columns(part.up));
                     b.push_back(panels.full(dup, both));
                 }
                 panels.product(walk, w.d, a, b,
-                               OutputEpilogue<T>{
-                                   panels.k,
-                                   {g.grad_x.data + t0 * g.grad_x.row, g.grad_x.row, g.grad_x.col},
-                                   nullptr,
-                                   width,
-                                   g.accumulate});
+                               OutputEpilogue<T>{panels.k, from_row(g.grad_x, t0), nullptr, width,
+                                                 g.accumulate});
             }
-            auto of_chunk = [&](Matrix<T> m) {
-                m.data = m.data ? m.data + f0 * m.row : nullptr;
-                return m;
-            };
+            auto of_chunk = [&](const Matrix<T> &m) { return from_row(m, f0); };
             const auto x_panels = [=](int64_t t) {
-                return MatrixPanels<T>{
-                    {x_rows.data + t * x_rows.row, x_rows.row, x_rows.col}, w.d, width, false};
+                return MatrixPanels<T>{from_row(x_rows, t), w.d, width, false};
             };
             if (needs.gate && needs.up)
                 panels.weight_gradient({grads, both, width, part.f}, both, w.d, tokens, x_panels,
@@ -175,26 +165,19 @@ void add_backward_panels(const Build<T> &build, BackwardGroup<T> &g, const Plan 
                 panels.weight_gradient({needs.gate ? dgate : dup, both, width, part.f}, part.f, w.d,
                                        tokens, x_panels,
                                        of_chunk(needs.gate ? g.grad_gate : g.grad_up), {}, add);
+            const Matrix<T> down_turned = from_row(transposed(g.grad_down), f0); // [units][d]
             if (needs.down && one_slice) {
-                Matrix<T> out = g.grad_down;
-                out.data += f0 * out.col;
                 panels.weight_gradient(
                     {dy, w.d, width, w.d}, w.d, part.f, tokens,
                     [=](int64_t t) { return UnitPanels<T>{h + t * part.f, part.f, width, width}; },
-                    out, {}, add);
+                    transposed(down_turned), {}, add);
             } else if (needs.down) { // dy's panels are gone: units are rows, the result goes out
                                      // turned
                 const auto dy_panels = [=](int64_t t) {
-                    return MatrixPanels<T>{
-                        {dy_rows.data + t * dy_rows.row, dy_rows.row, dy_rows.col},
-                        w.d,
-                        width,
-                        false};
+                    return MatrixPanels<T>{from_row(dy_rows, t), w.d, width, false};
                 };
-                panels.weight_gradient(
-                    {h, part.f, width, part.f}, part.f, w.d, tokens, dy_panels,
-                    {g.grad_down.data + f0 * g.grad_down.col, g.grad_down.col, g.grad_down.row}, {},
-                    add);
+                panels.weight_gradient({h, part.f, width, part.f}, part.f, w.d, tokens, dy_panels,
+                                       down_turned, {}, add);
             }
             if (needs.b_gate)
                 panels.bias_gradient({dgate, 0, 0}, both, part.f, tokens, of_chunk(g.grad_b_gate),

@@ -81,10 +81,6 @@ template <class T> struct HiddenGradient {
     }
 };
 
-template <class T> Matrix<T> from_row(const Matrix<T> &m, int64_t row) {
-    return {m.data ? m.data + row * m.row : nullptr, m.row, m.col};
-}
-
 // A group's buffers, and the phases of one chunk.
 template <class T> class Backward {
   public:
@@ -130,7 +126,7 @@ template <class T> class Backward {
             dy = {dy_, ldx_, 1};
             s.phase();
         }
-        if (g_.grad_b_down.data) rows_.bias_gradient(dy, w_.d, tokens, g_.grad_b_down, add);
+        if (g_.grad_b_down.data) panels_.bias_gradient(dy, 0, w_.d, tokens, g_.grad_b_down, add);
         if (!needs_.preactivation) return;
         for (int64_t f0 = 0; f0 < w_.f; f0 += plan_.ff_chunk) {
             const Weights<T> part = slice_units(w_, f0, std::min(plan_.ff_chunk, w_.f - f0));
@@ -268,7 +264,7 @@ template <class T> class Backward {
             rows_.weight_gradient(dy, w_.d, h, part.f, tokens, out, add);
         }
         auto bias = [&](const Matrix<const T> &from, const Matrix<T> &out) {
-            if (out.data) rows_.bias_gradient(from, part.f, tokens, from_row(out, f0), add);
+            if (out.data) panels_.bias_gradient(from, 0, part.f, tokens, from_row(out, f0), add);
         };
         bias(dgate, g_.grad_b_gate);
         bias(dup, g_.grad_b_up);

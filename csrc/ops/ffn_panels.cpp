@@ -40,10 +40,8 @@ template <class T> void add_forward_panels(const Build<T> &build, const ForwardG
             down.carried = f0 > 0;
             down.finish = last;
             build.schedule.phase();
-            panels.product(
-                down, w.d, {WeightRows<T>{part.down, {}}}, {hidden},
-                OutputEpilogue<T>{
-                    panels.k, {g.y.data + t0 * g.y.row, g.y.row, g.y.col}, w.b_down, width, false});
+            panels.product(down, w.d, {WeightRows<T>{part.down, {}}}, {hidden},
+                           OutputEpilogue<T>{panels.k, from_row(g.y, t0), w.b_down, width, false});
             // The next chunk's x is packed beside the last product of this one.
             if (last && t0 + plan.token_chunk < g.tokens) pack_x(t0 + plan.token_chunk);
         }

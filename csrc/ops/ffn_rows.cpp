@@ -73,7 +73,7 @@ template <class T> void add_forward_rows(const Build<T> &build, const ForwardGro
 
     for (int64_t t0 = 0; t0 < g.tokens; t0 += chunk) {
         const int64_t tokens = std::min(chunk, g.tokens - t0);
-        const Matrix<const T> from{g.x.data + t0 * g.x.row, g.x.row, g.x.col};
+        const Matrix<const T> from = from_row(g.x, t0);
         if (copy) {
             s.phase();
             rows.copy(from, tokens, w.d, copied, ldx);
@@ -85,7 +85,7 @@ template <class T> void add_forward_rows(const Build<T> &build, const ForwardGro
             s.phase();
             add_up_rows(build, part, x, tokens, h, ldh, saved.from(t0, f0));
 
-            const Matrix<T> y{g.y.data + t0 * g.y.row, g.y.row, g.y.col};
+            const Matrix<T> y = from_row(g.y, t0);
             auto output = [=](int64_t r, int64_t n, int64_t, int64_t col, int64_t cols, T *c) {
                 k->store(c, width, n, cols, w.b_down ? w.b_down + col : nullptr, 0, 1,
                          y.data + r * y.row + col * y.col, y.row, y.col, false);

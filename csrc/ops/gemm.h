@@ -190,22 +190,22 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         return b.get(k_, p, block.k, block.depth, s_.b);
     }
 
-    // What the tiles of a panel fetch into L2, each its part: B's next block. soon: fetch_soon().
+    // What the tiles of a panel fetch into L2, each its part: B's next block. Bytes from tile to
+    // tile, from k to k, from run to run; soon: fetch_soon().
     struct Ahead {
         const char *data = nullptr;
-        int64_t tile = 0, step = 0,
-                run = 0; // bytes from tile to tile, from k to k, from run to run
+        int64_t tile = 0, step = 0, run = 0;
         bool soon = false;
     };
     Ahead fetch_plan(const Later &next, const Panel<T> &panel, int64_t depth, int64_t tiles) const {
         if constexpr (kFetches) {
-            if (!next.b || depth == 0) return {};
-            if constexpr (kCopies)
-                if (next.b->copies()) return {};
-            const char *data = next.b->line(next.panel, next.k);
-            const int64_t step = next.b->line_step();
-            if (step != next.b->line_bytes()) return {data, 0, 0, 0, panel.data != s_.b};
-            const int64_t bytes = next.depth * step / (tiles * next.share); // in one piece: evenly
+            const char *data = next.b ? next.b->line(next.panel, next.k) : nullptr;
+            if (b_->line_step() != b_->line_bytes()) { // lines far apart
+                if (panel.ld == w_.panel) return {};   // but copied
+                return {data ? data : (const char *)panel.data, 0, 0, 0, true};
+            }
+            if (!data || depth == 0) return {};
+            const int64_t bytes = next.depth * b_->line_step() / (tiles * next.share); // evenly
             return {data + next.part * tiles * bytes, bytes, bytes / depth,
                     kRunLength * bytes / depth, false};
         }

@@ -2,8 +2,8 @@
 // the tiles of a weight gradient go.
 //
 //   A  WeightRows    gate | up | down, in place; or copied where k is not contiguous in memory
-//      StridedRows   any matrix in place: tokens (x, h, dgate), or its columns for a weight
-//      gradient PanelRows     token panels read across: rows are units, k is tokens
+//      StridedRows   any matrix in place: tokens (x, h, dgate), or columns of such a one
+//      PanelRows     token panels read across: rows are units, k is tokens
 //   B  TokenPanels   prepared panels of tokens [panel][k][width]
 //      PackedPanels  packed weights
 //      RawPanels     raw weights (few tokens): turned in registers, in place, or packed by blocks

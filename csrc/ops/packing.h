@@ -24,6 +24,11 @@ template <class T> struct Matrix {
     int64_t row = 0, col = 0;
 };
 
+template <class T> Matrix<T> from_row(const Matrix<T> &m, int64_t row) {
+    return {m.data ? m.data + row * m.row : nullptr, m.row, m.col};
+}
+template <class T> Matrix<T> transposed(const Matrix<T> &m) { return {m.data, m.col, m.row}; }
+
 // The weights of one expert. Raw: gate, up [f, d], down [d, f]; packed: the two panel buffers.
 // Biases are contiguous.
 template <class T> struct Weights {

@@ -153,13 +153,11 @@ template <class T> struct Panels {
     }
 };
 
-// Weight rows as the forward pass reads them, and their transposes as the backward pass does.
+// Weight rows as the forward pass reads them, and their columns as the backward pass does.
 template <class T> WeightRows<T> up_rows(const Weights<T> &w) {
     return {w.gated ? w.gate : w.up, w.gated ? w.up : Matrix<const T>{}};
 }
-template <class T> WeightRows<T> transposed(const Matrix<const T> &m) {
-    return {{m.data, m.col, m.row}, {}};
-}
+template <class T> WeightRows<T> columns(const Matrix<const T> &m) { return {transposed(m), {}}; }
 
 // Preactivations -> h (and saved). Called by the up phase for each finished tile.
 template <class T> struct HiddenEpilogue {

@@ -245,11 +245,8 @@ def measure_case(
         before, quiet = quiet, limits.quiet()
         rounds.append((before and quiet, took, limit, bound))
         passed, calm = time.perf_counter() - start, sum(r[0] for r in rounds)
-        if len(rounds) >= MIN_ROUNDS and passed >= seconds and calm >= MIN_ROUNDS:
-            break
-        if len(rounds) >= MIN_ROUNDS and passed >= PATIENCE * seconds:
-            break
-        if calm >= MAX_ROUNDS:
+        enough = (passed >= seconds and calm >= MIN_ROUNDS) or calm >= MAX_ROUNDS
+        if len(rounds) >= MIN_ROUNDS and (enough or passed >= PATIENCE * seconds):
             break
     counted = [r for r in rounds if r[0]]
     if len(counted) < MIN_ROUNDS:

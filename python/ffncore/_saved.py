@@ -2,8 +2,8 @@
 
     panels of 64 tokens, [f][64] each, gate's before up's; the last one is [f][rest, rounded up]
 
-so that a panel is what the backward pass multiplies with, as it lies there. The memory is used
-again when the last of a Saved is gone (_memory.py). Tests: tests/test_saved.py.
+as tiles of the forward pass leave them. Every way through the backward pass reads this one layout.
+The memory is used again when the last of a Saved is gone (_memory.py). Tests: tests/test_saved.py.
 """
 
 from __future__ import annotations
