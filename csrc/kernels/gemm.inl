@@ -1,12 +1,14 @@
 // The micro-kernel, written once for every ISA and dtype.
 //
-//   c [MR][NV * W] (+)= sum_k A(r, k) * b[k][NV * W],   k < depth <= 512
+//   c [MR][NV * W] (+)= sum_k A(r, k) * b[k][NV * W],   block by block
 //
 // MR * NV accumulators stay in registers; each step of k loads NV vectors of b and broadcasts MR
 // elements of A. Vectors run over outputs, never over k, so each output is one fma chain in
-// increasing k: the contract's block, with the same bits for every tile shape. 14 x 2 and 6 x 4
-// AVX-512 vectors use 28 and 24 of 32 accumulators and need 16 and 10 loads for 28 and 24 fma: the
-// two fma ports are the limit, not the two load ports. AVX2 has 16 registers: 6 x 2.
+// increasing k within a block of 512: the contract, with the same bits for every tile shape. A
+// call may run through several blocks: starting one and what the driver does before it costs 2 to
+// 4 % of 512 steps. 14 x 2 and 6 x 4 AVX-512 vectors use 28 and 24 of 32 accumulators and need 16
+// and 10 loads for 28 and 24 fma: the two fma ports are the limit, not the two load ports. AVX2 has
+// 16 registers: 6 x 2.
 // A has two base pointers, half of the rows each: gate and up share a tile, and seven row offsets
 // fit the address registers.
 #pragma once
@@ -19,12 +21,6 @@ template <class F, int NV, int MR> void tile(const TileArgs<typename F::T> &t) {
     using V = typename F::V;
     constexpr int half = (MR + 1) / 2;
     constexpr int64_t kRun = 16; // floats in a cache line: a run of k is one line of a row of A
-    V acc[MR][NV];
-#pragma GCC unroll 16
-    for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) acc[r][v] = F::zero();
-
     const int64_t row = t.row, step = t.step, ldb = t.ldb;
     const T *b = t.b;
     // Without a wish it is c, which is in L1 soon anyhow: no branch in the loop.
@@ -32,43 +28,55 @@ template <class F, int NV, int MR> void tile(const TileArgs<typename F::T> &t) {
     const int64_t fetch_step = t.prefetch ? t.prefetch_step : 0;
     const int64_t fetch_jump = t.prefetch ? t.prefetch_jump : 0;
     const int64_t fetch_run = t.prefetch ? t.prefetch_run - kRun * fetch_step : 0;
-    for (int64_t k0 = 0, s = 0; k0 < t.depth; k0 += t.segment, ++s) {
-        const T *a0 = t.a0 + s * t.jump, *a1 = t.a1 + s * t.jump;
-        const int64_t n = t.depth - k0 < t.segment ? t.depth - k0 : t.segment;
-        const auto one_k = [&]() __attribute__((always_inline)) {
-            V bv[NV];
-#pragma GCC unroll 4
-            for (int v = 0; v < NV; ++v) bv[v] = F::load(b + v * F::W);
+    bool add = t.add;
+    int64_t k0 = 0, s = 0;
+    do {
+        V acc[MR][NV];
 #pragma GCC unroll 16
-            for (int r = 0; r < MR; ++r) {
-                const V av = F::set1(r < half ? a0[r * row] : a1[(r - half) * row]);
+        for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
-                for (int v = 0; v < NV; ++v) acc[r][v] = F::fma(av, bv[v], acc[r][v]);
-            }
-            __builtin_prefetch(prefetch, 0, 2);
-            if (NV == 2) __builtin_prefetch(prefetch + 64, 0, 2);
-            prefetch += fetch_step;
-            a0 += step;
-            a1 += step;
-            b += ldb;
-        };
-        for (int64_t run = n / kRun; run > 0; --run) {
-#pragma GCC unroll 4
-            for (int k = 0; k < kRun; ++k) one_k();
-            prefetch += fetch_run;
-        }
-        for (int64_t k = n % kRun; k > 0; --k) one_k();
-        prefetch += fetch_jump;
-    }
+            for (int v = 0; v < NV; ++v) acc[r][v] = F::zero();
 
-    T *c = t.c;
-#pragma GCC unroll 16
-    for (int r = 0; r < MR; ++r, c += t.ldc)
+        const int64_t end = t.depth - k0 < kBlock ? t.depth : k0 + kBlock;
+        for (; k0 < end; k0 += t.segment, ++s) {
+            const T *a0 = t.a0 + s * t.jump, *a1 = t.a1 + s * t.jump;
+            const int64_t n = end - k0 < t.segment ? end - k0 : t.segment;
+            const auto one_k = [&]() __attribute__((always_inline)) {
+                V bv[NV];
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) {
-            const V sum = t.add ? F::add(F::load(c + v * F::W), acc[r][v]) : acc[r][v];
-            F::store(c + v * F::W, sum);
+                for (int v = 0; v < NV; ++v) bv[v] = F::load(b + v * F::W);
+#pragma GCC unroll 16
+                for (int r = 0; r < MR; ++r) {
+                    const V av = F::set1(r < half ? a0[r * row] : a1[(r - half) * row]);
+#pragma GCC unroll 4
+                    for (int v = 0; v < NV; ++v) acc[r][v] = F::fma(av, bv[v], acc[r][v]);
+                }
+                __builtin_prefetch(prefetch, 0, 2);
+                if (NV == 2) __builtin_prefetch(prefetch + 64, 0, 2);
+                prefetch += fetch_step;
+                a0 += step;
+                a1 += step;
+                b += ldb;
+            };
+            for (int64_t run = n / kRun; run > 0; --run) {
+#pragma GCC unroll 4
+                for (int k = 0; k < kRun; ++k) one_k();
+                prefetch += fetch_run;
+            }
+            for (int64_t k = n % kRun; k > 0; --k) one_k();
+            prefetch += fetch_jump;
         }
+
+        T *c = t.c;
+#pragma GCC unroll 16
+        for (int r = 0; r < MR; ++r, c += t.ldc)
+#pragma GCC unroll 4
+            for (int v = 0; v < NV; ++v) {
+                const V sum = add ? F::add(F::load(c + v * F::W), acc[r][v]) : acc[r][v];
+                F::store(c + v * F::W, sum);
+            }
+        add = true;
+    } while (k0 < t.depth);
 }
 
 // A few tokens (MR) times W raw rows of weights. W x W elements of b are turned in registers, then

@@ -23,7 +23,8 @@ constexpr int kTileGap =
     32; // elements between copied tiles, so that their stores spread over L1's sets
 constexpr int kMaxRows = 14; // rows of a tile: 14 x 2 vectors = 28 of 32 AVX-512 registers
 
-// One tile: c[r][v] (+)= sum_k A(r, k) * b[k][v], k < depth <= kBlock, one fma chain per element.
+// One tile: c[r][v] (+)= sum_k A(r, k) * b[k][v], k < depth: one fma chain per element and block,
+// added to c one after the other.
 // A(r, k) = (r < half ? a0 + r * row : a1 + (r - half) * row)[(k % segment) * step
 //           + (k / segment) * jump], half = (rows + 1) / 2.
 template <class T> struct TileArgs {

@@ -54,12 +54,20 @@ template <class T> void fetch_lines(const T *first, int64_t row, int64_t rows, i
     }
 }
 
+// What one call of the micro-kernel takes of a sum, where both operands hold it in one piece. A step
+// of 1536 leaves a strip of rows in L2 its 170 rows; a longer sum goes by 1024, with 256 rows.
+inline int64_t sum_step(int64_t depth) {
+    constexpr int64_t kWhole = 3 * kBlock, kLong = 2 * kBlock;
+    return depth <= kWhole ? std::max(round_up(depth, kBlock), kBlock) : kLong;
+}
+
 // How a product walks. Rows are counted in units of A: a unit is one row, or (pair) a row of gate
 // and the same row of up, which share a tile: then the tile's upper half is gate, the lower up.
 template <class T> struct Walk {
     int64_t depth;     // length of the sum
     int64_t cols;      // columns of C
     int64_t panel;     // columns of a panel of B
+    int64_t step = kBlock; // see sum_step()
     int64_t tile_rows; // units per tile, at most
     bool pair = false;
     bool rows_outer = true;    // the rows stream, the panels stay; else the other way round
@@ -110,19 +118,19 @@ template <class T, class A, class B, class Epilogue> class Multiply {
     };
 
     void strip(int64_t r0, int64_t r1, int64_t p0, int64_t p1) const {
-        const int64_t blocks = std::max<int64_t>(1, ceil_div(w_.depth, kBlock));
-        for (int64_t i = 0; i < blocks; ++i)
+        const int64_t steps = std::max<int64_t>(1, ceil_div(w_.depth, w_.step));
+        for (int64_t i = 0; i < steps; ++i)
             for (int term = 0; term < terms_; ++term) {
-                const int64_t k = i * kBlock;
+                const int64_t k = i * w_.step;
                 const Block block{r0,
                                   r1,
                                   p0,
                                   p1,
                                   k,
-                                  std::min(kBlock, w_.depth - k),
+                                  std::min(w_.step, w_.depth - k),
                                   term,
                                   w_.carried || i + term > 0,
-                                  w_.finish && i + 1 == blocks && term + 1 == terms_};
+                                  w_.finish && i + 1 == steps && term + 1 == terms_};
                 if (w_.rows_outer && !w_.rows_stay)
                     rows_outer(block);
                 else
@@ -255,17 +263,17 @@ template <class T, class A, class B, class Epilogue> class Multiply {
             later.part = p % later.share;
         }
         const int64_t next = p - later.part + later.share;
-        const int64_t rest = w_.depth - block.k - kBlock; // of the sum, after this block
+        const int64_t rest = w_.depth - block.k - block.depth; // of the sum, after this step
         auto at = [&](int term, int64_t panel, int64_t k, int64_t depth) {
             later.b = b_ + term, later.panel = panel, later.k = k, later.depth = depth;
             return later;
         };
         if constexpr (kFetches && !kCopies) // packed panels one by one: in memory's order
-            if (!w_.rows_outer && w_.strip == 1) return at(0, p, block.k + kBlock, block.depth);
+            if (!w_.rows_outer && w_.strip == 1) return at(0, p, block.k + block.depth, block.depth);
         if (next < block.p1) return at(block.term, next, block.k, block.depth);
         if (block.term + 1 < terms_) return at(block.term + 1, block.p0, block.k, block.depth);
-        if (rest > 0) return at(0, block.p0, block.k + kBlock, std::min(kBlock, rest));
-        if (next < end_) return at(0, next, 0, std::min(kBlock, w_.depth));
+        if (rest > 0) return at(0, block.p0, block.k + block.depth, std::min(w_.step, rest));
+        if (next < end_) return at(0, next, 0, std::min(w_.step, w_.depth));
         return {};
     }
 
@@ -286,7 +294,7 @@ template <class T, class A, class B, class Epilogue> class Multiply {
     // Where the sums of the tile at unit r, panel p are.
     T *sums(const Block &block, int64_t r, int64_t p) const {
         if (w_.carry) return w_.carry + (p * w_.carry_rows + r) * unit_ * w_.panel;
-        if (terms_ == 1 && w_.depth <= kBlock) return s_.tile;
+        if (terms_ == 1 && w_.depth <= w_.step) return s_.tile;
         const int64_t at = (p - block.p0) * (block.r1 - block.r0) + r - block.r0;
         return s_.sums + at * unit_ * w_.panel;
     }

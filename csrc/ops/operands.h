@@ -22,7 +22,7 @@
 namespace ffncore {
 
 template <class T> RowTile<T> halves(const T *a0, int64_t n, int64_t row, int64_t step) {
-    return {a0, a0 + (n + 1) / 2 * row, row, step, kBlock, 0};
+    return {a0, a0 + (n + 1) / 2 * row, row, step, kBlock, kBlock * step};
 }
 
 template <class T> struct StridedRows {

@@ -35,11 +35,11 @@ struct RowBlocking {
     int64_t strip; // panels a strip
 
     // copies: panels are copied, a strip at a time, for each task.
-    RowBlocking(int64_t tokens, int64_t depth, int64_t tile, int64_t element, bool copies,
-                int64_t l2) {
+    RowBlocking(int64_t tokens, int64_t depth, int64_t step, int64_t tile, int64_t element,
+                bool copies, int64_t l2) {
         const int64_t whole = l2 / 2 / std::max<int64_t>(depth * element, 1);
-        const bool one = !copies && (depth <= kBlock || whole >= std::min<int64_t>(tokens, 256));
-        rows = std::max(one ? whole : l2 / 2 / (kBlock * element), tile);
+        const bool one = !copies && (depth <= step || whole >= std::min<int64_t>(tokens, 256));
+        rows = std::max(one ? whole : l2 / 2 / (step * element), tile);
         strip = one ? 1 : kPanelStrip;
         rows = std::min(rows, std::max<int64_t>(tokens, 1));
         rows = ceil_div(tokens, std::max<int64_t>(ceil_div(tokens, rows), 1));
@@ -86,9 +86,11 @@ template <class T> struct Rows {
         const std::array<Panels, 2> b{panels[0], panels[terms - 1]};
         bool copies = false;
         if constexpr (requires { b[0].copies(); }) copies = b[0].copies();
-        const RowBlocking blocks(tokens, depth * terms, tile, sizeof(T), copies, build.call.l2);
         Walk<T> walk{};
         walk.depth = depth;
+        if constexpr (requires { b[0].share(); }) walk.step = sum_step(depth); // packed weights
+        const RowBlocking blocks(tokens, depth * terms, walk.step, tile, sizeof(T), copies,
+                                 build.call.l2);
         walk.panel = width;
         walk.cols = cols;
         walk.tile_rows = tile;
@@ -99,7 +101,7 @@ template <class T> struct Rows {
         walk.carry_rows = tokens;
         walk.carried = !carry.first;
         walk.finish = carry.last;
-        const bool sums = !carry.sums && (depth > kBlock || terms > 1);
+        const bool sums = !carry.sums && (depth > walk.step || terms > 1);
         build.scratch.need(0, (copies ? blocks.strip : 1) * kBlock * width,
                            sums ? blocks.rows * blocks.strip * width : 0);
         // The grid's "rows" are panels here: they are what is cut finely.
