@@ -4,19 +4,20 @@
                           [--threads N] [--rounds N] [--python zentorch=PATH] [--json FILE]
 
 Each peer lives in a process of its own (peer_worker.py), pinned to the same CPUs. In each round
-every peer runs some 50 ms of the case, one after the other, while the rest wait; then the machine's
-limit is measured. A disturbance so hits all alike; what ran while somebody else worked on the cores
-is left out where enough remains. Told are the medians: how much longer than ffncore, and which
-share of the limit. A peer that is not installed is left
-out with a line that says how to install it. Results are compared with each other before any timing.
+every peer runs some 50 ms of the case, one after the other, while the rest are stopped: the threads
+of some spin for long after their work. Then the machine's limit is measured. A disturbance so hits
+all alike; what ran while somebody else worked on the cores is left out where enough remains. Told
+are the medians: how much longer than ffncore, and which share of the limit. A peer that is not
+installed is left out with a line that says how to install it. Results are compared with each other
+before any timing.
 """
 
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
-import time
 from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import product
@@ -33,8 +34,6 @@ from ffncore.config import active_isa
 WORKER = Path(__file__).with_name("peer_worker.py")
 SHAPES = ("minilm", "bert-base", "smollm2-135m", "llama-3.2-1b", "llama-3.1-8b", "falcon-7b")
 ROUND_SECONDS = 0.05
-# Threads of some peers spin after their work (OpenBLAS: some 25 ms); they get time to fall asleep.
-SETTLE_SECONDS = 0.06
 ENOUGH = 3  # quiet rounds of a peer; with fewer, all its rounds count
 AGREE = 1e-3  # results that are further apart, of the largest, are not the same work
 
@@ -60,15 +59,20 @@ class Worker:
         return json.loads(line) if line else {"error": "the process has ended"}
 
     def ask(self, **message):
+        self.process.send_signal(signal.SIGCONT)
         try:
             print(json.dumps(message), file=self.process.stdin, flush=True)
+            return self.read()
         except BrokenPipeError:
             return {"error": "the process has ended"}
-        return self.read()
+        finally:
+            self.process.send_signal(signal.SIGSTOP)
 
     def close(self):
+        self.process.send_signal(signal.SIGCONT)
         self.process.stdin.close()
         self.process.wait()
+        self.process.stdout.close()
 
 
 def start(names, pythons, threads):
@@ -120,7 +124,6 @@ def run_case(workers, shape, tokens, mode, limits, rounds):
     for number in range(rounds):
         # In another order each time, so that none always follows the same neighbour.
         for worker in Random(number).sample(able, len(able)):
-            time.sleep(SETTLE_SECONDS)
             before = limits.quiet()
             seconds = worker.ask(do="round", repeats=worker.repeats)["seconds"]
             times[worker.name].append([before and limits.quiet(), seconds, 0.0])

@@ -37,6 +37,16 @@ def caption(rows):
     )
 
 
+def disturbance(rows):
+    """A sentence: how much of the measurement had the cores to itself."""
+    ours = [row for row in rows["peer"] if row["peer"] == "ffncore"]
+    quiet, all_rounds = (sum(r[key] for r in ours) for key in ("quiet_rounds", "rounds"))
+    return (
+        f"In {quiet} of ffncore's {all_rounds} rounds nobody else worked on the cores "
+        "(neighbours on the same hardware cost every side up to 40 %)"
+    )
+
+
 def wrapped(text, figure):
     """Lines that fit the figure in a font of 7 points."""
     return "\n".join(textwrap.wrap(text, int(20 * figure.get_figwidth())))
@@ -138,7 +148,7 @@ def table(rows, errors):
                     + " | ".join("-" if o is None else f"{o['ratio']:.2f} x" for o in others)
                     + " |"
                 )
-    return "\n".join([*lines, "", caption(rows) + "."])
+    return "\n".join([*lines, "", f"{caption(rows)}. {disturbance(rows)}."])
 
 
 def insert(readme, text):

@@ -4,6 +4,8 @@ import argparse
 import importlib.util
 import json
 import sys
+import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -232,6 +234,7 @@ def test_compare_of_no_results(tmp_path, capsys):
 def peer(name, ratio, mode="infer"):
     sizes = {"shape": "minilm", "d": 384, "f": 1536, "tokens": 128, "mode": mode}
     speed = {"gflops": 300.0, "ratio": ratio, "share": 0.9, "seconds": 1e-3}
+    speed |= {"rounds": 9, "quiet_rounds": 2}
     return {"kind": "peer", "peer": name, **sizes, **speed}
 
 
@@ -244,6 +247,7 @@ def test_table_between_markers():
     }
     text = plot.table(rows, {"minilm": "1.0e-07 (2.0e-07)"})
     assert "| minilm (384 x 1536) | infer | 128 | 300 | 0.90 | 1.0e-07 (2.0e-07) | 2.50 x |" in text
+    assert "In 4 of ffncore's 18 rounds nobody else worked on the cores" in text
     assert "| - |" in plot.table(rows, {})
     readme = f"before\n{plot.BEGIN}\nold\n{plot.END}\nafter\n"
     once = plot.insert(readme, text)
@@ -298,3 +302,18 @@ def test_peers_that_disagree_are_found():
     peers = tool("peers")
     assert peers.agree({"ffncore": [1.0, 2.0], "a": [1.0, 2.0001], "b": [1.0, 2.1]}) == ["b"]
     assert peers.agree({"ffncore": [1.0, 2.0], "c": [1.0, float("nan")]}) == ["c"]
+
+
+@in_tree
+def test_a_peer_stands_still_until_it_is_asked():
+    worker = tool("peers").Worker("numpy", sys.executable, 1)
+    assert "version" in worker.read()
+    shape = asdict(_shapes.Shape("tiny", 8, 16, "gelu", bias=True))
+    assert "check" in worker.ask(do="setup", shape=shape, tokens=3, mode="infer")
+    stat = Path(f"/proc/{worker.process.pid}/stat")
+    until = time.monotonic() + 10
+    while stat.read_text("utf-8").rpartition(")")[2].split()[0] != "T":
+        assert time.monotonic() < until
+    assert worker.ask(do="round", repeats=1)["seconds"] > 0
+    worker.close()
+    assert worker.process.returncode == 0
