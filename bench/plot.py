@@ -41,10 +41,7 @@ def disturbance(rows):
     """A sentence: how much of the measurement had the cores to itself."""
     ours = [row for row in rows["peer"] if row["peer"] == "ffncore"]
     quiet, all_rounds = (sum(r[key] for r in ours) for key in ("quiet_rounds", "rounds"))
-    return (
-        f"In {quiet} of ffncore's {all_rounds} rounds nobody else worked on the cores "
-        "(neighbours on the same hardware cost every side up to 40 %)"
-    )
+    return f"In {quiet} of ffncore's {all_rounds} rounds nobody else worked on the cores"
 
 
 def wrapped(text, figure):

@@ -22,12 +22,6 @@ def declarations():
     return "\n".join(line for line in text.splitlines() if not line.startswith("#"))
 
 
-"""The C ABI, called through cffi from the installed header and library, against the Python API.
-
-This keeps ffncore.h true: cffi takes sizes and offsets from its text alone. Both ways run the same
-kernels, so results are compared bit by bit.
-"""
-
 ffi = cffi.FFI()
 ffi.cdef(declarations())
 lib = ffi.dlopen(str(PACKAGE / "libffncore.so"))
@@ -87,8 +81,12 @@ def forward_args(x, y, w, kind, saved=ffi.NULL):
     return args
 
 
+def said():
+    return ffi.string(lib.ffncore_last_error()).decode()
+
+
 def check(status):
-    assert status == lib.FFNCORE_OK, ffi.string(lib.ffncore_last_error()).decode()
+    assert status == lib.FFNCORE_OK, said()
 
 
 def layer(dtype, gated=True, biases=True, tokens=37, d=70, f=130):
@@ -103,10 +101,6 @@ def layer(dtype, gated=True, biases=True, tokens=37, d=70, f=130):
         b_down=draw(2 * d)[::2] if biases else None,
     )
     return draw(tokens, d), w
-
-
-def said():
-    return ffi.string(lib.ffncore_last_error()).decode()
 
 
 def refused(status, sentence):

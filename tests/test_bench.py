@@ -5,6 +5,7 @@ import importlib.util
 import json
 import sys
 import time
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -306,14 +307,13 @@ def test_peers_that_disagree_are_found():
 
 @in_tree
 def test_a_peer_stands_still_until_it_is_asked():
-    worker = tool("peers").Worker("numpy", sys.executable, 1)
-    assert "version" in worker.read()
     shape = asdict(_shapes.Shape("tiny", 8, 16, "gelu", bias=True))
-    assert "check" in worker.ask(do="setup", shape=shape, tokens=3, mode="infer")
-    stat = Path(f"/proc/{worker.process.pid}/stat")
-    until = time.monotonic() + 10
-    while stat.read_text("utf-8").rpartition(")")[2].split()[0] != "T":
-        assert time.monotonic() < until
-    assert worker.ask(do="round", repeats=1)["seconds"] > 0
-    worker.close()
+    with closing(tool("peers").Worker("numpy", sys.executable, 1)) as worker:
+        assert "version" in worker.read()
+        assert "check" in worker.ask(do="setup", shape=shape, tokens=3, mode="infer")
+        stat = Path(f"/proc/{worker.process.pid}/stat")
+        until = time.monotonic() + 10
+        while stat.read_text("utf-8").rpartition(")")[2].split()[0] != "T":
+            assert time.monotonic() < until
+        assert worker.ask(do="round", repeats=1)["seconds"] > 0
     assert worker.process.returncode == 0

@@ -34,8 +34,9 @@ PLANS = {
 }
 
 # T, d, f: several blocks of 512 of one dimension each, then all of them at once in the fast levels.
-SIZES = [(1, 33, 70), (9, 1100, 35), (9, 35, 1100), (1090, 19, 23), (70, 67, 130)]
-LARGE = (1090, 530, 1100)
+# From 1536 on the micro-kernel takes a sum over packed weights in steps.
+SIZES = [(1, 33, 70), (9, 1100, 35), (9, 35, 1100), (1090, 19, 23), (70, 67, 130), (17, 7, 1700)]
+LARGE = (1090, 530, 1700)
 
 ACTIVATIONS = {
     True: fc.Activation("silu", alpha=1.702, limit=0.9, up_offset=1.0),

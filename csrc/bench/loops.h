@@ -32,6 +32,12 @@ double now() {
     return std::chrono::duration<double>(clock::now().time_since_epoch()).count();
 }
 
+struct FmaLoop {
+    const char *isa, *dtype;
+    double flops_per_step;
+    void (*run)(int64_t steps);
+};
+
 #if defined(__x86_64__)
 // clang-format off
 #define LOW_REGISTERS "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",      \
@@ -59,40 +65,28 @@ double now() {
 const float kF32[2] = {0.8147237f, -0.9057919f};
 const double kF64[2] = {0.81472368639, -0.90579193707};
 
-struct FmaLoop {
-    const char *isa, *dtype;
-    double flops_per_step;
-    void (*run)(int64_t steps);
-};
+#define FMA_RUN(values, ...)                                                                       \
+    [](int64_t steps) {                                                                            \
+        const auto *x_value = values, *y_value = values + 1;                                       \
+        FMA_LOOP(__VA_ARGS__);                                                                     \
+    }
 
-template <int bits> void fma_f32(int64_t steps) {
-    const float *x_value = kF32, *y_value = kF32 + 1;
-    if constexpr (bits == 512)
-        FMA_LOOP("ps", "zmm", "vbroadcastss", "vpxord", "zmm", ACC24, "30", "31");
-    else if constexpr (bits == 256)
-        FMA_LOOP("ps", "ymm", "vbroadcastss", "vxorps", "xmm", ACC12, "14", "15");
-    else
-        FMA_LOOP("ss", "xmm", "vmovss", "vxorps", "xmm", ACC12, "14", "15");
-}
-
-template <int bits> void fma_f64(int64_t steps) {
-    const double *x_value = kF64, *y_value = kF64 + 1;
-    if constexpr (bits == 512)
-        FMA_LOOP("pd", "zmm", "vbroadcastsd", "vpxord", "zmm", ACC24, "30", "31");
-    else if constexpr (bits == 256)
-        FMA_LOOP("pd", "ymm", "vbroadcastsd", "vxorps", "xmm", ACC12, "14", "15");
-    else
-        FMA_LOOP("sd", "xmm", "vmovsd", "vxorps", "xmm", ACC12, "14", "15");
-}
-
+// clang-format off
 const FmaLoop kFmaLoops[] = {
-    {"avx512", "float32", 24 * 16 * 2, fma_f32<512>},
-    {"avx512", "float64", 24 * 8 * 2, fma_f64<512>},
-    {"avx2", "float32", 12 * 8 * 2, fma_f32<256>},
-    {"avx2", "float64", 12 * 4 * 2, fma_f64<256>},
-    {"scalar", "float32", 12 * 2, fma_f32<0>},
-    {"scalar", "float64", 12 * 2, fma_f64<0>},
+    {"avx512", "float32", 24 * 16 * 2,
+     FMA_RUN(kF32, "ps", "zmm", "vbroadcastss", "vpxord", "zmm", ACC24, "30", "31")},
+    {"avx512", "float64", 24 * 8 * 2,
+     FMA_RUN(kF64, "pd", "zmm", "vbroadcastsd", "vpxord", "zmm", ACC24, "30", "31")},
+    {"avx2", "float32", 12 * 8 * 2,
+     FMA_RUN(kF32, "ps", "ymm", "vbroadcastss", "vxorps", "xmm", ACC12, "14", "15")},
+    {"avx2", "float64", 12 * 4 * 2,
+     FMA_RUN(kF64, "pd", "ymm", "vbroadcastsd", "vxorps", "xmm", ACC12, "14", "15")},
+    {"scalar", "float32", 12 * 2,
+     FMA_RUN(kF32, "ss", "xmm", "vmovss", "vxorps", "xmm", ACC12, "14", "15")},
+    {"scalar", "float64", 12 * 2,
+     FMA_RUN(kF64, "sd", "xmm", "vmovsd", "vxorps", "xmm", ACC12, "14", "15")},
 };
+// clang-format on
 
 bool has_fma() { return __builtin_cpu_supports("avx") && __builtin_cpu_supports("fma"); }
 bool wide_loads() { return __builtin_cpu_supports("avx512f"); }
@@ -167,11 +161,6 @@ void read_bytes(const char *p, int64_t bytes) {
                      : "memory", "cc", "xmm0", "xmm1");
 }
 #else
-struct FmaLoop {
-    const char *isa, *dtype;
-    double flops_per_step;
-    void (*run)(int64_t steps);
-};
 const FmaLoop kFmaLoops[] = {{"", "", 0, nullptr}};
 bool has_fma() { return false; }
 int64_t imul_chain(int64_t) { return 0; }

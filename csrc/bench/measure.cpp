@@ -19,6 +19,7 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+
 #include "../core/cpu.h"
 #include "../kernels/kernels.h"
 #include "loops.h"

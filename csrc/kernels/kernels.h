@@ -24,7 +24,7 @@ constexpr int kTileGap =
 constexpr int kMaxRows = 14; // rows of a tile: 14 x 2 vectors = 28 of 32 AVX-512 registers
 
 // One tile: c[r][v] (+)= sum_k A(r, k) * b[k][v], k < depth: one fma chain per element and block,
-// added to c one after the other.
+// added to c one after the other. Beyond a block, segment divides kBlock.
 // A(r, k) = (r < half ? a0 + r * row : a1 + (r - half) * row)[(k % segment) * step
 //           + (k / segment) * jump], half = (rows + 1) / 2.
 template <class T> struct TileArgs {

@@ -86,24 +86,17 @@ void pack_tiles(const typename F::T *src, int64_t row, int64_t step, int64_t row
                     dst[k * kStep + r] = src[(r0 + r) * row + k * step];
         return;
     }
-    // One pass over k for all tiles, so that a row of src is read once, in order; by lines of dst.
-    constexpr int64_t kTogether = 64 / (kStep * sizeof(T)) > 1 ? 64 / (kStep * sizeof(T)) : 1;
-    for (int64_t k = 0; k < depth; k += kTogether, dst += kTogether * kStep) {
+    // One pass over k for all tiles, so that a row of src is read once, in order.
+    for (int64_t k = 0; k < depth; ++k, dst += kStep) {
         const T *from = src + k * step;
-        const int64_t n = smaller(depth - k, kTogether);
-        for (int64_t i = 0; i < n && k + i + kAhead < depth; ++i)
+        if (k + kAhead < depth)
             for (int64_t r = 0; r < rows + kLine<T> - 1; r += kLine<T>)
-                __builtin_prefetch(from + (i + kAhead) * step + smaller(r, rows - 1));
+                __builtin_prefetch(from + kAhead * step + smaller(r, rows - 1));
         int64_t r = 0, at = 0;
-        if (n == kTogether)
-            for (; r + kStep <= rows; r += tile, at += size) // whole stride readable
-#pragma GCC unroll 2
-                for (int i = 0; i < kTogether; ++i)
-                    __builtin_memcpy(dst + at + i * kStep, from + i * step + r, kStep * sizeof(T));
+        for (; r + kStep <= rows; r += tile, at += size) // whole stride readable
+            __builtin_memcpy(dst + at, from + r, kStep * sizeof(T));
         for (; r < rows; r += tile, at += size)
-            for (int64_t i = 0; i < n; ++i)
-                for (int64_t j = 0; j < smaller(rows - r, tile); ++j)
-                    dst[at + i * kStep + j] = from[i * step + r + j];
+            for (int64_t i = 0; i < smaller(rows - r, tile); ++i) dst[at + i] = from[r + i];
     }
 }
 

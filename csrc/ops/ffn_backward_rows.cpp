@@ -126,7 +126,7 @@ template <class T> class Backward {
             dy = {dy_, ldx_, 1};
             s.phase();
         }
-        if (g_.grad_b_down.data) panels_.bias_gradient(dy, 0, w_.d, tokens, g_.grad_b_down, add);
+        if (needs_.b_down) panels_.bias_gradient(dy, 0, w_.d, tokens, g_.grad_b_down, add);
         if (!needs_.preactivation) return;
         for (int64_t f0 = 0; f0 < w_.f; f0 += plan_.ff_chunk) {
             const Weights<T> part = slice_units(w_, f0, std::min(plan_.ff_chunk, w_.f - f0));
@@ -138,7 +138,7 @@ template <class T> class Backward {
             hidden_gradient(part, dy, tokens, pre);
             s.phase();
             if (g_.xielu) xielu_groups(part.f, tokens, pre);
-            if (g_.grad_x.data) input_gradient(part, tokens, t0, f0);
+            if (needs_.x) input_gradient(part, tokens, t0, f0);
             parameter_gradients(part, x, dy, tokens, f0, add);
             s.phase();
             if (g_.xielu) xielu_.add_chunk(s, f0, part.f, tokens, t0 == 0);

@@ -54,21 +54,14 @@ template <class T> void fetch_lines(const T *first, int64_t row, int64_t rows, i
     }
 }
 
-// What one call of the micro-kernel takes of a sum, where both operands hold it in one piece. A
-// step of 1536 leaves a strip of rows in L2 its 170 rows; a longer sum goes by 1024, with 256 rows.
-inline int64_t sum_step(int64_t depth) {
-    constexpr int64_t kWhole = 3 * kBlock, kLong = 2 * kBlock;
-    return depth <= kWhole ? std::max(round_up(depth, kBlock), kBlock) : kLong;
-}
-
 // How a product walks. Rows are counted in units of A: a unit is one row, or (pair) a row of gate
 // and the same row of up, which share a tile: then the tile's upper half is gate, the lower up.
 template <class T> struct Walk {
     int64_t depth;         // length of the sum
     int64_t cols;          // columns of C
     int64_t panel;         // columns of a panel of B
-    int64_t step = kBlock; // see sum_step()
     int64_t tile_rows;     // units per tile, at most
+    int64_t step = kBlock; // of the sum that a call of the micro-kernel takes: whole blocks
     bool pair = false;
     bool rows_outer = true;    // the rows stream, the panels stay; else the other way round
     int64_t strip = INT64_MAX; // units (rows_outer) or panels per strip
@@ -103,7 +96,7 @@ template <class T, class A, class B, class Epilogue> class Multiply {
     }
 
   private:
-    struct Block {
+    struct Block {              // or several, a step
         int64_t r0, r1, p0, p1; // the strip
         int64_t k, depth;
         int term;

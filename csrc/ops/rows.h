@@ -13,6 +13,7 @@
 
 #include <array>
 #include <cstring>
+#include <type_traits>
 
 namespace ffncore {
 
@@ -30,16 +31,24 @@ template <class T> bool rows_spread(int64_t stride) {
     return stride * (int64_t)sizeof(T) % 4096 != 0;
 }
 
+// The step of a sum over packed weights, which hold it in one piece. In half of 2 MB of L2, 1536
+// leaves room for 170 rows of float, so that a longer sum goes by 1024, with 256 rows.
+inline int64_t sum_step(int64_t depth) {
+    constexpr int64_t kWhole = 3 * kBlock, kPart = 2 * kBlock;
+    return depth <= kWhole ? round_up(std::max<int64_t>(depth, 1), kBlock) : kPart;
+}
+
 struct RowBlocking {
     int64_t rows;  // tokens a task
     int64_t strip; // panels a strip
 
     // copies: panels are copied, a strip at a time, for each task.
-    RowBlocking(int64_t tokens, int64_t depth, int64_t step, int64_t tile, int64_t element,
-                bool copies, int64_t l2) {
-        const int64_t whole = l2 / 2 / std::max<int64_t>(depth * element, 1);
-        const bool one = !copies && (depth <= step || whole >= std::min<int64_t>(tokens, 256));
-        rows = std::max(one ? whole : l2 / 2 / (step * element), tile);
+    template <class T>
+    RowBlocking(const Walk<T> &walk, int64_t tokens, int terms, bool copies, int64_t l2) {
+        const int64_t room = l2 / 2 / (int64_t)sizeof(T), depth = walk.depth * terms;
+        const int64_t whole = room / std::max<int64_t>(depth, 1);
+        const bool one = !copies && (depth <= walk.step || whole >= std::min<int64_t>(tokens, 256));
+        rows = std::max(one ? whole : room / walk.step, walk.tile_rows);
         strip = one ? 1 : kPanelStrip;
         rows = std::min(rows, std::max<int64_t>(tokens, 1));
         rows = ceil_div(tokens, std::max<int64_t>(ceil_div(tokens, rows), 1));
@@ -88,12 +97,11 @@ template <class T> struct Rows {
         if constexpr (requires { b[0].copies(); }) copies = b[0].copies();
         Walk<T> walk{};
         walk.depth = depth;
-        if constexpr (requires { b[0].share(); }) walk.step = sum_step(depth); // packed weights
-        const RowBlocking blocks(tokens, depth * terms, walk.step, tile, sizeof(T), copies,
-                                 build.call.l2);
+        if (std::is_same_v<Panels, PackedPanels<T>>) walk.step = sum_step(depth);
         walk.panel = width;
         walk.cols = cols;
         walk.tile_rows = tile;
+        const RowBlocking blocks(walk, tokens, terms, copies, build.call.l2);
         walk.rows_outer = false;
         walk.strip = blocks.strip;
         walk.full_panels = true;
