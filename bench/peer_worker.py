@@ -3,7 +3,8 @@
 Started by peers.py as `python peer_worker.py NAME THREADS`, perhaps with another interpreter: it
 needs numpy and the peer, nothing else. It reads JSON lines and answers each with one:
 
-    {"do": "setup", "shape": {...}, "tokens": T, "mode": "infer" | "train"}  -> {"check": [...]}
+    {"do": "setup", "shape": {...}, "tokens": T, "mode": "infer" | "train", "dtype": name}
+                                                                             -> {"check": [...]}
     {"do": "round", "repeats": n}                                            -> {"seconds": of one}
     {"do": "quit"}
 
@@ -59,6 +60,8 @@ def numpy_peer(w, x, grad_y, spec):
     """numpy has no erf: a polynomial good to 1.5e-7 (Abramowitz and Stegun, 7.1.26)."""
     import numpy as np
 
+    if x.dtype.itemsize == 2:
+        raise ValueError("numpy multiplies 16-bit matrices one number at a time")
     one = x.dtype.type
     act = spec["activation"]
 
@@ -142,11 +145,21 @@ def torch_peer(w, x, grad_y, spec, compiled=None):
     }[spec["activation"]]
     train = spec["mode"] == "train"
 
+    def to_torch(array):  # numpy's bfloat16 is not torch's, but it has the same bits
+        if x.dtype.name != "bfloat16":
+            return torch.from_numpy(array)
+        return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
+
+    def to_numpy(tensor):
+        if x.dtype.name != "bfloat16":
+            return tensor.numpy()
+        return tensor.view(torch.int16).numpy().view(x.dtype)
+
     class Layer(torch.nn.Module):
         def __init__(self):
             super().__init__()
             for name, array in w.items():
-                tensor = None if array is None else torch.from_numpy(array)
+                tensor = None if array is None else to_torch(array)
                 parameter = None if tensor is None else torch.nn.Parameter(tensor, train)
                 self.register_parameter(name, parameter)
 
@@ -158,7 +171,7 @@ def torch_peer(w, x, grad_y, spec, compiled=None):
             return linear(activation(gate) * up, self.down, self.b_down)
 
     layer = Layer()
-    tx, tg = torch.from_numpy(x).requires_grad_(train), torch.from_numpy(grad_y)
+    tx, tg = to_torch(x).requires_grad_(train), to_torch(grad_y)
     run = layer
     if compiled is not None:
         import torch._inductor.config as config
@@ -171,7 +184,7 @@ def torch_peer(w, x, grad_y, spec, compiled=None):
 
         def infer():
             with torch.no_grad():
-                return run(tx).numpy()
+                return to_numpy(run(tx))
 
         return infer
 
@@ -180,7 +193,7 @@ def torch_peer(w, x, grad_y, spec, compiled=None):
         tx.grad = None
         y = run(tx)
         y.backward(tg)
-        return y.detach().numpy(), tx.grad.numpy(), layer.up.grad.numpy()
+        return to_numpy(y.detach()), to_numpy(tx.grad), to_numpy(layer.up.grad)
 
     return step
 
@@ -247,14 +260,17 @@ PEERS = {
 }
 
 
-def arrays(shape):
+def arrays(shape, dtype="float32"):
     """The same numbers in every worker: weights, x, grad_y."""
     import numpy as np
 
-    def make(seed, *size):
+    if dtype == "bfloat16":
+        from ml_dtypes import bfloat16 as dtype
+
+    def make(seed, *size, scale=None):
         a = np.random.default_rng(seed).standard_normal(size, dtype=np.float32)
-        a *= size[-1] ** -0.5 if len(size) == 2 else 1
-        return a
+        a *= scale or (size[-1] ** -0.5 if len(size) == 2 else 1)
+        return a.astype(dtype, copy=False)
 
     d, f, gated, bias = shape["d"], shape["f"], shape["gated"], shape["bias"]
     weights = {
@@ -265,7 +281,7 @@ def arrays(shape):
         "b_up": make(5, f) if bias else None,
         "b_down": make(6, d) if bias else None,
     }
-    return weights, lambda t: make(7, t, d) * d**0.5, lambda t: make(8, t, d) * d**0.5
+    return weights, lambda t: make(7, t, d, scale=1), lambda t: make(8, t, d, scale=1)
 
 
 def check(result):
@@ -298,10 +314,11 @@ def main():
             if message["do"] == "setup":
                 call = None
                 shape, tokens = message["shape"], message["tokens"]
-                if kept != shape:
+                wanted = shape, message["dtype"]
+                if kept != wanted:
                     data = None
                     gc.collect()
-                    kept, data = shape, arrays(shape)
+                    kept, data = wanted, arrays(*wanted)
                 spec = {**shape, "mode": message["mode"], "threads": threads}
                 call = build(data[0], data[1](tokens), data[2](tokens), spec)
                 answer(check=check(call()))

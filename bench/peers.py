@@ -1,7 +1,8 @@
 """ffncore beside numpy, torch, JAX and zentorch: the same work, interleaved round by round.
 
     python bench/peers.py [--shapes a,b] [--tokens 1,128] [--modes infer,train] [--peers a,b]
-                          [--threads N] [--rounds N] [--python zentorch=PATH] [--json FILE]
+                          [--dtype bfloat16] [--threads N] [--rounds N]
+                          [--python zentorch=PATH] [--json FILE]
 
 Each peer lives in a process of its own (peer_worker.py), pinned to the same CPUs. In each round
 every peer runs some 50 ms of the case, one after the other, while the rest are stopped: the threads
@@ -35,7 +36,9 @@ WORKER = Path(__file__).with_name("peer_worker.py")
 SHAPES = ("minilm", "bert-base", "smollm2-135m", "llama-3.2-1b", "llama-3.1-8b", "falcon-7b")
 ROUND_SECONDS = 0.05
 ENOUGH = 3  # quiet rounds of a peer; with fewer, all its rounds count
-AGREE = 1e-3  # results that are further apart, of the largest, are not the same work
+# Results that are further apart, of the largest, are not the same work. In 16 bits some peers round
+# between every two steps.
+AGREE = {"float32": 1e-3, "bfloat16": 6e-2, "float16": 1e-2}
 
 
 class Worker:
@@ -90,22 +93,25 @@ def start(names, pythons, threads):
     return present, versions
 
 
-def agree(answers):
+def agree(answers, dtype="float32"):
     """Names whose numbers are not ffncore's."""
     expected = answers["ffncore"]
     scale = max(abs(v) for v in expected)
     return [
         name
         for name, values in answers.items()
-        if not all(abs(a - b) <= AGREE * scale for a, b in zip(values, expected, strict=True))
+        if not all(
+            abs(a - b) <= AGREE[dtype] * scale for a, b in zip(values, expected, strict=True)
+        )
     ]
 
 
-def run_case(workers, shape, tokens, mode, limits, rounds):
+def run_case(workers, shape, tokens, mode, dtype, limits, rounds):
     """One dictionary for each peer."""
     answers, able = {}, []
     for worker in workers:
-        reply = worker.ask(do="setup", shape=asdict(shape), tokens=tokens, mode=mode)
+        case = {"shape": asdict(shape), "tokens": tokens, "mode": mode, "dtype": dtype}
+        reply = worker.ask(do="setup", **case)
         if "check" in reply:
             answers[worker.name] = reply["check"]
             able.append(worker)
@@ -113,13 +119,14 @@ def run_case(workers, shape, tokens, mode, limits, rounds):
             print(f"  {worker.name}: {reply['error']}")
     if "ffncore" not in answers:
         return []
-    for name in agree(answers):
+    for name in agree(answers, dtype):
         print(f"  {name}: other results than ffncore; left out")
         able = [worker for worker in able if worker.name != name]
     for worker in able:
         seconds = worker.ask(do="round", repeats=1)["seconds"]
         worker.repeats = max(1, int(ROUND_SECONDS / max(seconds, 1e-9)))
-    work = cost(shape, tokens, "train" if mode == "train" else "packed", 4)
+    itemsize = 4 if dtype == "float32" else 2
+    work = cost(shape, tokens, "train" if mode == "train" else "packed", itemsize)
     times = {worker.name: [] for worker in able}  # of rounds: (quiet, seconds, limit)
     for number in range(rounds):
         # In another order each time, so that none always follows the same neighbour.
@@ -144,6 +151,7 @@ def run_case(workers, shape, tokens, mode, limits, rounds):
                 "f": shape.f,
                 "tokens": tokens,
                 "mode": mode,
+                "dtype": dtype,
                 "threads": limits.threads,
                 "seconds": seconds,
                 "gflops": work.flops / seconds / 1e9,
@@ -163,6 +171,7 @@ def parse(argv):
     add("--tokens", default=",".join(str(t) for t in TOKENS))
     add("--modes", default="infer,train")
     add("--peers", default=",".join(PEERS))
+    add("--dtype", default="float32", choices=tuple(AGREE))
     add("--threads", type=int, default=len(os.sched_getaffinity(0)))
     add("--rounds", type=int, default=9)
     add("--python", action="append", default=[], metavar="PEER=PATH", help="another interpreter")
@@ -185,7 +194,7 @@ def parse(argv):
 
 def main(argv=None):
     args = parse(argv)
-    limits = Limits(active_isa(), "float32", args.threads)
+    limits = Limits(active_isa(), args.dtype, args.threads)
     with ExitStack() as stack:
         workers, versions = start(args.peers, args.python, args.threads)
         for worker in workers:
@@ -202,10 +211,10 @@ def main(argv=None):
             print(f"peers: {error}")
             return 1
         keep({**machine_facts(limits.isa, args.threads), "versions": versions})
-        keep({"kind": "peak", "isa": limits.isa, "dtype": "float32", **peak})
+        keep({"kind": "peak", "isa": limits.isa, "dtype": args.dtype, **peak})
         for shape, mode, tokens in product(args.shapes, args.modes, args.tokens):
             print(f"{shape.name}, {tokens} tokens, {mode}", flush=True)
-            for row in run_case(workers, shape, tokens, mode, limits, args.rounds):
+            for row in run_case(workers, shape, tokens, mode, args.dtype, limits, args.rounds):
                 keep(row)
                 print(
                     f"  {row['peer']:>14} {1e3 * row['seconds']:10.4f} ms {row['gflops']:7.1f} "

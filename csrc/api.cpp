@@ -3,6 +3,7 @@
 // Costs are in api_cost.cpp, packed weights in api_pack.cpp.
 #include "include/ffncore.h"
 
+#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -23,9 +24,9 @@ ffncore_status done(bool ran) {
     return ran ? FFNCORE_OK : fail(FFNCORE_OUT_OF_MEMORY, "out of memory for the workspace");
 }
 
-template <class T> void zero(const Matrix<T> &m, int64_t rows, int64_t cols) {
+void zero(const Output &m, int64_t rows, int64_t cols) {
     for (int64_t i = 0; m.data && i < rows; ++i)
-        for (int64_t j = 0; j < cols; ++j) m.data[i * m.row + j * m.col] = 0;
+        for (int64_t j = 0; j < cols; ++j) std::memset(m.at(i, j), 0, size_t(m.bytes()));
 }
 
 // No tokens: the gradients of the weights are sums of nothing.
@@ -50,27 +51,27 @@ void xielu_gradients(const double (&sums)[2], const ffncore_activation &a, bool 
 }
 
 template <class T> ffncore_status forward(const ffncore_forward_args &a) {
-    Biases<T> biases;
-    const Weights<T> weights = weights_of<T>(a.weights, biases);
+    Biases<T> biases(kernels<T>(a.x.dtype));
+    const Weights<T> weights = weights_of<T>(a.weights, a.x.dtype, biases);
     const std::vector<ForwardGroup<T>> groups{forward_group<T>(a, weights, true)};
-    const Call<T> call = call_of<T>(a.activation, weights, a.x.rows);
+    const Call<T> call = call_of<T>(a.activation, weights, a.x);
     if (a.x.rows == 0) return FFNCORE_OK;
     std::optional<Line> line;
     if (verbose())
-        line.emplace("ffn_forward", a.dtype, call.threads, forward_request(call, groups[0]));
+        line.emplace("ffn_forward", a.x.dtype, call.threads, forward_request(call, groups[0]));
     return done(ffn_forward(call, groups));
 }
 
 template <class T> ffncore_status backward(const ffncore_backward_args &a) {
-    Biases<T> biases;
-    const Weights<T> weights = weights_of<T>(a.weights, biases);
+    Biases<T> biases(kernels<T>(a.x.dtype));
+    const Weights<T> weights = weights_of<T>(a.weights, a.x.dtype, biases);
     std::vector<BackwardGroup<T>> groups{backward_group<T>(a, weights, true)};
     BackwardGroup<T> &g = groups[0];
-    const Call<T> call = call_of<T>(a.activation, weights, g.tokens);
+    const Call<T> call = call_of<T>(a.activation, weights, a.x);
     if (g.tokens > 0) {
         std::optional<Line> line;
         if (verbose())
-            line.emplace("ffn_backward", a.dtype, call.threads, backward_request(call, g));
+            line.emplace("ffn_backward", a.x.dtype, call.threads, backward_request(call, g));
         if (!ffn_backward(call, groups)) return done(false);
     } else if (!g.accumulate) {
         zero_gradients(g);
@@ -83,10 +84,10 @@ template <class T> ffncore_status backward(const ffncore_backward_args &a) {
 template <class T> ffncore_status activation(const ffncore_activation_args &a, bool back) {
     Elementwise<T> e = elementwise<T>(a, back);
     const bool gated = a.gate.data;
-    const Call<T> call = elementwise_call<T>(a.activation, gated, e.rows * e.cols);
+    const Call<T> call = elementwise_call<T>(a.activation, gated, a.up);
     std::optional<Line> line;
     if (verbose())
-        line.emplace(back ? "activation_backward" : "activation_forward", a.dtype, gated,
+        line.emplace(back ? "activation_backward" : "activation_forward", a.up.dtype, gated,
                      call.threads,
                      "rows=" + std::to_string(e.rows) + " cols=" + std::to_string(e.cols));
     if (!back) {
@@ -98,12 +99,15 @@ template <class T> ffncore_status activation(const ffncore_activation_args &a, b
     return FFNCORE_OK;
 }
 
-// run(T()) for the arguments' element type, once they are known to be there.
-template <class Args, class Run> ffncore_status with_args(const Args *args, const Run &run) {
+// run(T()) for what the arguments are computed in, once they are known to be there. `main` is the
+// matrix that tells.
+template <class Args, class Run>
+ffncore_status with_args(const Args *args, const ffncore_matrix Args::*main, const char *name,
+                         const Run &run) {
     return guarded([&] {
         require(args, "args is NULL");
         check_size("args", args->size, sizeof *args);
-        return with_dtype(args->dtype, run);
+        return with_dtype(name, (args->*main).dtype, run);
     });
 }
 
@@ -136,19 +140,23 @@ void ffncore_activation_init(ffncore_activation *a, int32_t kind) {
 }
 
 ffncore_status ffncore_ffn_forward(const ffncore_forward_args *args) {
-    return with_args(args, [&](auto t) { return forward<decltype(t)>(*args); });
+    return with_args(args, &ffncore_forward_args::x, "x.dtype",
+                     [&](auto t) { return forward<decltype(t)>(*args); });
 }
 
 ffncore_status ffncore_ffn_backward(const ffncore_backward_args *args) {
-    return with_args(args, [&](auto t) { return backward<decltype(t)>(*args); });
+    return with_args(args, &ffncore_backward_args::x, "x.dtype",
+                     [&](auto t) { return backward<decltype(t)>(*args); });
 }
 
 ffncore_status ffncore_activation_forward(const ffncore_activation_args *args) {
-    return with_args(args, [&](auto t) { return activation<decltype(t)>(*args, false); });
+    return with_args(args, &ffncore_activation_args::up, "up.dtype",
+                     [&](auto t) { return activation<decltype(t)>(*args, false); });
 }
 
 ffncore_status ffncore_activation_backward(const ffncore_activation_args *args) {
-    return with_args(args, [&](auto t) { return activation<decltype(t)>(*args, true); });
+    return with_args(args, &ffncore_activation_args::up, "up.dtype",
+                     [&](auto t) { return activation<decltype(t)>(*args, true); });
 }
 
 // ---- instruction sets

@@ -41,21 +41,23 @@ std::string sizes_of(const PlanRequest &r) {
 
 void set_threads_always(bool always) { threads_always.store(always, std::memory_order_relaxed); }
 
-template <> const Kernels<float> &kernels<float>() { return table().f32; }
-template <> const Kernels<double> &kernels<double>() { return table().f64; }
+template <> const Kernels<float> &kernels<float>(int32_t dtype) {
+    return dtype == FFNCORE_BFLOAT16 ? table().bf16 : table().f32;
+}
+template <> const Kernels<double> &kernels<double>(int32_t) { return table().f64; }
 
 template <class T>
-Call<T> call_of(const ffncore_activation &a, const Weights<T> &w, int64_t tokens) {
+Call<T> call_of(const ffncore_activation &a, const Weights<T> &w, const ffncore_matrix &x) {
     const double weights = double(w.d) * double(w.f) * (w.gated ? 3 : 2);
-    const bool small =
-        weights * double(tokens) < kAloneMultiplyAdds && weights * sizeof(T) < kAloneBytes;
-    return {kernels<T>(), activation_params(a, w.gated), threads_for(small), l2_bytes()};
+    const bool small = weights * double(x.rows) < kAloneMultiplyAdds &&
+                       weights * double(element_bytes(w.type)) < kAloneBytes;
+    return {kernels<T>(x.dtype), activation_params(a, w.gated), threads_for(small), l2_bytes()};
 }
 
 template <class T>
-Call<T> elementwise_call(const ffncore_activation &a, bool gated, int64_t elements) {
-    return {kernels<T>(), activation_params(a, gated), threads_for(elements < kAloneElements),
-            l2_bytes()};
+Call<T> elementwise_call(const ffncore_activation &a, bool gated, const ffncore_matrix &m) {
+    return {kernels<T>(m.dtype), activation_params(a, gated),
+            threads_for(m.rows * m.cols < kAloneElements), l2_bytes()};
 }
 
 int packing_threads(int64_t bytes) { return threads_for(double(bytes) < kAloneBytes); }
@@ -71,14 +73,15 @@ Line::~Line() {
     const std::chrono::duration<double, std::milli> took =
         std::chrono::steady_clock::now() - start_;
     const KernelTable *const isa = current_isa();
-    std::fprintf(stderr, "ffncore %s %s %s %s isa=%s threads=%d %.3f ms\n", op_,
-                 dtype_ == FFNCORE_FLOAT32 ? "float32" : "float64", gated_ ? "gated" : "plain",
-                 sizes_.c_str(), isa ? isa->name : "none", threads_, took.count());
+    std::fprintf(stderr, "ffncore %s %s %s %s isa=%s threads=%d %.3f ms\n", op_, dtype_name(dtype_),
+                 gated_ ? "gated" : "plain", sizes_.c_str(), isa ? isa->name : "none", threads_,
+                 took.count());
 }
 
 #define FFNCORE_INSTANTIATE(T)                                                                     \
-    template Call<T> call_of<T>(const ffncore_activation &, const Weights<T> &, int64_t);          \
-    template Call<T> elementwise_call<T>(const ffncore_activation &, bool, int64_t);
+    template Call<T> call_of<T>(const ffncore_activation &, const Weights<T> &,                    \
+                                const ffncore_matrix &);                                           \
+    template Call<T> elementwise_call<T>(const ffncore_activation &, bool, const ffncore_matrix &);
 FFNCORE_INSTANTIATE(float)
 FFNCORE_INSTANTIATE(double)
 

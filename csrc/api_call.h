@@ -12,14 +12,14 @@ namespace ffncore {
 // For tests: a switch that makes small calls use all threads too.
 void set_threads_always(bool always);
 
-// Of the current instruction set.
-template <class T> const Kernels<T> &kernels();
+// Of the current instruction set, for arrays of this dtype.
+template <class T> const Kernels<T> &kernels(int32_t dtype);
 
 // num_threads(), or 1 for work that is over before a sleeping thread has woken up.
 template <class T>
-Call<T> call_of(const ffncore_activation &a, const Weights<T> &w, int64_t tokens);
+Call<T> call_of(const ffncore_activation &a, const Weights<T> &w, const ffncore_matrix &x);
 template <class T>
-Call<T> elementwise_call(const ffncore_activation &a, bool gated, int64_t elements);
+Call<T> elementwise_call(const ffncore_activation &a, bool gated, const ffncore_matrix &m);
 int packing_threads(int64_t bytes);
 
 // One line a call, printed with the time of its scope when that ends.

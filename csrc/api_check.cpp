@@ -29,16 +29,28 @@ void check_tokens(const ffncore_matrix &x, int64_t d) {
     check_sizes("x", x.rows, d);
 }
 
-// A matrix of gradients that may be absent.
-template <class T>
-Matrix<T> gradient(const char *name, const ffncore_matrix &m, int64_t rows, int64_t cols) {
+// A gradient that may be absent, of an array of dtype `primal`.
+Output gradient(const char *name, const ffncore_matrix &m, int64_t rows, int64_t cols,
+                int32_t primal) {
     if (!m.data) return {};
     check_matrix(name, m, rows, cols);
-    return matrix<T>(m);
+    check_number(name, m.dtype, primal);
+    return output(m);
 }
-template <class T> Matrix<T> gradient(const char *name, const ffncore_vector &v, int64_t length) {
+Output gradient(const char *name, const ffncore_vector &v, int64_t length, int32_t primal) {
+    if (!v.data) return {};
     check_vector(name, v, length);
-    return vector<T>(v);
+    check_number(name, v.dtype, primal);
+    return output(v);
+}
+
+bool is_narrow(int32_t dtype) { return dtype == FFNCORE_BFLOAT16 || dtype == FFNCORE_FLOAT16; }
+
+// Weights beside x.
+void check_weights_dtype(const char *name, int32_t dtype, int32_t x) {
+    check_dtype(name, dtype);
+    require(dtype == x || (x == FFNCORE_FLOAT32 && is_narrow(dtype)),
+            "%s has dtype %s; expected %s to match x", name, dtype_name(dtype), dtype_name(x));
 }
 
 } // namespace
@@ -82,9 +94,26 @@ ffncore_status failure() noexcept {
 
 // ---- checks
 
-void check_dtype(int32_t dtype) {
-    require(dtype == FFNCORE_FLOAT32 || dtype == FFNCORE_FLOAT64,
-            "dtype is %" PRId32 "; expected FFNCORE_FLOAT32 or FFNCORE_FLOAT64", dtype);
+const char *dtype_name(int32_t dtype) {
+    constexpr const char *kNames[] = {"float32", "float64", "bfloat16", "float16"};
+    return dtype >= 0 && dtype < kElements ? kNames[dtype] : "unknown";
+}
+
+void check_dtype(const char *name, int32_t dtype) {
+    require(dtype >= 0 && dtype < kElements,
+            "%s is %" PRId32 "; expected FFNCORE_FLOAT32, _FLOAT64, _BFLOAT16 or _FLOAT16", name,
+            dtype);
+}
+
+void check_same_dtype(const char *name, int32_t dtype, int32_t expected) {
+    require(dtype == expected, "%s has dtype %s; expected %s", name, dtype_name(dtype),
+            dtype_name(expected));
+}
+
+void check_number(const char *name, int32_t dtype, int32_t primal) {
+    require(dtype == primal || (is_narrow(primal) && dtype == FFNCORE_FLOAT32),
+            "%s has dtype %s; expected %s%s", name, dtype_name(dtype), dtype_name(primal),
+            is_narrow(primal) ? " or float32" : "");
 }
 
 void check_size(const char *name, size_t given, size_t expected) {
@@ -146,17 +175,16 @@ ActivationParams activation_params(const ffncore_activation &a, bool gated) {
     return p;
 }
 
-PackedHeader packed_header(const char *name, const void *packed, int32_t dtype) {
+PackedHeader packed_header(const char *name, const void *packed) {
     PackedHeader header;
     std::memcpy(&header, packed, sizeof header);
     require(header.magic == kPackedMagic, "%s is not what ffncore_pack wrote", name);
-    require(header.dtype == dtype, "%s was packed with another dtype", name);
     return header;
 }
 
 // ---- conversions
 
-template <class T> Weights<T> weight_shapes(const ffncore_weights &w) {
+template <class T> Weights<T> weight_shapes(const ffncore_weights &w, int32_t dtype) {
     check_size("weights", w.size, sizeof w);
     const int64_t f = w.up.rows, d = w.up.cols;
     require(f > 0 && d > 0,
@@ -166,27 +194,40 @@ template <class T> Weights<T> weight_shapes(const ffncore_weights &w) {
     out.d = d;
     out.f = f;
     out.gated = is_gated(w);
+    check_dtype("weights.up.dtype", w.up.dtype);
+    out.type = Element(w.up.dtype);
     if (w.packed) {
-        out.packed_up = out.packed_down = static_cast<const T *>(w.packed);
+        out.packed_up = out.packed_down = static_cast<const char *>(w.packed);
         return out;
     }
+    check_weights_dtype("weights.up", w.up.dtype, dtype);
     check_matrix("weights.up", w.up, f, d);
     check_matrix("weights.down", w.down, d, f);
-    if (out.gated) check_matrix("weights.gate", w.gate, f, d);
+    check_same_dtype("weights.down", w.down.dtype, out.type);
+    if (out.gated) {
+        check_matrix("weights.gate", w.gate, f, d);
+        check_same_dtype("weights.gate", w.gate.dtype, out.type);
+    }
     require(out.gated || !w.b_gate.data, "weights.b_gate is given, but weights.gate is not");
-    check_vector("weights.b_gate", w.b_gate, f);
-    check_vector("weights.b_up", w.b_up, f);
-    check_vector("weights.b_down", w.b_down, d);
-    out.gate = matrix<const T>(w.gate);
-    out.up = matrix<const T>(w.up);
-    out.down = matrix<const T>(w.down);
+    auto bias = [&](const char *name, const ffncore_vector &v, int64_t length) {
+        check_vector(name, v, length);
+        if (v.data) check_number(name, v.dtype, out.type);
+    };
+    bias("weights.b_gate", w.b_gate, f);
+    bias("weights.b_up", w.b_up, f);
+    bias("weights.b_down", w.b_down, d);
+    out.gate = input(w.gate);
+    out.up = input(w.up);
+    out.down = input(w.down);
     return out;
 }
 
-template <class T> Weights<T> weights_of(const ffncore_weights &w, Biases<T> &biases) {
-    Weights<T> out = weight_shapes<T>(w);
+template <class T>
+Weights<T> weights_of(const ffncore_weights &w, int32_t dtype, Biases<T> &biases) {
+    Weights<T> out = weight_shapes<T>(w, dtype);
     if (w.packed) {
-        const PackedHeader h = packed_header("weights.packed", w.packed, kDtype<T>);
+        const PackedHeader h = packed_header("weights.packed", w.packed);
+        check_weights_dtype("weights.packed", int32_t(h.dtype), dtype);
         require(h.d == out.d && h.f == out.f && (h.gated != 0) == out.gated,
                 "weights.packed was packed with another shape");
         return packed_view<T>(static_cast<const char *>(w.packed));
@@ -204,8 +245,9 @@ ForwardGroup<T> forward_group(const ffncore_forward_args &a, const Weights<T> &w
     if (run && a.x.rows > 0) {
         require(a.x.data, "x.data is NULL");
         check_matrix("y", a.y, a.x.rows, w.d);
+        check_same_dtype("y", a.y.dtype, a.x.dtype);
     }
-    return {w, a.x.rows, matrix<const T>(a.x), matrix<T>(a.y), static_cast<T *>(a.saved)};
+    return {w, a.x.rows, input(a.x), output(a.y), static_cast<char *>(a.saved)};
 }
 
 template <class T>
@@ -215,23 +257,24 @@ BackwardGroup<T> backward_group(const ffncore_backward_args &a, const Weights<T>
     if (run && a.x.rows > 0) {
         require(a.x.data, "x.data is NULL");
         check_matrix("grad_y", a.grad_y, a.x.rows, w.d);
+        check_same_dtype("grad_y", a.grad_y.dtype, a.x.dtype);
     }
     require(w.gated || (!a.grad_gate.data && !a.grad_b_gate.data),
             "grad_gate or grad_b_gate is given, but the block is plain");
     BackwardGroup<T> g{};
     g.weights = w;
     g.tokens = a.x.rows;
-    g.x = matrix<const T>(a.x);
-    g.grad_y = matrix<const T>(a.grad_y);
-    g.saved = static_cast<const T *>(a.saved);
+    g.x = input(a.x);
+    g.grad_y = input(a.grad_y);
+    g.saved = static_cast<const char *>(a.saved);
     g.accumulate = a.accumulate;
-    g.grad_x = gradient<T>("grad_x", a.grad_x, g.tokens, w.d);
-    g.grad_gate = gradient<T>("grad_gate", a.grad_gate, w.f, w.d);
-    g.grad_up = gradient<T>("grad_up", a.grad_up, w.f, w.d);
-    g.grad_down = gradient<T>("grad_down", a.grad_down, w.d, w.f);
-    g.grad_b_gate = gradient<T>("grad_b_gate", a.grad_b_gate, w.f);
-    g.grad_b_up = gradient<T>("grad_b_up", a.grad_b_up, w.f);
-    g.grad_b_down = gradient<T>("grad_b_down", a.grad_b_down, w.d);
+    g.grad_x = gradient("grad_x", a.grad_x, g.tokens, w.d, a.x.dtype);
+    g.grad_gate = gradient("grad_gate", a.grad_gate, w.f, w.d, w.type);
+    g.grad_up = gradient("grad_up", a.grad_up, w.f, w.d, w.type);
+    g.grad_down = gradient("grad_down", a.grad_down, w.d, w.f, w.type);
+    g.grad_b_gate = gradient("grad_b_gate", a.grad_b_gate, w.f, w.type);
+    g.grad_b_up = gradient("grad_b_up", a.grad_b_up, w.f, w.type);
+    g.grad_b_down = gradient("grad_b_down", a.grad_b_down, w.d, w.type);
     g.xielu = a.activation.kind == FFNCORE_XIELU && (a.grad_alpha_p || a.grad_alpha_n);
     return g;
 }
@@ -239,29 +282,33 @@ BackwardGroup<T> backward_group(const ffncore_backward_args &a, const Weights<T>
 template <class T> Elementwise<T> elementwise(const ffncore_activation_args &a, bool backward) {
     const int64_t rows = a.up.rows, cols = a.up.cols;
     check_sizes("up", rows, cols);
-    check_matrix("up", a.up, rows, cols);
-    if (a.gate.data) check_matrix("gate", a.gate, rows, cols);
+    const auto check = [&](const char *name, const ffncore_matrix &m) {
+        check_matrix(name, m, rows, cols);
+        check_same_dtype(name, m.dtype, a.up.dtype);
+    };
+    check("up", a.up);
+    if (a.gate.data) check("gate", a.gate);
     Elementwise<T> e{};
     e.rows = rows;
     e.cols = cols;
-    e.gate = matrix<const T>(a.gate);
-    e.up = matrix<const T>(a.up);
+    e.gate = input(a.gate);
+    e.up = input(a.up);
     if (!backward) {
-        check_matrix("h", a.h, rows, cols);
-        e.h = matrix<T>(a.h);
+        check("h", a.h);
+        e.h = output(a.h);
         return e;
     }
-    check_matrix("grad_h", a.grad_h, rows, cols);
-    e.grad_h = matrix<const T>(a.grad_h);
-    if (a.gate.data) e.grad_gate = gradient<T>("grad_gate", a.grad_gate, rows, cols);
-    e.grad_up = gradient<T>("grad_up", a.grad_up, rows, cols);
+    check("grad_h", a.grad_h);
+    e.grad_h = input(a.grad_h);
+    if (a.gate.data) e.grad_gate = gradient("grad_gate", a.grad_gate, rows, cols, a.up.dtype);
+    e.grad_up = gradient("grad_up", a.grad_up, rows, cols, a.up.dtype);
     e.xielu = a.activation.kind == FFNCORE_XIELU && (a.grad_alpha_p || a.grad_alpha_n);
     return e;
 }
 
 #define FFNCORE_INSTANTIATE(T)                                                                     \
-    template Weights<T> weight_shapes<T>(const ffncore_weights &);                                 \
-    template Weights<T> weights_of<T>(const ffncore_weights &, Biases<T> &);                       \
+    template Weights<T> weight_shapes<T>(const ffncore_weights &, int32_t);                        \
+    template Weights<T> weights_of<T>(const ffncore_weights &, int32_t, Biases<T> &);              \
     template ForwardGroup<T> forward_group<T>(const ffncore_forward_args &, const Weights<T> &,    \
                                               bool);                                               \
     template BackwardGroup<T> backward_group<T>(const ffncore_backward_args &, const Weights<T> &, \

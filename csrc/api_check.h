@@ -49,53 +49,65 @@ template <class Value, class Body> Value guarded_or(Value otherwise, const Body 
 
 // ---- checks; `name` begins the sentence
 
-void check_dtype(int32_t dtype);
+const char *dtype_name(int32_t dtype);
+void check_dtype(const char *name, int32_t dtype);
+void check_same_dtype(const char *name, int32_t dtype, int32_t expected);
 void check_size(const char *name, size_t given, size_t expected);
 // Sizes whose products, padded to panels, can be counted.
 void check_sizes(const char *name, int64_t rows, int64_t cols);
 void check_matrix(const char *name, const ffncore_matrix &m, int64_t rows, int64_t cols);
 void check_vector(const char *name, const ffncore_vector &v, int64_t length); // may be absent
+// Its dtype is that of `primal`, or float32 beside 16 bits.
+void check_number(const char *name, int32_t dtype, int32_t primal);
 ActivationParams activation_params(const ffncore_activation &a, bool gated);
-PackedHeader packed_header(const char *name, const void *packed, int32_t dtype);
+PackedHeader packed_header(const char *name, const void *packed);
 
 inline bool is_gated(const ffncore_weights &w) {
     return w.packed ? w.gate.rows > 0 : w.gate.data != nullptr;
 }
 
-// Chooses the element type once: run(T()) for float or double.
-template <class Run> auto with_dtype(int32_t dtype, const Run &run) {
-    check_dtype(dtype);
-    return dtype == FFNCORE_FLOAT32 ? run(float()) : run(double());
+// Chooses what is computed in: run(T()) for float or double.
+template <class Run> auto with_dtype(const char *name, int32_t dtype, const Run &run) {
+    check_dtype(name, dtype);
+    return dtype == FFNCORE_FLOAT64 ? run(double()) : run(float());
 }
-template <class T> constexpr int32_t kDtype = sizeof(T) == 4 ? FFNCORE_FLOAT32 : FFNCORE_FLOAT64;
 
 // ---- conversions
 
-template <class T> Matrix<T> matrix(const ffncore_matrix &m) {
-    return {static_cast<T *>(m.data), m.row_stride, m.col_stride};
+inline Input input(const ffncore_matrix &m) {
+    return {static_cast<const char *>(m.data), m.row_stride, m.col_stride, Element(m.dtype)};
 }
-template <class T> Matrix<T> vector(const ffncore_vector &v) {
-    return {static_cast<T *>(v.data), v.stride, 0};
+inline Output output(const ffncore_matrix &m) {
+    return {static_cast<char *>(m.data), m.row_stride, m.col_stride, Element(m.dtype)};
+}
+inline Output output(const ffncore_vector &v) {
+    return {static_cast<char *>(v.data), v.stride, 0, Element(v.dtype)};
 }
 
-// Biases of any stride, as the kernels want them: contiguous.
+// Biases of any stride and type, as the kernels want them: contiguous, of T.
 template <class T> class Biases {
   public:
+    explicit Biases(const Kernels<T> &kernels) : kernels_(kernels) {}
     const T *contiguous(const ffncore_vector &v) {
         const T *const data = static_cast<const T *>(v.data);
-        if (!data || v.stride == 1) return data;
-        copies_.emplace_back(v.length);
-        for (int64_t i = 0; i < v.length; ++i) copies_.back()[i] = data[i * v.stride];
-        return copies_.back().data();
+        if (!data || (v.stride == 1 && v.dtype == kOwn<T>)) return data;
+        const int64_t n = v.length;
+        copies_.emplace_back(n);
+        T *const copy = copies_.back().data();
+        kernels_.of[v.dtype].pack(data, v.stride, 0, n, 1, copy, n, n);
+        return copy;
     }
 
   private:
+    const Kernels<T> &kernels_;
     std::vector<std::vector<T>> copies_;
 };
 
-// Of weights alone the shapes, and whether they are packed and where: nothing is read.
-template <class T> Weights<T> weight_shapes(const ffncore_weights &w);
-template <class T> Weights<T> weights_of(const ffncore_weights &w, Biases<T> &biases);
+// Of weights alone the shapes, and whether they are packed and where: nothing is read. dtype: of x,
+// which they must fit.
+template <class T> Weights<T> weight_shapes(const ffncore_weights &w, int32_t dtype);
+template <class T>
+Weights<T> weights_of(const ffncore_weights &w, int32_t dtype, Biases<T> &biases);
 // run: x, y and grad_y must be there too.
 template <class T>
 ForwardGroup<T> forward_group(const ffncore_forward_args &a, const Weights<T> &w, bool run);

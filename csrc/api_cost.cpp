@@ -22,36 +22,46 @@ void fill_plan(ffncore_cost &c, const PlanRequest &request, int64_t workspace) {
     c.activations = double(request.tokens) * double(request.f);
 }
 
-// Every product of T x d x f reads one weight matrix, or writes the gradient of one.
+// A product of T x d x f reads a weight matrix.
 template <class T>
-void fill_work(ffncore_cost &c, const Weights<T> &w, int64_t tokens, int products) {
+void add_products(ffncore_cost &c, const Weights<T> &w, int64_t tokens, int products) {
     const double elements = double(w.d) * double(w.f) * products;
-    c.flops = 2 * elements * double(tokens);
-    c.bytes = elements * sizeof(T);
+    c.flops += 2 * elements * double(tokens);
+    c.bytes += elements * double(element_bytes(w.type));
+}
+// Or writes the gradient of one, which may be absent.
+template <class T>
+void add_gradient(ffncore_cost &c, const Weights<T> &w, int64_t tokens, const Output &gradient) {
+    if (!gradient.data) return;
+    const double elements = double(w.d) * double(w.f);
+    c.flops += 2 * elements * double(tokens);
+    c.bytes += elements * double(gradient.bytes());
 }
 
 template <class T> void cost_of(const ffncore_forward_args &a, bool packed, ffncore_cost &cost) {
-    Weights<T> w = weight_shapes<T>(a.weights);
+    Weights<T> w = weight_shapes<T>(a.weights, a.x.dtype);
     if (packed && !w.packed()) // only whether they are packed is looked at
         w.packed_up = w.packed_down = w.up.data;
     const std::vector<ForwardGroup<T>> groups{forward_group<T>(a, w, false)};
-    const Call<T> call = call_of<T>(a.activation, w, a.x.rows);
+    const Call<T> call = call_of<T>(a.activation, w, a.x);
     fill_plan(cost, forward_request(call, groups[0]), workspace_forward(call, groups));
-    fill_work(cost, w, a.x.rows, w.gated ? 3 : 2);
+    cost.flops = cost.bytes = 0;
+    add_products(cost, w, a.x.rows, w.gated ? 3 : 2);
 }
 
 template <class T> void cost_of(const ffncore_backward_args &a, ffncore_cost &cost) {
-    const Weights<T> w = weight_shapes<T>(a.weights);
+    const Weights<T> w = weight_shapes<T>(a.weights, a.x.dtype);
     std::vector<BackwardGroup<T>> groups{backward_group<T>(a, w, false)};
     const BackwardGroup<T> &g = groups[0];
-    const Call<T> call = call_of<T>(a.activation, w, g.tokens);
+    const Call<T> call = call_of<T>(a.activation, w, a.x);
     fill_plan(cost, backward_request(call, g), workspace_backward(call, groups));
     const int sides = w.gated ? 2 : 1;
     const Needs<T> needs(g);
     const bool recompute = !g.saved && needs.preactivation;
-    fill_work(cost, w, g.tokens,
-              (recompute ? sides : 0) + needs.dh + (needs.x ? sides : 0) + needs.gate + needs.up +
-                  needs.down);
+    cost.flops = cost.bytes = 0;
+    add_products(cost, w, g.tokens, (recompute ? sides : 0) + needs.dh + (needs.x ? sides : 0));
+    for (const Output *gradient : {&g.grad_gate, &g.grad_up, &g.grad_down})
+        add_gradient(cost, w, g.tokens, *gradient);
 }
 
 template <class Args, class Run>
@@ -61,7 +71,7 @@ ffncore_status guarded_cost(const Args *args, ffncore_cost *cost, const Run &run
         require(cost, "cost is NULL");
         check_size("args", args->size, sizeof *args);
         check_size("cost", cost->size, sizeof *cost);
-        with_dtype(args->dtype, run);
+        with_dtype("x.dtype", args->x.dtype, run);
         return FFNCORE_OK;
     });
 }
@@ -70,9 +80,9 @@ ffncore_status guarded_cost(const Args *args, ffncore_cost *cost, const Run &run
 
 int64_t ffncore_saved_bytes(int32_t dtype, int64_t tokens, int64_t d_ff, int32_t gated) {
     return guarded_or<int64_t>(-1, [&] {
-        check_dtype(dtype);
+        check_dtype("dtype", dtype);
         check_sizes("the hidden state", tokens, d_ff);
-        return saved_elements(tokens, d_ff, gated) * (dtype == FFNCORE_FLOAT32 ? 4 : 8);
+        return saved_elements(tokens, d_ff, gated) * element_bytes(Element(dtype));
     });
 }
 

@@ -31,40 +31,54 @@ void announce(std::optional<Line> &line, const char *op, const PackedHeader &h, 
                      "d=" + std::to_string(h.d) + " f=" + std::to_string(h.f));
 }
 
-template <class T> ffncore_status pack(const ffncore_weights &w, void *packed) {
+// What may be packed as dtype: the same, or float32 rounded to 16 bits.
+void check_packs_as(int32_t dtype, const ffncore_weights &w) {
+    check_dtype("dtype", dtype);
+    const int32_t from = w.up.dtype;
+    require(dtype == from || (from == FFNCORE_FLOAT32 && dtype != FFNCORE_FLOAT64),
+            "dtype is %s; expected the weights' %s%s", dtype_name(dtype), dtype_name(from),
+            from == FFNCORE_FLOAT32 ? ", bfloat16 or float16" : "");
+}
+
+template <class T> ffncore_status pack(int32_t dtype, const ffncore_weights &w, void *packed) {
     require(!w.packed, "weights are packed already");
-    Biases<T> biases;
-    const Weights<T> weights = weights_of<T>(w, biases);
-    const PackedHeader header = header_of(kDtype<T>, w);
-    const int threads = packing_threads(PackedLayout(sizeof(T), header).bytes);
+    const Kernels<T> &k = kernels<T>(FFNCORE_FLOAT32); // subnormals are kept
+    Biases<T> biases(k);
+    const Weights<T> weights = weights_of<T>(w, w.up.dtype, biases);
+    const PackedHeader header = header_of(dtype, w);
+    const int threads = packing_threads(PackedLayout(header).bytes);
     std::optional<Line> line;
     announce(line, "pack", header, threads);
-    pack_weights(weights, header, kernels<T>(), threads, static_cast<char *>(packed));
+    pack_weights(weights, header, k, threads, static_cast<char *>(packed));
     return FFNCORE_OK;
 }
 
-template <class T> ffncore_status unpack(const ffncore_weights &into, const void *packed) {
-    check_size("weights", into.size, sizeof into);
-    const PackedHeader h = packed_header("packed", packed, kDtype<T>);
+template <class T>
+ffncore_status unpack(const ffncore_weights &into, const PackedHeader &h, const void *packed) {
     const ffncore_matrix *const m[3] = {&into.gate, &into.up, &into.down};
     const ffncore_vector *const b[3] = {&into.b_gate, &into.b_up, &into.b_down};
     constexpr const char *kMatrices[3] = {"gate", "up", "down"};
     constexpr const char *kBiases[3] = {"b_gate", "b_up", "b_down"};
     const int64_t there[3] = {h.b_gate, h.b_up, h.b_down};
+    const int32_t dtype = int32_t(h.dtype);
     require(h.gated || !into.gate.data, "gate is given, but packed is of a plain block");
     for (int i = 0; i < 3; ++i) {
         const int64_t rows = i < 2 ? h.f : h.d;
-        if (m[i]->data) check_matrix(kMatrices[i], *m[i], rows, i < 2 ? h.d : h.f);
+        if (m[i]->data) {
+            check_matrix(kMatrices[i], *m[i], rows, i < 2 ? h.d : h.f);
+            check_number(kMatrices[i], m[i]->dtype, dtype);
+        }
         require(there[i] || !b[i]->data, "%s is given, but packed has none", kBiases[i]);
         check_vector(kBiases[i], *b[i], rows);
+        if (b[i]->data) check_number(kBiases[i], b[i]->dtype, dtype);
     }
-    const int threads = packing_threads(PackedLayout(sizeof(T), h).bytes);
+    const int threads = packing_threads(PackedLayout(h).bytes);
     std::optional<Line> line;
     announce(line, "unpack", h, threads);
     unpack_weights<T>(static_cast<const char *>(packed),
-                      {matrix<T>(into.gate), matrix<T>(into.up), matrix<T>(into.down)},
-                      {vector<T>(into.b_gate), vector<T>(into.b_up), vector<T>(into.b_down)},
-                      kernels<T>(), threads);
+                      {output(into.gate), output(into.up), output(into.down)},
+                      {output(into.b_gate), output(into.b_up), output(into.b_down)},
+                      kernels<T>(FFNCORE_FLOAT32), threads);
     return FFNCORE_OK;
 }
 
@@ -73,9 +87,10 @@ template <class T> ffncore_status unpack(const ffncore_weights &into, const void
 int64_t ffncore_packed_bytes(int32_t dtype, const ffncore_weights *weights) {
     return guarded_or<int64_t>(-1, [&] {
         require(weights, "weights is NULL");
-        return with_dtype(dtype, [&](auto t) {
-            weight_shapes<decltype(t)>(*weights);
-            return PackedLayout(sizeof t, header_of(dtype, *weights)).bytes;
+        check_packs_as(dtype, *weights);
+        return with_dtype("weights.up.dtype", weights->up.dtype, [&](auto t) {
+            weight_shapes<decltype(t)>(*weights, weights->up.dtype);
+            return PackedLayout(header_of(dtype, *weights)).bytes;
         });
     });
 }
@@ -84,14 +99,19 @@ ffncore_status ffncore_pack(int32_t dtype, const ffncore_weights *weights, void 
     return guarded([&] {
         require(weights, "weights is NULL");
         require(packed, "packed is NULL");
-        return with_dtype(dtype, [&](auto t) { return pack<decltype(t)>(*weights, packed); });
+        check_packs_as(dtype, *weights);
+        return with_dtype("weights.up.dtype", weights->up.dtype,
+                          [&](auto t) { return pack<decltype(t)>(dtype, *weights, packed); });
     });
 }
 
-ffncore_status ffncore_unpack(int32_t dtype, const ffncore_weights *into, const void *packed) {
+ffncore_status ffncore_unpack(const ffncore_weights *into, const void *packed) {
     return guarded([&] {
         require(into, "into is NULL");
         require(packed, "packed is NULL");
-        return with_dtype(dtype, [&](auto t) { return unpack<decltype(t)>(*into, packed); });
+        check_size("weights", into->size, sizeof *into);
+        const PackedHeader h = packed_header("packed", packed);
+        return with_dtype("packed's dtype", int32_t(h.dtype),
+                          [&](auto t) { return unpack<decltype(t)>(*into, h, packed); });
     });
 }

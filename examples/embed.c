@@ -9,7 +9,7 @@
 enum { T = 3, D = 8, F = 20 };
 
 static ffncore_matrix matrix(float *data, int64_t rows, int64_t cols) {
-    ffncore_matrix m = {data, rows, cols, cols, 1};
+    ffncore_matrix m = {data, rows, cols, cols, 1, FFNCORE_FLOAT32};
     return m;
 }
 
@@ -19,7 +19,7 @@ int main(void) {
     for (int i = 0; i < F * D; ++i) gate[i] = cosf(2.0f * i), up[i] = sinf(3.0f * i);
     for (int i = 0; i < D * F; ++i) down[i] = cosf(5.0f * i);
 
-    ffncore_forward_args args = {.size = sizeof args, .dtype = FFNCORE_FLOAT32};
+    ffncore_forward_args args = {.size = sizeof args};
     args.x = matrix(x, T, D), args.y = matrix(y, T, D);
     args.weights.size = sizeof args.weights;
     args.weights.gate = matrix(gate, F, D), args.weights.up = matrix(up, F, D);

@@ -13,7 +13,6 @@ import ffncore as fc
 
 PACKAGE = importlib.resources.files("ffncore")
 HEADER = (PACKAGE / "include" / "ffncore.h").read_text()
-DTYPES = [np.float32, np.float64]
 
 
 def declarations():
@@ -28,7 +27,7 @@ lib = ffi.dlopen(str(PACKAGE / "libffncore.so"))
 
 
 def code(array):
-    return {"float32": lib.FFNCORE_FLOAT32, "float64": lib.FFNCORE_FLOAT64}[array.dtype.name]
+    return getattr(lib, f"FFNCORE_{array.dtype.name.upper()}")
 
 
 def matrix(array):
@@ -41,6 +40,7 @@ def matrix(array):
         "cols": array.shape[1],
         "row_stride": row,
         "col_stride": col,
+        "dtype": code(array),
     }
 
 
@@ -51,6 +51,7 @@ def vector(array):
         "data": ffi.cast("void *", array.__array_interface__["data"][0]),
         "length": array.shape[0],
         "stride": array.strides[0] // array.itemsize,
+        "dtype": code(array),
     }
 
 
@@ -71,7 +72,7 @@ def activation(kind):
 def forward_args(x, y, w, kind, saved=ffi.NULL):
     args = ffi.new("ffncore_forward_args *")
     args.size = ffi.sizeof("ffncore_forward_args")
-    args.dtype, args.saved = code(x), saved
+    args.saved = saved
     args.x, args.y, args.weights, args.activation = (
         matrix(x),
         matrix(y),
@@ -129,7 +130,7 @@ def set_field(path, value):
 def activation_args(kind, **arrays):
     args = ffi.new("ffncore_activation_args *")
     args.size = ffi.sizeof("ffncore_activation_args")
-    args.dtype, args.activation = code(arrays["up"]), activation(kind)
+    args.activation = activation(kind)
     for name, array in arrays.items():
         setattr(args, name, matrix(array))
     return args

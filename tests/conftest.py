@@ -4,7 +4,7 @@ import zlib
 
 import numpy as np
 import pytest
-from support import debug_plan
+from support import DTYPES, debug_plan
 
 import ffncore as fc
 from ffncore import _core
@@ -26,9 +26,9 @@ def isa(request):
         yield request.param
 
 
-@pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
+@pytest.fixture(params=DTYPES, ids=str)
 def dtype(request):
-    return np.dtype(request.param)
+    return request.param
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "gated"])

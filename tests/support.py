@@ -10,8 +10,25 @@ from collections import defaultdict
 import numpy as np
 
 import ffncore as fc
-from ffncore import _core
+from ffncore import _core, reference
 from ffncore.activations import KINDS
+
+try:
+    from ml_dtypes import bfloat16
+except ImportError:  # optional: without it there are no bfloat16 arrays
+    BFLOAT16 = []
+else:
+    BFLOAT16 = [np.dtype(bfloat16)]
+NARROW = [np.dtype(np.float16), *BFLOAT16]
+DTYPES = [np.dtype(np.float32), np.dtype(np.float64), *NARROW]
+
+# Of results near 1, from a handful of roundings.
+TOLERANCE = {
+    np.dtype(np.float32): 1e-5,
+    np.dtype(np.float64): 1e-13,
+    np.dtype(np.float16): 4e-3,
+    **dict.fromkeys(BFLOAT16, 0.03),
+}
 
 # Around every tile width and height of the kernels, and primes between.
 ODD_SIZES = (0, 1, 2, 3, 5, 7, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 97)
@@ -66,10 +83,11 @@ def same_bits(a, b):
     """Equal bit patterns, where any NaN equals any NaN."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    words = np.uint32 if a.dtype == np.float32 else np.uint64
-    nan = np.isnan(a)
+    words = f"u{a.dtype.itemsize}"
+    with np.errstate(invalid="ignore"):  # signalling NaNs, of 16 bits
+        nan, other_nan = np.isnan(a), np.isnan(b)
     equal = np.ascontiguousarray(a).view(words) == np.ascontiguousarray(b).view(words)
-    return bool(np.array_equal(nan, np.isnan(b)) and np.all(equal | nan))
+    return bool(np.array_equal(nan, other_nan) and np.all(equal | nan))
 
 
 def debug_plan(*sizes, threads_always=True):
@@ -102,32 +120,80 @@ def unaligned(array):
 class Accuracy:
     """Errors of many small results against the float64 reference, judged together.
 
-    float32: the rms error may be 1.5 times that of the same formula in numpy float32. One small
-    result says little about an rms, so all of a test's results are pooled by name. float64: the
-    reference has the same digits, so the error is a small multiple of its own.
+    float32: the rms error may be 1.5 times that of the same formula in numpy float32; 16 bits: of
+    the same formula with one rounding of each tensor (yardsticks). One small result says little
+    about an rms, so all of a test's results are pooled by name. float64: the reference has the same
+    digits, so the error is a small multiple of its own.
     """
 
     FACTOR = 1.5
-    LARGEST = {np.dtype(np.float32): 2e-5, np.dtype(np.float64): 2e-13}  # noqa: RUF012
 
     def __init__(self):
         self.ours = defaultdict(list)
         self.numpys = defaultdict(list)
 
-    def add(self, name, result, exact, in_float32=None, where=""):
+    def add(self, name, result, exact, yardstick=None, where=""):
         assert result.shape == exact.shape, (name, where)
         scale = max(1.0, float(np.abs(exact).max(initial=0)))
         error = result.astype(np.float64) - exact
         largest = float(np.abs(error).max(initial=0)) / scale
-        assert largest <= self.LARGEST[result.dtype], f"{name} is off by {largest:.1e}: {where}"
-        if in_float32 is not None:
+        allowed = 2 * TOLERANCE[result.dtype]
+        assert largest <= allowed, f"{name} is off by {largest:.1e}: {where}"
+        if yardstick is not None:
             self.ours[name].append(np.ravel(error) / scale)
-            self.numpys[name].append(np.ravel(in_float32.astype(np.float64) - exact) / scale)
+            self.numpys[name].append(np.ravel(yardstick.astype(np.float64) - exact) / scale)
 
     def check(self):
         for name, ours in self.ours.items():
             ours, numpys = (rms(np.concatenate(e)) for e in (ours, self.numpys[name]))
             assert ours <= self.FACTOR * numpys, f"{name}: rms {ours:.2e}, numpy {numpys:.2e}"
+
+
+def yardsticks(x, w, grad_y, activation):
+    """y and the gradients by the plainest formula of the same precision; None for float64.
+
+    float32: all of it in numpy float32. 16 bits: in float64, with one rounding of each tensor that
+    is a result, or is kept between the passes or the products (float16: h and the gradients of gate
+    and up are float32).
+    """
+    dtype = x.dtype
+    if dtype == np.float64:
+        return None, defaultdict(lambda: None)
+    if dtype == np.float32:
+        y = reference.ffn(x, w, activation=activation, dtype=np.float32)
+        grads = reference.ffn_backward(grad_y, x, w, activation=activation, dtype=np.float32)
+        return y, grads
+
+    def rounded(a):
+        return a.astype(dtype).astype(np.float64)
+
+    def hidden(a):
+        return a if dtype == np.float16 else rounded(a)
+
+    arrays = {name: a.astype(np.float64) for name, a in w.arrays().items()}
+    wide = fc.FFNWeights(**arrays)
+    rows, grad = (a.reshape(-1, a.shape[-1]).astype(np.float64) for a in (x, grad_y))
+    gate, up = reference.preactivations(rows, wide)
+
+    def h_of(gate, up):
+        first, second = (up, None) if gate is None else (gate, up)
+        return hidden(reference.activation(first, second, activation=activation))
+
+    y = h_of(gate, up) @ wide.down.T + arrays.get("b_down", 0)
+    gate, up = (None if a is None else rounded(a) for a in (gate, up))
+    dh = grad @ wide.down
+    found = reference.activation_backward(
+        dh, up if gate is None else gate, None if gate is None else up, activation=activation
+    )
+    dgate, dup = (None, found.x) if gate is None else (found.x, found.up)
+    dup, dgate = hidden(dup), None if dgate is None else hidden(dgate)
+    grads = {"x": dup @ wide.up, "up": dup.T @ rows, "b_up": dup.sum(0)}
+    if gate is not None:
+        grads["x"] = grads["x"] + dgate @ wide.gate
+        grads |= {"gate": dgate.T @ rows, "b_gate": dgate.sum(0)}
+    grads |= {"down": grad.T @ h_of(gate, up), "b_down": grad.sum(0)}
+    grads["x"] = grads["x"].reshape(x.shape)
+    return rounded(y).reshape(x.shape), {name: rounded(a) for name, a in grads.items()}
 
 
 def rms(error):
@@ -151,7 +217,8 @@ def guarded(array, end=True):
         if _libc.mprotect(address, _PAGE, 0) != 0:  # 0: no access
             raise OSError(ctypes.get_errno(), "mprotect")
     offset = _PAGE + (inner - array.nbytes if end else 0)
-    copy = np.frombuffer(pages, array.dtype, count=array.size, offset=offset).reshape(array.shape)
+    copy = np.frombuffer(pages, np.uint8, count=array.nbytes, offset=offset).view(array.dtype)
+    copy = copy.reshape(array.shape)
     copy[...] = array
     return copy
 

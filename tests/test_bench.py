@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import BFLOAT16
 
 import ffncore as fc
 from ffncore import _bench, _bench_rows, _core, _shapes
@@ -38,7 +39,8 @@ def arguments(*words):
 
 def machine(what, isa, dtype, _bytes, _seconds, threads):
     """A machine with round numbers: 3 GHz, two units, 100 GB/s, 1e9 elements/s."""
-    lanes = {"avx512": 16, "avx2": 8}[isa] // (np.dtype(dtype).itemsize // 4)
+    lanes = {"avx512bf16": 16, "avx512": 16, "avx2": 8}[isa]
+    lanes *= {"float64": 0.5, "bfloat16": 2 if isa == "avx512bf16" else 1}.get(dtype, 1)
     return {"fma": 3e9 * 2 * lanes * 2 * threads, "clock": 3e9, "read": 1e11}.get(what, 1e9)
 
 
@@ -81,6 +83,9 @@ def test_peak_is_checked():
     result = Limits("avx2", "float64", 2, machine).check_peak()
     assert result["units"] == 2
     assert abs(result["deviation"]) < 1e-9
+    for isa in ("avx2", "avx512bf16"):
+        for dtype in ("float32", "float16", "bfloat16") if BFLOAT16 else ("float32", "float16"):
+            assert Limits(isa, dtype, 2, machine).check_peak()["units"] == 2
 
     def off_by(factor):
         return lambda what, *rest: machine(what, *rest) * (factor if what == "fma" else 1)
@@ -100,7 +105,8 @@ def test_native_measurements_answer():
     for what, nbytes in (("fma", 0), ("clock", 0), ("read", 1 << 20), ("issue", 0)):
         if isa == "scalar" and "fma" not in fc.cpu_features() and what != "read":
             continue
-        assert _core.measure(what, isa, "float32", nbytes, 0.003, 1) > 0
+        for dtype in ("float32", "float16", "bfloat16"):
+            assert _core.measure(what, isa, dtype, nbytes, 0.003, 1) > 0
     for direction in ("forward", "backward"):
         for form in ("plain", "gated"):
             what = f"activation:silu:{direction}:{form}"
@@ -134,6 +140,7 @@ def test_plan():
         ("--modes", "fast"),
         ("--parts", "all"),
         ("--isa", "neon"),
+        ("--x-dtype", "float32", "--dtype", "float64"),
     ],
 )
 def test_wrong_arguments(words, capsys):
@@ -141,13 +148,20 @@ def test_wrong_arguments(words, capsys):
     assert capsys.readouterr().out.startswith("bench: ")
 
 
-def test_run_writes_rows(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "dtype, x_dtype",
+    [("float32", "float32"), ("float16", "float16"), ("float16", "float32")]
+    + [("bfloat16", "bfloat16") for _ in BFLOAT16],
+)
+def test_run_writes_rows(dtype, x_dtype, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         _bench, "Limits", lambda _isa, dtype, threads: Limits("avx2", dtype, threads, machine)
     )
     file = tmp_path / "out.jsonl"
     words = ("--shapes", "8x24:silu:gated,odd", "--tokens", "1,3", "--seconds", "0")
-    assert _bench.run(arguments(*words, "--parts", "cases", "--json", str(file))) == 0
+    words += ("--dtype", dtype, "--parts", "cases", "--json", str(file))
+    words += ("--x-dtype", "float32") if x_dtype != dtype else ()
+    assert _bench.run(arguments(*words)) == 0
     rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
     assert [row["kind"] for row in rows[:3]] == ["machine", "peak", "shape"]
     cases = [row for row in rows if row["kind"] == "case"]
@@ -158,6 +172,7 @@ def test_run_writes_rows(tmp_path, capsys, monkeypatch):
     ]
     assert len(cases) == 2 * 3 * 2
     for row in cases:
+        assert (row["dtype"], row["x_dtype"]) == (dtype, x_dtype)
         assert row["gflops"] == pytest.approx(row["flops"] / row["seconds"] / 1e9, rel=1e-4)
         assert row["rounds"] >= 5
     assert len(capsys.readouterr().out.splitlines()) >= len(rows)
@@ -174,9 +189,9 @@ def test_only_quiet_rounds_count():
     assert [limits.quiet() for _ in range(9)] == [True, True, True, *[True, False] * 3]
     looks = iter([1e9, 5e8] * 2 + [1e9] * 100)
     shape = _shapes.find_shape("8x24")
-    row = _bench.measure_case(shape, 1, "raw", lambda: None, limits, 1e-9)
+    row = _bench.measure_case(shape, 1, "raw", lambda: None, "float32", limits, 1e-9)
     assert (row["rounds"], row["quiet_rounds"]) == (5, 1)  # patience is at its end
-    row = _bench.measure_case(shape, 1, "raw", lambda: None, limits, 0.05)
+    row = _bench.measure_case(shape, 1, "raw", lambda: None, "float32", limits, 0.05)
     assert row["quiet_rounds"] >= 5
 
 
@@ -192,7 +207,7 @@ def test_a_wrong_peak_fails_the_run(capsys, monkeypatch):
 
 
 def test_every_kind_of_row_has_a_line():
-    row = _bench.call_cost("packed", 0.0, "float32", repeats=3)
+    row = _bench.call_cost("packed", 0.0, "float16", "float32", repeats=3)
     assert "back to back" in _bench_rows.describe(row)
     limits = Limits("avx2", "float32", 1, machine)
     assert "costs 1.00 times" in _bench_rows.describe(_bench._activation_row("silu", True, limits))
@@ -310,7 +325,8 @@ def test_a_peer_stands_still_until_it_is_asked():
     shape = asdict(_shapes.Shape("tiny", 8, 16, "gelu", bias=True))
     with closing(tool("peers").Worker("numpy", sys.executable, 1)) as worker:
         assert "version" in worker.read()
-        assert "check" in worker.ask(do="setup", shape=shape, tokens=3, mode="infer")
+        case = {"shape": shape, "tokens": 3, "mode": "infer", "dtype": "float32"}
+        assert "check" in worker.ask(do="setup", **case)
         stat = Path(f"/proc/{worker.process.pid}/stat")
         until = time.monotonic() + 10
         while stat.read_text("utf-8").rpartition(")")[2].split()[0] != "T":

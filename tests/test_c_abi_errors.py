@@ -6,7 +6,6 @@ from c_abi import (
     activation,
     activation_args,
     check,
-    code,
     ffi,
     forward_args,
     layer,
@@ -26,7 +25,23 @@ def wrong_size(args):
 
 
 def wrong_dtype(args):
-    args.dtype = 99
+    args.x.dtype = 99
+
+
+def another_dtype(args):
+    args.y.dtype = lib.FFNCORE_FLOAT16
+
+
+def narrow_up(args):
+    args.weights.up.dtype = lib.FFNCORE_BFLOAT16
+
+
+def wide_weights(args):
+    args.x.dtype = args.y.dtype = lib.FFNCORE_FLOAT16
+
+
+def wide_bias(args):
+    args.weights.b_down.dtype = lib.FFNCORE_FLOAT64
 
 
 def wrong_shape(args):
@@ -41,7 +56,20 @@ def no_output(args):
     args.y.data = ffi.NULL
 
 
-@pytest.mark.parametrize("spoil", [wrong_size, wrong_dtype, wrong_shape, wrong_kind, no_output])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        wrong_size,
+        wrong_dtype,
+        another_dtype,
+        narrow_up,
+        wide_weights,
+        wide_bias,
+        wrong_shape,
+        wrong_kind,
+        no_output,
+    ],
+)
 def test_invalid_arguments(spoil):
     x, w = layer(np.float32)
     y = np.full_like(x, 3)
@@ -61,12 +89,12 @@ def test_null():
     refused(lib.ffncore_forward_cost(ffi.NULL, 0, cost), "args is NULL")
     refused(lib.ffncore_backward_cost(ffi.NULL, cost), "args is NULL")
     refused(lib.ffncore_pack(0, ffi.NULL, ffi.NULL), "weights is NULL")
-    refused(lib.ffncore_unpack(0, ffi.NULL, ffi.NULL), "into is NULL")
+    refused(lib.ffncore_unpack(ffi.NULL, ffi.NULL), "into is NULL")
     lib.ffncore_activation_init(ffi.NULL, lib.FFNCORE_SILU)
     x, w = layer(np.float32)
     raw = ffi.new("ffncore_weights *", weights(w))
     refused(lib.ffncore_pack(0, raw, ffi.NULL), "packed is NULL")
-    refused(lib.ffncore_unpack(0, raw, ffi.NULL), "packed is NULL")
+    refused(lib.ffncore_unpack(raw, ffi.NULL), "packed is NULL")
     args = forward_args(x, x, w, lib.FFNCORE_SILU)
     refused(lib.ffncore_forward_cost(args, 0, ffi.NULL), "cost is NULL")
 
@@ -117,16 +145,16 @@ def test_tokens():
     ],
 )
 def test_unpack_refuses_what_does_not_fit(path, value, sentence):
-    x, w, packed = packed_layer()
+    _x, w, packed = packed_layer()
     back = fc.FFNWeights(**{name: np.full(a.shape, 3, a.dtype) for name, a in w.arrays().items()})
     into = ffi.new("ffncore_weights *", weights(back))
     set_field(path, value)(into)
-    refused(lib.ffncore_unpack(code(x), into, ffi.from_buffer("char[]", packed)), sentence)
+    refused(lib.ffncore_unpack(into, ffi.from_buffer("char[]", packed)), sentence)
     assert all((a == 3).all() for a in back.arrays().values())
 
 
 def test_unpack_refuses_what_is_not_there():
-    x, w, _ = packed_layer()
+    _x, w, _ = packed_layer()
     into = ffi.new("ffncore_weights *", weights(w))
     _, _, plain = packed_layer(gated=False)
     _, _, bare = packed_layer(biases=False)
@@ -134,10 +162,10 @@ def test_unpack_refuses_what_is_not_there():
     for packed, sentence in (
         (plain, "gate is given, but packed is of a plain block"),
         (bare, "b_gate is given, but packed has none"),
-        (double, "another dtype"),
+        (double, "gate has dtype float32; expected float64"),
         (np.zeros(1024, np.uint8), "packed is not what ffncore_pack wrote"),
     ):
-        refused(lib.ffncore_unpack(code(x), into, ffi.from_buffer("char[]", packed)), sentence)
+        refused(lib.ffncore_unpack(into, ffi.from_buffer("char[]", packed)), sentence)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 import ffncore as fc
 
-KNOWN = ("scalar", "avx2", "avx512")
+KNOWN = ("scalar", "avx2", "avx512", "avx512bf16")
 CALL = """if True:
     import numpy as np, ffncore as fc
     x = np.ones((2, 3), np.float32)

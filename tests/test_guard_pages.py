@@ -44,9 +44,9 @@ def test_every_array(end, isa, dtype, gated, rng, plan):
                 )
                 x, grad_y, y = (guarded(a.T, end).T for a in (x, grad_y, y))
             core = to_tuple(act, gated, dtype)
-            saved = guarded(np.empty(_core.saved_size(dtype.name, t, f, gated), dtype), end)
+            saved = guarded(np.empty(_core.saved_bytes(x, t, f, gated), np.uint8), end).view(dtype)
             packed = guarded(np.empty(_core.packed_bytes(dtype.name, arrays), np.uint8), end)
-            _core.pack(arrays, packed)
+            _core.pack(dtype.name, arrays, packed)
             biases = (gated, True, True)
             both = (arrays, (packed, d, f, gated, *biases))
             for in_rows in (0, 1):
@@ -62,7 +62,7 @@ def test_every_array(end, isa, dtype, gated, rng, plan):
                     _core.ffn_backward(
                         x, grad_y, arrays, core, kept, True, grad_x, grads, act.name == "xielu"
                     )
-            _core.unpack(both[1], dtype.name, guarded_weights(w, end))
+            _core.unpack(both[1], guarded_weights(w, end))
 
 
 @pytest.mark.parametrize("end", [True, False], ids=["behind", "before"])

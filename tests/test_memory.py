@@ -100,7 +100,11 @@ def test_the_plan_stays_within_the_promise(threads, isa, dtype, gated):
             if tokens == 2**20 and d > 384:  # as 64k tokens, but seconds to count
                 continue
             plan = fc.cost(tokens, d_model=d, d_ff=f, gated=gated, dtype=dtype, **call)
-            assert plan.extra_bytes <= limit, (tokens, d, f, call, plan)
+            allowed = limit
+            if dtype.itemsize == 2 and call["op"] == "ffn_backward":
+                # Sums over tokens in float32: dx of all tokens, or the weights' gradients.
+                allowed += 4 * min((tokens + 63) * d, (3 if gated else 2) * (d + 1) * f)
+            assert plan.extra_bytes <= allowed, (tokens, d, f, call, plan)
 
 
 def test_few_tokens_take_little(isa, dtype, gated):

@@ -26,7 +26,7 @@ def test_grad_x_apart(rng):
     activation = to_tuple("identity", False)
 
     def backward(count, needs_x, needs_bias):
-        saved = np.zeros(_core.saved_size("float64", count, f, False))
+        saved = np.zeros(_core.saved_bytes(x, count, f, False) // 8)
         grad_x = np.empty((count, d)) if needs_x else None
         grad_bias = np.empty(f) if needs_bias else None
         weights, grads = (None, up, down, None, None, None), (None,) * 4 + (grad_bias, None)

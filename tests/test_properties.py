@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import support
 from support import NAMES, same_bits
 
 import ffncore as fc
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 small = st.integers(1, 20)
-DTYPES = st.sampled_from([np.float32, np.float64])
+DTYPES = st.sampled_from(support.DTYPES)
 
 
 @st.composite

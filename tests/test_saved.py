@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 import pytest
-from support import all_biases, make_weights, normal, same_bits
+from support import TOLERANCE, all_biases, make_weights, normal, same_bits
 
 import ffncore as fc
 from ffncore import _memory, reference
@@ -19,10 +19,11 @@ def test_saved_can_be_looked_at(tokens, isa, dtype, gated, rng):
     x = normal(rng, tokens, 7, dtype=dtype)
     _, saved = fc.ffn_forward(x, w, activation="silu")
     gate, up = reference.preactivations(x, w)
-    allowed = 1e-5 if dtype == np.float32 else 1e-13
-    np.testing.assert_allclose(saved.up, up, rtol=allowed, atol=allowed)
+    close = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
+    np.testing.assert_allclose(saved.up.astype(np.float64), up, **close)
+    assert saved.up.dtype == dtype
     if gated:
-        np.testing.assert_allclose(saved.gate, gate, rtol=allowed, atol=allowed)
+        np.testing.assert_allclose(saved.gate.astype(np.float64), gate, **close)
     else:
         assert saved.gate is None
     assert saved.x is x
@@ -51,7 +52,7 @@ def address(array):
 
 
 def buffer(count=LARGE):
-    return _memory.reusable(count, np.dtype(np.float64))
+    return _memory.reusable(8 * count).view(np.float64)
 
 
 def test_a_released_buffer_is_used_again(nothing_kept):

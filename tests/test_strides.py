@@ -6,7 +6,15 @@ import itertools
 
 import numpy as np
 import pytest
-from support import all_biases, make_weights, normal, same_bits, strided_copies, unaligned
+from support import (
+    TOLERANCE,
+    all_biases,
+    make_weights,
+    normal,
+    same_bits,
+    strided_copies,
+    unaligned,
+)
 
 import ffncore as fc
 
@@ -141,4 +149,5 @@ def test_out_of_any_strides(isa, dtype, rng):
         assert same_bits(out, grad_x)
         out[...] = 1
         fc.ffn_backward(x, saved, needs=("x",), out={"x": out}, accumulate=True)
-        np.testing.assert_allclose(out, 1 + grad_x, rtol=1e-5, atol=1e-5)
+        close = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
+        np.testing.assert_allclose(out.astype(np.float64), 1 + grad_x.astype(np.float64), **close)

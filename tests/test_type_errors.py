@@ -7,21 +7,22 @@ import pytest
 from bad_input import D, F, Setting, T, backward, check, f32, ffn
 
 import ffncore as fc
+from ffncore._arrays import SUPPORTED
 
 TYPES = [
     (lambda s: ffn(s, [[1.0] * D]), "x is of type list; expected a numpy array"),
     (lambda s: ffn(s, 3.0), "x is of type float; expected a numpy array"),
     (lambda s: ffn(s, np.ma.array(s.x)), "x is a masked array; expected a plain numpy array"),
-    (lambda s: ffn(s, s.x.astype(object)), "x has dtype object; expected float32 or float64"),
-    (lambda s: ffn(s, s.x.astype(np.float16)), "x has dtype float16; expected float32 or float64"),
-    (lambda s: ffn(s, s.x.astype(np.int32)), "x has dtype int32; expected float32 or float64"),
-    (
-        lambda s: ffn(s, s.x.astype(np.complex64)),
-        "x has dtype complex64; expected float32 or float64",
-    ),
+    (lambda s: ffn(s, s.x.astype(object)), f"x has dtype object; expected {SUPPORTED}"),
+    (lambda s: ffn(s, s.x.astype(np.int32)), f"x has dtype int32; expected {SUPPORTED}"),
+    (lambda s: ffn(s, s.x.astype(np.complex64)), f"x has dtype complex64; expected {SUPPORTED}"),
     (
         lambda s: ffn(s, s.x.astype(">f4")),
-        "x has dtype >f4, which is not this machine's byte order; expected float32 or float64",
+        f"x has dtype >f4, which is not this machine's byte order; expected {SUPPORTED}",
+    ),
+    (
+        lambda s: ffn(s, s.x.astype(np.float16)),
+        "x has dtype float16; expected float32 to match the weights",
     ),
     (
         lambda s: ffn(s, s.x.astype(np.float64)),
@@ -37,7 +38,11 @@ TYPES = [
     ),
     (
         lambda s: fc.FFNWeights(up=f32(F, D).astype(np.float16), down=f32(D, F)),
-        "w.up has dtype float16; expected float32 or float64",
+        "w.down has dtype float32; expected float16 to match w.up",
+    ),
+    (
+        lambda s: fc.FFNWeights(up=f32(F, D), down=f32(D, F), b_up=f32(F).astype(np.float16)),
+        "w.b_up has dtype float16; expected float32 to match w.up",
     ),
     (
         lambda s: fc.FFNWeights(up=[[1.0]], down=f32(1, 1)),
@@ -56,8 +61,9 @@ TYPES = [
         "weights is of type dict; expected FFNWeights or PackedWeights",
     ),
     (lambda s: fc.pack(s.packed), "weights are packed already; expected FFNWeights"),
-    (lambda s: fc.pack(s.w, dtype="float16"), "dtype float16; expected float32 or float64"),
-    (lambda s: fc.pack(s.w, dtype="floaty"), "dtype is 'floaty'; expected float32 or float64"),
+    (lambda s: fc.pack(s.w, dtype="int8"), f"dtype is int8; expected {SUPPORTED}"),
+    (lambda s: fc.pack(s.w, dtype="floaty"), f"dtype is 'floaty'; expected {SUPPORTED}"),
+    (lambda s: fc.pack(s.w, dtype=s), "dtype is"),
     (lambda s: fc.pack(s.w, out=s.out), "out is of type ndarray; expected PackedWeights"),
     (lambda s: fc.pack(s.double, out=s.packed), "out has dtype float32; expected float64"),
     (lambda s: ffn(s, out=[1]), "out is of type list; expected a numpy array"),
@@ -134,7 +140,7 @@ def test_type_errors(call, sentence):
 def test_bfloat16_is_named():
     ml_dtypes = pytest.importorskip("ml_dtypes")
     x = f32(T, D).astype(ml_dtypes.bfloat16)
-    with pytest.raises(TypeError, match="x has dtype bfloat16; expected float32 or float64"):
+    with pytest.raises(TypeError, match="x has dtype bfloat16; expected float32 to match"):
         fc.ffn(x, Setting().w, activation="silu")
 
 

@@ -47,14 +47,14 @@ struct FmaLoop {
 // list: accumulators, set to zero by `zero` on their `part` first; x, y: the factors, broadcast from
 // memory. This file is compiled without AVX-512, so zmm16 to zmm31 are not the compiler's and need
 // not be named as clobbered.
-#define FMA_LOOP(suffix, reg, broadcast, zero, part, list, x, y)                                   \
+#define FMA_LOOP(fma, reg, broadcast, zero, part, list, x, y)                                   \
     asm volatile(broadcast " (%1), %%" reg x "\n\t" broadcast " (%2), %%" reg y "\n\t"             \
                  ".irp r," list "\n\t"                                                             \
                  zero " %%" part "\\r, %%" part "\\r, %%" part "\\r\n\t"                           \
                  ".endr\n\t"                                                                       \
                  "1:\n\t"                                                                          \
                  ".irp r," list "\n\t"                                                             \
-                 "vfmadd231" suffix " %%" reg x ", %%" reg y ", %%" reg "\\r\n\t"                  \
+                 fma " %%" reg x ", %%" reg y ", %%" reg "\\r\n\t"                  \
                  ".endr\n\t"                                                                       \
                  "dec %0\n\t"                                                                      \
                  "jnz 1b\n\t"                                                                      \
@@ -63,6 +63,7 @@ struct FmaLoop {
 // clang-format on
 
 const float kF32[2] = {0.8147237f, -0.9057919f};
+const uint32_t kPairs[2] = {0x3f513f51, 0xbf68bf68}; // much the same, twice bfloat16 each
 const double kF64[2] = {0.81472368639, -0.90579193707};
 
 #define FMA_RUN(values, ...)                                                                       \
@@ -73,18 +74,20 @@ const double kF64[2] = {0.81472368639, -0.90579193707};
 
 // clang-format off
 const FmaLoop kFmaLoops[] = {
+    {"avx512bf16", "bfloat16", 24 * 32 * 2,
+     FMA_RUN(kPairs, "vdpbf16ps", "zmm", "vbroadcastss", "vpxord", "zmm", ACC24, "30", "31")},
     {"avx512", "float32", 24 * 16 * 2,
-     FMA_RUN(kF32, "ps", "zmm", "vbroadcastss", "vpxord", "zmm", ACC24, "30", "31")},
+     FMA_RUN(kF32, "vfmadd231ps", "zmm", "vbroadcastss", "vpxord", "zmm", ACC24, "30", "31")},
     {"avx512", "float64", 24 * 8 * 2,
-     FMA_RUN(kF64, "pd", "zmm", "vbroadcastsd", "vpxord", "zmm", ACC24, "30", "31")},
+     FMA_RUN(kF64, "vfmadd231pd", "zmm", "vbroadcastsd", "vpxord", "zmm", ACC24, "30", "31")},
     {"avx2", "float32", 12 * 8 * 2,
-     FMA_RUN(kF32, "ps", "ymm", "vbroadcastss", "vxorps", "xmm", ACC12, "14", "15")},
+     FMA_RUN(kF32, "vfmadd231ps", "ymm", "vbroadcastss", "vxorps", "xmm", ACC12, "14", "15")},
     {"avx2", "float64", 12 * 4 * 2,
-     FMA_RUN(kF64, "pd", "ymm", "vbroadcastsd", "vxorps", "xmm", ACC12, "14", "15")},
+     FMA_RUN(kF64, "vfmadd231pd", "ymm", "vbroadcastsd", "vxorps", "xmm", ACC12, "14", "15")},
     {"scalar", "float32", 12 * 2,
-     FMA_RUN(kF32, "ss", "xmm", "vmovss", "vxorps", "xmm", ACC12, "14", "15")},
+     FMA_RUN(kF32, "vfmadd231ss", "xmm", "vmovss", "vxorps", "xmm", ACC12, "14", "15")},
     {"scalar", "float64", 12 * 2,
-     FMA_RUN(kF64, "sd", "xmm", "vmovsd", "vxorps", "xmm", ACC12, "14", "15")},
+     FMA_RUN(kF64, "vfmadd231sd", "xmm", "vmovsd", "vxorps", "xmm", ACC12, "14", "15")},
 };
 // clang-format on
 

@@ -85,11 +85,19 @@ template <class Body> double best_rate(double work, double seconds, int threads,
     return work * double(repeats) * threads / best;
 }
 
+// What a level has no instructions of its own for: bfloat16's pairs stand beside avx512's, and 16
+// bits are computed with as float32.
+const char *or_wider(const char *isa) { return std::strcmp(isa, "avx512bf16") ? isa : "avx512"; }
+const char *computed_in(const char *dtype) {
+    return std::strstr(dtype, "float16") ? "float32" : dtype; // bfloat16, too
+}
+
 const FmaLoop *find_fma(const char *isa, const char *dtype) {
     for (const FmaLoop &loop : kFmaLoops)
         if (!std::strcmp(loop.isa, isa) && !std::strcmp(loop.dtype, dtype))
             return has_fma() ? &loop : nullptr;
-    return nullptr;
+    const char *const other = or_wider(isa), *const wider = computed_in(dtype);
+    return other != isa || wider != dtype ? find_fma(other, wider) : nullptr;
 }
 
 const KernelTable *find_table(const char *isa) {
@@ -231,7 +239,7 @@ double activation_rate(const Kernels<T> &kernels, int kind, bool backward, bool 
 double measure_activation(const std::string &spec, const KernelTable &table, const char *dtype,
                           double seconds, int threads) {
     const bool wide = !std::strcmp(dtype, "float64");
-    if (!wide && std::strcmp(dtype, "float32")) return kMeasureUnknown;
+    if (!wide && std::strcmp(computed_in(dtype), "float32")) return kMeasureUnknown;
     for (int kind = 0; kind < int(sizeof kKinds / sizeof *kKinds); ++kind)
         for (const bool backward : {false, true})
             for (const bool gated : {false, true})

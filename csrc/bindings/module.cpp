@@ -43,10 +43,20 @@ int64_t checked(int64_t bytes) {
 }
 
 int32_t dtype_of(const std::string &name) {
-    return name == "float64" ? FFNCORE_FLOAT64 : FFNCORE_FLOAT32;
+    return name == "float64"    ? FFNCORE_FLOAT64
+           : name == "bfloat16" ? FFNCORE_BFLOAT16
+           : name == "float16"  ? FFNCORE_FLOAT16
+                                : FFNCORE_FLOAT32;
 }
 int32_t dtype_of(const py::array &a) {
-    return a.itemsize() == 8 ? FFNCORE_FLOAT64 : FFNCORE_FLOAT32;
+    switch (a.itemsize()) {
+    case 8:
+        return FFNCORE_FLOAT64;
+    case 4:
+        return FFNCORE_FLOAT32;
+    default:
+        return a.dtype().kind() == 'f' ? FFNCORE_FLOAT16 : FFNCORE_BFLOAT16; // ml_dtypes' : 'V'
+    }
 }
 
 py::array array_of(py::handle h) { return py::reinterpret_borrow<py::array>(h); }
@@ -55,14 +65,14 @@ ffncore_matrix matrix(py::handle h) {
     if (h.is_none()) return {};
     const py::array a = array_of(h);
     const int64_t size = a.itemsize();
-    return {const_cast<void *>(a.data()), a.shape(0), a.shape(1), a.strides(0) / size,
-            a.strides(1) / size};
+    return {const_cast<void *>(a.data()), a.shape(0),          a.shape(1),
+            a.strides(0) / size,          a.strides(1) / size, dtype_of(a)};
 }
 
 ffncore_vector vector(py::handle h) {
     if (h.is_none()) return {};
     const py::array a = array_of(h);
-    return {const_cast<void *>(a.data()), a.shape(0), a.strides(0) / a.itemsize()};
+    return {const_cast<void *>(a.data()), a.shape(0), a.strides(0) / a.itemsize(), dtype_of(a)};
 }
 
 void *data(py::handle h) { return h.is_none() ? nullptr : const_cast<void *>(array_of(h).data()); }
@@ -82,9 +92,9 @@ ffncore_weights weights(const py::tuple &t) {
     }
     w.packed = data(t[0]);
     const int64_t d = t[1].cast<int64_t>(), f = t[2].cast<int64_t>();
-    if (t[3].cast<bool>()) w.gate = {nullptr, f, d, 0, 0};
-    w.up = {nullptr, f, d, 0, 0};
-    w.down = {nullptr, d, f, 0, 0};
+    if (t[3].cast<bool>()) w.gate = {nullptr, f, d, 0, 0, 0};
+    w.up = {nullptr, f, d, 0, 0, 0};
+    w.down = {nullptr, d, f, 0, 0, 0};
     return w;
 }
 
@@ -103,7 +113,7 @@ ffncore_activation activation(const py::tuple &t) {
 
 void ffn_forward(const py::array &x, const py::array &y, const py::tuple &w, const py::tuple &act,
                  py::object saved) {
-    ffncore_forward_args args{sizeof args, dtype_of(x),     matrix(x),  matrix(y),
+    ffncore_forward_args args{sizeof args, matrix(x),       matrix(y),
                               weights(w),  activation(act), data(saved)};
     run([&] { return ffncore_ffn_forward(&args); });
 }
@@ -114,7 +124,6 @@ py::object ffn_backward(const py::array &x, const py::array &grad_y, const py::t
     double alpha_p = 0, alpha_n = 0;
     ffncore_backward_args args{};
     args.size = sizeof args;
-    args.dtype = dtype_of(x);
     args.x = matrix(x);
     args.grad_y = matrix(grad_y);
     args.weights = weights(w);
@@ -138,7 +147,6 @@ void activation_forward(py::object gate, const py::array &up, const py::array &h
                         const py::tuple &act) {
     ffncore_activation_args args{};
     args.size = sizeof args;
-    args.dtype = dtype_of(up);
     args.activation = activation(act);
     args.gate = matrix(gate);
     args.up = matrix(up);
@@ -152,7 +160,6 @@ py::object activation_backward(const py::array &grad_h, py::object gate, const p
     double alpha_p = 0, alpha_n = 0;
     ffncore_activation_args args{};
     args.size = sizeof args;
-    args.dtype = dtype_of(up);
     args.activation = activation(act);
     args.gate = matrix(gate);
     args.up = matrix(up);
@@ -169,12 +176,12 @@ py::object activation_backward(const py::array &grad_h, py::object gate, const p
 // nothing, their gradients do.
 char present;
 
-ffncore_weights shapes(int64_t d, int64_t f, bool gated, bool packed) {
+ffncore_weights shapes(int64_t d, int64_t f, bool gated, bool packed, int32_t dtype) {
     ffncore_weights w{};
     w.size = sizeof w;
-    if (gated) w.gate = {&present, f, d, d, 1};
-    w.up = {&present, f, d, d, 1};
-    w.down = {&present, d, f, f, 1};
+    if (gated) w.gate = {&present, f, d, d, 1, dtype};
+    w.up = {&present, f, d, d, 1, dtype};
+    w.down = {&present, d, f, f, 1, dtype};
     w.packed = packed ? &present : nullptr;
     return w;
 }
@@ -192,13 +199,13 @@ py::dict cost_dict(const ffncore_cost &c) {
     return out;
 }
 
-py::dict forward_cost(const std::string &dtype, int64_t tokens, int64_t d, int64_t f, bool gated,
-                      bool packed, const py::tuple &act, bool save) {
+py::dict forward_cost(const std::string &dtype, const std::string &weights_dtype, int64_t tokens,
+                      int64_t d, int64_t f, bool gated, bool packed, const py::tuple &act,
+                      bool save) {
     ffncore_forward_args args{};
     args.size = sizeof args;
-    args.dtype = dtype_of(dtype);
-    args.x = {nullptr, tokens, d, d, 1};
-    args.weights = shapes(d, f, gated, packed);
+    args.x = {nullptr, tokens, d, d, 1, dtype_of(dtype)};
+    args.weights = shapes(d, f, gated, false, dtype_of(weights_dtype));
     args.activation = activation(act);
     args.saved = save ? &present : nullptr;
     ffncore_cost cost{};
@@ -207,22 +214,23 @@ py::dict forward_cost(const std::string &dtype, int64_t tokens, int64_t d, int64
     return cost_dict(cost);
 }
 
-py::dict backward_cost(const std::string &dtype, int64_t tokens, int64_t d, int64_t f, bool gated,
-                       bool packed, const py::tuple &act, bool recompute,
-                       const std::array<bool, 8> &needs) {
+py::dict backward_cost(const std::string &dtype, const std::string &weights_dtype, int64_t tokens,
+                       int64_t d, int64_t f, bool gated, bool packed, const py::tuple &act,
+                       bool recompute, const std::array<bool, 8> &needs) {
     double alphas;
+    const int32_t x_type = dtype_of(dtype), w_type = dtype_of(weights_dtype);
     ffncore_backward_args args{};
     args.size = sizeof args;
-    args.dtype = dtype_of(dtype);
-    args.x = {nullptr, tokens, d, d, 1};
-    args.weights = shapes(d, f, gated, packed);
+    args.x = {nullptr, tokens, d, d, 1, x_type};
+    args.weights = shapes(d, f, gated, packed, w_type);
     args.activation = activation(act);
     args.saved = recompute ? nullptr : &present;
     auto matrix = [&](int i, int64_t rows, int64_t cols) {
-        return needs[i] ? ffncore_matrix{&present, rows, cols, cols, 1} : ffncore_matrix{};
+        const int32_t type = i == 0 ? x_type : w_type;
+        return needs[i] ? ffncore_matrix{&present, rows, cols, cols, 1, type} : ffncore_matrix{};
     };
     auto vector = [&](int i, int64_t length) {
-        return needs[i] ? ffncore_vector{&present, length, 1} : ffncore_vector{};
+        return needs[i] ? ffncore_vector{&present, length, 1, w_type} : ffncore_vector{};
     };
     args.grad_x = matrix(0, tokens, d);
     args.grad_gate = matrix(1, f, d);
@@ -258,9 +266,8 @@ PYBIND11_MODULE(_core, m) {
     m.def("ffn_backward", &ffn_backward);
     m.def("activation_forward", &activation_forward);
     m.def("activation_backward", &activation_backward);
-    m.def("saved_size", [](const std::string &dtype, int64_t tokens, int64_t f, bool gated) {
-        const int32_t t = dtype_of(dtype);
-        return checked(ffncore_saved_bytes(t, tokens, f, gated)) / (t == FFNCORE_FLOAT64 ? 8 : 4);
+    m.def("saved_bytes", [](const py::array &x, int64_t tokens, int64_t f, bool gated) {
+        return checked(ffncore_saved_bytes(dtype_of(x), tokens, f, gated));
     });
     m.def("forward_cost", &forward_cost);
     m.def("backward_cost", &backward_cost);
@@ -268,17 +275,16 @@ PYBIND11_MODULE(_core, m) {
         const ffncore_weights given = weights(w);
         return checked(ffncore_packed_bytes(dtype_of(dtype), &given));
     });
-    m.def("pack", [](const py::tuple &w, const py::array &packed) {
+    m.def("pack", [](const std::string &dtype, const py::tuple &w, const py::array &packed) {
         const ffncore_weights given = weights(w);
-        const int32_t dtype = dtype_of(array_of(w[1]));
-        void *const to = data(packed);
-        run([&] { return ffncore_pack(dtype, &given, to); });
-    });
-    m.def("unpack", [](const py::tuple &packed, const std::string &dtype, const py::tuple &into) {
-        const ffncore_weights to = weights(into);
         const int32_t type = dtype_of(dtype);
+        void *const to = data(packed);
+        run([&] { return ffncore_pack(type, &given, to); });
+    });
+    m.def("unpack", [](const py::tuple &packed, const py::tuple &into) {
+        const ffncore_weights to = weights(into);
         const void *const from = data(packed[0]);
-        run([&] { return ffncore_unpack(type, &to, from); });
+        run([&] { return ffncore_unpack(&to, from); });
     });
     m.def("isas", &isas);
     m.def("isa", &isa);

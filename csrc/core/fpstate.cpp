@@ -9,17 +9,18 @@
 namespace ffncore {
 
 #if defined(__x86_64__)
-constexpr unsigned kDefaultState = 0x1F80; // all exceptions masked, nearest even, denormals kept
+constexpr unsigned kKeep = 0x1F80;  // all exceptions masked, nearest even
+constexpr unsigned kFlush = 0x9FC0; // and flush to zero, denormals are zeros
 
-unsigned set_float_state() {
+unsigned set_float_state(bool flush) {
     const unsigned saved = _mm_getcsr();
-    _mm_setcsr(kDefaultState);
+    _mm_setcsr(flush ? kFlush : kKeep);
     return saved;
 }
 
 void restore_float_state(unsigned saved) { _mm_setcsr(saved); }
 #else
-unsigned set_float_state() { return 0; }
+unsigned set_float_state(bool) { return 0; }
 
 void restore_float_state(unsigned) {}
 #endif

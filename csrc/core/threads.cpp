@@ -244,7 +244,7 @@ void *work(void *argument) {
         if (!enter(pool)) continue;
         if (slot.index < pool.threads) {
             spin = pool.spin;
-            set_float_state();
+            set_float_state(pool.region->flushes());
             seen = take_part(pool, slot.index);
         } else {
             spin = std::chrono::microseconds(0); // not wanted
@@ -345,7 +345,7 @@ void run_region(Region &region, int threads) {
     if (threads <= 0) threads = num_threads();
     threads = std::min(threads, kMaxThreads);
     const int64_t phases = region.phases();
-    const unsigned saved = set_float_state();
+    const unsigned saved = set_float_state(region.flushes());
     const bool outer = inside;
     inside = true;
     Pool *const pool = threads > 1 && !outer && phases < kMaxPhases ? get_pool() : nullptr;

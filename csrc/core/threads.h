@@ -16,10 +16,11 @@ class Region {
     virtual int64_t phases() const = 0;
     virtual int64_t tasks(int64_t phase) const = 0;
     virtual void run(int64_t phase, int64_t task, int thread) = 0;
+    virtual bool flushes() const { return false; } // subnormals are zero, see fpstate.h
 };
 
 // Runs all phases on at most `threads` threads (the caller is one of them; 0: num_threads()).
-// Floating-point state is set to the default on every thread and restored. A nested or concurrent
+// Floating-point state is set on every thread and restored. A nested or concurrent
 // call runs on its caller alone. Never throws.
 void run_region(Region &region, int threads);
 

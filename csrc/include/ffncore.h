@@ -5,6 +5,9 @@
  *     y = h W_down^T + b_down
  *
  * Shapes: x, y [T, d]; gate, up [f, d]; down [d, f]; b_gate, b_up [f]; b_down [d].
+ * Dtypes: x and what has its shape share one; weights have it too, or 16 bits beside float32 x.
+ * Biases have the weights' dtype, or float32 beside 16 bits. A gradient has the dtype of what it is
+ * a gradient of, or float32. Sums are in float32 (float64 for float64) until they are rounded once.
  * Strides count elements and may have any value, also 0 or negative. Inputs are never written.
  * No output may share memory with an input, with another output, or (by its strides) with itself;
  * this is not tested. Data lies at multiples of its element's size.
@@ -38,7 +41,12 @@ typedef enum ffncore_status {
     FFNCORE_UNSUPPORTED = 3 /* this machine or this build lacks it */
 } ffncore_status;
 
-typedef enum ffncore_dtype { FFNCORE_FLOAT32 = 0, FFNCORE_FLOAT64 = 1 } ffncore_dtype;
+typedef enum ffncore_dtype {
+    FFNCORE_FLOAT32 = 0,
+    FFNCORE_FLOAT64 = 1,
+    FFNCORE_BFLOAT16 = 2, /* the upper half of a float32; subnormals count as zero */
+    FFNCORE_FLOAT16 = 3   /* IEEE binary16 */
+} ffncore_dtype;
 
 typedef enum ffncore_activation_kind {
     FFNCORE_IDENTITY = 0,
@@ -87,12 +95,14 @@ typedef struct ffncore_matrix {
     int64_t cols;
     int64_t row_stride;
     int64_t col_stride;
+    int32_t dtype; /* ffncore_dtype */
 } ffncore_matrix;
 
 typedef struct ffncore_vector {
     void *data; /* NULL: absent */
     int64_t length;
     int64_t stride;
+    int32_t dtype; /* ffncore_dtype */
 } ffncore_vector;
 
 typedef struct ffncore_weights {
@@ -104,12 +114,12 @@ typedef struct ffncore_weights {
     ffncore_vector b_up;   /* [f] */
     ffncore_vector b_down; /* [d] */
     const void *packed;    /* NULL, or what ffncore_pack filled: then gate, up, down, biases give
-                              shapes alone (rows and cols set, data NULL; gate.rows 0 = plain) */
+                              shapes alone (rows and cols set, data NULL; gate.rows 0 = plain);
+                              up.dtype counts for costs, else packed knows its own */
 } ffncore_weights;
 
 typedef struct ffncore_forward_args {
     size_t size;
-    int32_t dtype;
     ffncore_matrix x;
     ffncore_matrix y;
     ffncore_weights weights;
@@ -119,7 +129,6 @@ typedef struct ffncore_forward_args {
 
 typedef struct ffncore_backward_args {
     size_t size;
-    int32_t dtype;
     ffncore_matrix x;
     ffncore_matrix grad_y;
     ffncore_weights weights;
@@ -140,7 +149,6 @@ typedef struct ffncore_backward_args {
 /* Elementwise: h = act(gate) * up (gated) or act(up), all [rows, cols]; gate absent = plain. */
 typedef struct ffncore_activation_args {
     size_t size;
-    int32_t dtype;
     ffncore_activation activation;
     ffncore_matrix gate;
     ffncore_matrix up;
@@ -175,8 +183,8 @@ ffncore_status ffncore_ffn_forward(const ffncore_forward_args *args);
 ffncore_status ffncore_ffn_backward(const ffncore_backward_args *args);
 ffncore_status ffncore_activation_forward(const ffncore_activation_args *args);
 ffncore_status ffncore_activation_backward(const ffncore_activation_args *args);
-/* Saved gate and up: [gated ? 2 : 1] x panels of 64 tokens, [f][64] each; the last panel is
- * [f][tokens rounded up to 16]. -1: see ffncore_last_error(). */
+/* Saved gate and up, of x's dtype: [gated ? 2 : 1] x panels of 64 tokens, [f][64] each; the last
+ * panel is [f][tokens rounded up to 16]. -1: see ffncore_last_error(). */
 int64_t ffncore_saved_bytes(int32_t dtype, int64_t tokens, int64_t d_ff, int32_t gated);
 /* For shapes alone: pointers are tested for NULL, never read (x, y and grad_y not even that).
  * packed: as if weights were packed. */
@@ -185,13 +193,14 @@ ffncore_status ffncore_forward_cost(const ffncore_forward_args *args, int32_t pa
 ffncore_status ffncore_backward_cost(const ffncore_backward_args *args, ffncore_cost *cost);
 
 /* packed weights: pack once, run often; the layout is the same for every ISA, and equal weights
- * make equal bytes. packed_bytes: -1 as above. unpack writes what is present in `into`, and refuses
- * what `packed` lacks or has in another shape. */
+ * make equal bytes. dtype: of the packed matrices, the weights' own, or 16 bits of float32 (rounded
+ * once). packed_bytes: -1 as above. unpack writes what is present in `into`, of the packed dtype or
+ * float32, and refuses what `packed` lacks or has in another shape. */
 int64_t ffncore_packed_bytes(int32_t dtype, const ffncore_weights *weights);
 ffncore_status ffncore_pack(int32_t dtype, const ffncore_weights *weights, void *packed);
-ffncore_status ffncore_unpack(int32_t dtype, const ffncore_weights *into, const void *packed);
+ffncore_status ffncore_unpack(const ffncore_weights *into, const void *packed);
 
-/* instruction sets: names are "scalar", "avx2", "avx512" */
+/* instruction sets: names are "scalar", "avx2", "avx512", "avx512bf16" */
 int32_t ffncore_isa_count(void);
 const char *ffncore_isa_name(int32_t index);
 const char *ffncore_isa_current(void);

@@ -9,6 +9,8 @@
 // 4 % of 512 steps. 14 x 2 and 6 x 4 AVX-512 vectors use 28 and 24 of 32 accumulators and need 16
 // and 10 loads for 28 and 24 fma: the two fma ports are the limit, not the two load ports. AVX2 has
 // 16 registers: 6 x 2.
+// A panel of 16-bit weights is widened in registers: 2 instructions a vector of two steps, which a
+// few tokens' waiting for memory hides; for many, the driver widens it once (Access::widen).
 // A has two base pointers, half of the rows each: gate and up share a tile, and seven row offsets
 // fit the address registers.
 #pragma once
@@ -16,13 +18,27 @@
 namespace ffncore {
 namespace {
 
-template <class F, int NV, int MR> void tile(const TileArgs<typename F::T> &t) {
+// The order of a sum: 0, 1, 2, 3, ..., or odd terms first: 1, 0, 3, 2, ...
+enum Order { kRising, kOddFirst };
+
+template <int N> struct Constant {
+    static constexpr int kValue = N;
+};
+
+// Terms of the sum in a step of k: 2 where an element is a pair.
+template <class F> constexpr int64_t kTerms = 1;
+
+// S: T, or what a packed panel holds.
+template <class F, class S, Order order, int NV, int MR>
+void tile(const TileArgs<typename F::T> &t) {
     using T = typename F::T;
     using V = typename F::V;
     constexpr int half = (MR + 1) / 2;
     constexpr int64_t kRun = 16; // floats in a cache line: a run of k is one line of a row of A
+    // Steps of k at a time: two where their order, or the panel's, asks for it.
+    constexpr int kTogether = order == kOddFirst || sizeof(S) == 2 ? 2 : 1;
     const int64_t row = t.row, step = t.step, ldb = t.ldb;
-    const T *b = t.b;
+    const S *b = (const S *)t.b;
     // Without a wish it is c, which is in L1 soon anyhow: no branch in the loop.
     const char *prefetch = t.prefetch ? t.prefetch : (const char *)t.c;
     const int64_t fetch_step = t.prefetch ? t.prefetch_step : 0;
@@ -37,33 +53,70 @@ template <class F, int NV, int MR> void tile(const TileArgs<typename F::T> &t) {
 #pragma GCC unroll 4
             for (int v = 0; v < NV; ++v) acc[r][v] = F::zero();
 
-        const int64_t end = t.depth - k0 < kBlock ? t.depth : k0 + kBlock;
+        constexpr int64_t block = kBlock / kTerms<F>;
+        const int64_t end = t.depth - k0 < block ? t.depth : k0 + block;
         for (; k0 < end; k0 += t.segment, ++s) {
             const T *a0 = t.a0 + s * t.jump, *a1 = t.a1 + s * t.jump;
             const int64_t n = end - k0 < t.segment ? end - k0 : t.segment;
-            const auto one_k = [&]() __attribute__((always_inline)) {
+            // The terms of this step, or (1) of the next one.
+            const auto terms = [&](auto ahead) __attribute__((always_inline)) {
+                constexpr int next = ahead.kValue;
                 V bv[NV];
 #pragma GCC unroll 4
-                for (int v = 0; v < NV; ++v) bv[v] = F::load(b + v * F::W);
+                for (int v = 0; v < NV; ++v)
+                    if constexpr (sizeof(S) == 2)
+                        bv[v] = load_step<F, next>(b + v * F::W * kLaneStep<S>);
+                    else
+                        bv[v] = F::load(b + next * ldb + v * F::W);
 #pragma GCC unroll 16
                 for (int r = 0; r < MR; ++r) {
-                    const V av = F::set1(r < half ? a0[r * row] : a1[(r - half) * row]);
+                    const V av = F::set1(r < half ? a0[r * row + next * step]
+                                                  : a1[(r - half) * row + next * step]);
 #pragma GCC unroll 4
                     for (int v = 0; v < NV; ++v) acc[r][v] = F::fma(av, bv[v], acc[r][v]);
                 }
+            };
+            const auto fetch = [&]() __attribute__((always_inline)) {
                 __builtin_prefetch(prefetch, 0, 2);
                 if (NV == 2) __builtin_prefetch(prefetch + 64, 0, 2);
                 prefetch += fetch_step;
-                a0 += step;
-                a1 += step;
-                b += ldb;
+            };
+            const auto advance = [&](int steps) __attribute__((always_inline)) {
+                a0 += steps * step;
+                a1 += steps * step;
+                b += steps * ldb;
+            };
+            const auto steps = [&]() __attribute__((always_inline)) {
+                if constexpr (kTogether == 1) {
+                    terms(Constant<0>{});
+                } else if (order == kRising) {
+                    terms(Constant<0>{});
+                    terms(Constant<1>{});
+                } else {
+                    terms(Constant<1>{});
+                    terms(Constant<0>{});
+                }
+                fetch();
+                if (kTogether == 2 && sizeof(S) == sizeof(T)) fetch();
+                if (kTogether == 2 && sizeof(S) < sizeof(T)) prefetch += fetch_step; // as wide
+                advance(kTogether);
             };
             for (int64_t run = n / kRun; run > 0; --run) {
 #pragma GCC unroll 4
-                for (int k = 0; k < kRun; ++k) one_k();
+                for (int k = 0; k < kRun; k += kTogether) steps();
                 prefetch += fetch_run;
             }
-            for (int64_t k = n % kRun; k > 0; --k) one_k();
+            for (int64_t k = n % kRun; k >= kTogether; k -= kTogether) steps();
+            if (kTogether == 2 && n % 2) {
+                if (order == kOddFirst) // the missing odd term, +0 * +0
+#pragma GCC unroll 16
+                    for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 4
+                        for (int v = 0; v < NV; ++v) acc[r][v] = F::add(acc[r][v], F::zero());
+                terms(Constant<0>{});
+                fetch();
+                advance(1);
+            }
             prefetch += fetch_jump;
         }
 
@@ -82,10 +135,12 @@ template <class F, int NV, int MR> void tile(const TileArgs<typename F::T> &t) {
 // A few tokens (MR) times W raw rows of weights. W x W elements of b are turned in registers, then
 // used as W steps of k: no memory in between, so that reading the weights stays the limit. 64
 // shuffles a 16 x 16 square bound it to 16 bytes a cycle, above what L3 delivers.
-template <class F, int MR> void turned(const TurnedArgs<typename F::T> &t) {
+template <class F, class S, Order order, int MR> void turned(const TurnedArgs<typename F::T> &t) {
     using T = typename F::T;
     using V = typename F::V;
     constexpr int W = F::W;
+    constexpr int kFlip = order == kOddFirst ? 1 : 0;
+    const S *b = (const S *)t.b;
     V acc[MR];
 #pragma GCC unroll 10
     for (int r = 0; r < MR; ++r) acc[r] = F::zero();
@@ -93,12 +148,12 @@ template <class F, int MR> void turned(const TurnedArgs<typename F::T> &t) {
         const int64_t n = t.depth - k < W ? t.depth - k : W;
         V v[W];
         if (n == W && t.outputs >= W) {
-            const T *from = t.b + k;
+            const S *from = b + k;
             F::load_transposed(from, t.ldb, v);
             for (int i = 0; i < W; ++i) __builtin_prefetch(from + t.ahead + i * t.ldb, 0, 3);
         } else {
             for (int i = 0; i < W; ++i)
-                v[i] = i < t.outputs ? F::load_n(t.b + i * t.ldb + k, n) : F::zero();
+                v[i] = i < t.outputs ? F::load_n(b + i * t.ldb + k, n) : F::zero();
             F::transpose(v);
         }
         const T *a = t.a + k;
@@ -107,11 +162,13 @@ template <class F, int MR> void turned(const TurnedArgs<typename F::T> &t) {
             for (int i = 0; i < W; ++i)
 #pragma GCC unroll 10
                 for (int r = 0; r < MR; ++r)
-                    acc[r] = F::fma(F::set1(a[r * t.row + i]), v[i], acc[r]);
+                    acc[r] = F::fma(F::set1(a[r * t.row + (i ^ kFlip)]), v[i ^ kFlip], acc[r]);
         } else {
-            for (int i = 0; i < n; ++i)
-                for (int r = 0; r < MR; ++r)
-                    acc[r] = F::fma(F::set1(a[r * t.row + i]), v[i], acc[r]);
+            for (int i = 0; i < (n + kFlip) / (1 + kFlip) * (1 + kFlip); ++i)
+                for (int r = 0; r < MR; ++r) // beyond the end: +0 * +0
+                    acc[r] = (i ^ kFlip) < n
+                                 ? F::fma(F::set1(a[r * t.row + (i ^ kFlip)]), v[i ^ kFlip], acc[r])
+                                 : F::add(acc[r], F::zero());
         }
     }
 #pragma GCC unroll 10
@@ -121,26 +178,13 @@ template <class F, int MR> void turned(const TurnedArgs<typename F::T> &t) {
     }
 }
 
-template <class F, int MR> struct FillTurned {
-    static void fill(Kernels<typename F::T> &k) {
-        k.turned[MR] = turned<F, MR>;
-        FillTurned<F, MR - 1>::fill(k);
+// fill(height) for 1 ... Most.
+template <int Most, class Fill> inline void for_heights(const Fill &fill) {
+    if constexpr (Most > 0) {
+        fill(Constant<Most>{});
+        for_heights<Most - 1>(fill);
     }
-};
-template <class F> struct FillTurned<F, 0> {
-    static void fill(Kernels<typename F::T> &) {}
-};
-
-// Fills table[NV][1..MR].
-template <class F, int NV, int MR> struct FillTiles {
-    static void fill(Kernels<typename F::T> &k) {
-        k.tile[NV][MR] = tile<F, NV, MR>;
-        FillTiles<F, NV, MR - 1>::fill(k);
-    }
-};
-template <class F, int NV> struct FillTiles<F, NV, 0> {
-    static void fill(Kernels<typename F::T> &) {}
-};
+}
 
 } // namespace
 } // namespace ffncore

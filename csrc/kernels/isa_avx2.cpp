@@ -5,7 +5,7 @@
 
 #include "table.inl"
 
-const ffncore::KernelTable *ffncore_kernels_avx2(void) {
+const ffncore::KernelTable *ffncore_kernels_avx2(void) noexcept {
     static ffncore::KernelTable storage;
     static const ffncore::KernelTable *table = ffncore::make_table<8, 6>(storage, "avx2");
     return table;

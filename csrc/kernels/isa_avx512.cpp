@@ -5,7 +5,7 @@
 
 #include "table.inl"
 
-const ffncore::KernelTable *ffncore_kernels_avx512(void) {
+const ffncore::KernelTable *ffncore_kernels_avx512(void) noexcept {
     static ffncore::KernelTable storage;
     static const ffncore::KernelTable *table = ffncore::make_table<10, 14, 8, 6>(storage, "avx512");
     return table;

@@ -5,7 +5,7 @@
 
 #include "table.inl"
 
-const ffncore::KernelTable *ffncore_kernels_scalar(void) {
+const ffncore::KernelTable *ffncore_kernels_scalar(void) noexcept {
     static ffncore::KernelTable storage;
     static const ffncore::KernelTable *table = ffncore::make_table<2, 2>(storage, "scalar");
     return table;

@@ -1,4 +1,12 @@
-// What an instruction set supplies: one table of kernels for float and one for double.
+// What an instruction set supplies: a table of kernels for each arithmetic.
+//
+//   arithmetic   operands, sums   order of a sum    arrays may hold
+//   f32          float            0, 1, 2, 3, ...   float32, bfloat16, float16
+//   bf16         float            1, 0, 3, 2, ...   bfloat16; float32 for gradients and biases
+//   f64          double           0, 1, 2, 3, ...   float64
+//
+// Products see T, float or double, alone. What reads or writes arrays of the caller exists for each
+// element type and converts on the way (Access).
 //
 // This header is all that ops/ knows of an ISA. It is included by the ISA translation units too, so
 // it holds plain declarations only: nothing inline, no STL (see csrc/README.md). Sizes count
@@ -8,9 +16,18 @@
 
 namespace ffncore {
 
-// A packed weight panel has 128 bytes of columns (32 float, 16 double): two AVX-512 vectors, four
-// AVX2 vectors, so that one layout serves every ISA. In a gated block, groups of 32 bytes (one AVX2
-// vector) alternate: gate, up, gate, up; then half a panel is a full AVX2 tile.
+// Element types of arrays, in the order of ffncore_dtype.
+enum Element { kFloat32, kFloat64, kBfloat16, kFloat16, kElements };
+struct Bf16 {
+    uint16_t bits;
+};
+struct F16 {
+    uint16_t bits;
+};
+
+// A packed weight panel has 128 bytes of columns in T (32 float, 16 double): two AVX-512 vectors,
+// four AVX2 vectors, so that one layout serves every ISA. In a gated block, groups of 32 bytes (one
+// AVX2 vector) alternate: gate, up, gate, up; then half a panel is a full AVX2 tile.
 constexpr int kPanelBytes = 128;
 constexpr int kGroupBytes = 32;
 
@@ -24,14 +41,15 @@ constexpr int kTileGap =
 constexpr int kMaxRows = 14; // rows of a tile: 14 x 2 vectors = 28 of 32 AVX-512 registers
 
 // One tile: c[r][v] (+)= sum_k A(r, k) * b[k][v], k < depth: one fma chain per element and block,
-// added to c one after the other. Beyond a block, segment divides kBlock.
+// added to c one after the other. In the order 1, 0, 3, 2 an odd sum ends with +0 * +0 and its last
+// term. Beyond a block, segment divides the block's steps; it is even.
 // A(r, k) = (r < half ? a0 + r * row : a1 + (r - half) * row)[(k % segment) * step
 //           + (k / segment) * jump], half = (rows + 1) / 2.
 template <class T> struct TileArgs {
     const T *a0, *a1;
     int64_t row, step, segment, jump;
-    const T *b;
-    int64_t ldb;
+    const void *b; // T; a packed panel of 16-bit elements for Access::tile
+    int64_t ldb;   // of T, or of 16-bit elements
     T *c;
     int64_t ldc;
     int64_t depth;
@@ -49,7 +67,7 @@ constexpr int kMaxTurned = 10; // 16 vectors of b and 10 sums in 32 registers
 template <class T> struct TurnedArgs {
     const T *a;
     int64_t row;
-    const T *b;
+    const void *b; // of the Access's elements
     int64_t ldb;
     int64_t outputs; // rows of b that exist; the columns of c beyond them are undefined
     int64_t ahead; // from b to the rows that are turned next, in elements; they are fetched into L2
@@ -100,27 +118,45 @@ template <class T> struct ActBackwardArgs {
     int64_t ld_xielu;
 };
 
+// What reads and writes arrays whose elements are of one type, while T is computed with.
+template <class T> struct Access {
+    // dst[k * ld + r] = src[r * row + k * step], r < rows, k < depth; zero for rows <= r < width.
+    void (*pack)(const void *src, int64_t row, int64_t step, int64_t rows, int64_t depth, T *dst,
+                 int64_t ld, int64_t width);
+    // The same into tiles of `tile` rows, each [depth][kTileStride], kTileGap elements apart.
+    void (*pack_tiles)(const void *src, int64_t row, int64_t step, int64_t rows, int64_t depth,
+                       T *dst, int64_t tile);
+    // out[r * row + c * col] (+)= c[r * ldc + c] + bias[...]; bias per row, per column, or nullptr.
+    void (*store)(const T *c, int64_t ldc, int64_t rows, int64_t cols, const T *bias,
+                  int64_t bias_row, int64_t bias_col, void *out, int64_t row, int64_t col,
+                  bool add);
+    // sums[r] = sums[r] + m[r * row + 0] + m[r * row + col] + ..., in this order, r < rows.
+    void (*sum_along)(const void *m, int64_t row, int64_t col, int64_t rows, int64_t cols, T *sums);
+    void (*turned[kMaxTurned + 1])(const TurnedArgs<T> &);
+
+    // 16-bit elements: packed panels (ops/packing.h), which are widened on the way, by tiles of two
+    // vectors or (widen) once for many of them: dst[k][width] from a panel's first `width` columns.
+    void (*tile[kMaxRows + 1])(const TileArgs<T> &);
+    void (*widen)(const void *panel, int64_t depth, int64_t width, T *dst);
+    // A panel from its numbers, [depth][32].
+    void (*narrow)(const T *src, int64_t depth, void *panel);
+};
+
 template <class T> struct Kernels {
     int width;                     // lanes of a vector
     int vectors;                   // widest tile; token panels are vectors * width columns
     int max_rows[kMaxVectors + 1]; // highest tile for each width in vectors
     void (*tile[kMaxVectors + 1][kMaxRows + 1])(const TileArgs<T> &);
-    void (*turned[kMaxTurned + 1])(const TurnedArgs<T> &);
+    Access<T> of[kElements]; // those that an arithmetic does not know are empty
+    // Tiles of two vectors whose a and b hold pairs of bfloat16, each in the place of one T: a step
+    // of k is two terms, the odd one first. Where a level has no such instruction: nullptr.
+    void (*pairs[kMaxRows + 1])(const TileArgs<T> &);
 
-    // dst[k * ld + r] = src[r * row + k * step], r < rows, k < depth; zero for rows <= r < width.
-    void (*pack)(const T *src, int64_t row, int64_t step, int64_t rows, int64_t depth, T *dst,
-                 int64_t ld, int64_t width);
-    // The same into tiles of `tile` rows, each [depth][kTileStride], kTileGap elements apart.
-    void (*pack_tiles)(const T *src, int64_t row, int64_t step, int64_t rows, int64_t depth, T *dst,
-                       int64_t tile);
-    // out[r * row + c * col] (+)= c[r * ldc + c] + bias[...]; bias per row, per column, or nullptr.
-    void (*store)(const T *c, int64_t ldc, int64_t rows, int64_t cols, const T *bias,
-                  int64_t bias_row, int64_t bias_col, T *out, int64_t row, int64_t col, bool add);
     // A tile of two vectors whose 32-byte groups alternate, gate and up: first all of gate, then
     // all of up, in place.
     void (*split_groups)(T *c, int64_t ldc, int64_t rows);
-    // sums[r] = sums[r] + m[r * row + 0] + m[r * row + col] + ..., in this order, r < rows.
-    void (*sum_along)(const T *m, int64_t row, int64_t col, int64_t rows, int64_t cols, T *sums);
+    // To the numbers that the hidden state can hold, in place; nullptr: it holds any T.
+    void (*round)(T *c, int64_t ldc, int64_t rows, int64_t cols);
 
     void (*act_forward)(const ActivationParams &, const ActForwardArgs<T> &);
     void (*act_backward)(const ActivationParams &, const ActBackwardArgs<T> &);
@@ -128,13 +164,15 @@ template <class T> struct Kernels {
 
 struct KernelTable {
     const char *name;
-    Kernels<float> f32;
+    bool (*works)(); // whether the CPU computes as this level expects; nullptr: it does
+    Kernels<float> f32, bf16;
     Kernels<double> f64;
 };
 
 } // namespace ffncore
 
 // Each ISA's translation unit exports exactly one of these.
-extern "C" const ffncore::KernelTable *ffncore_kernels_scalar(void);
-extern "C" const ffncore::KernelTable *ffncore_kernels_avx2(void);
-extern "C" const ffncore::KernelTable *ffncore_kernels_avx512(void);
+extern "C" const ffncore::KernelTable *ffncore_kernels_scalar(void) noexcept;
+extern "C" const ffncore::KernelTable *ffncore_kernels_avx2(void) noexcept;
+extern "C" const ffncore::KernelTable *ffncore_kernels_avx512(void) noexcept;
+extern "C" const ffncore::KernelTable *ffncore_kernels_avx512bf16(void) noexcept;

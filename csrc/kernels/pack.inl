@@ -3,6 +3,9 @@
 //   pack        dst[k][width] <- src(r, k), rows become columns; zero beyond the last row
 //   pack_tiles  dst[tile][k][rows of the tile] <- src(r, k)
 //   store       out(r, c) (+)= tile[r][c] + bias
+//   widen       dst[k][width] <- a packed panel of 16-bit elements; narrow: the way back
+//
+// S is what the array holds: T, or a 16-bit type that is converted to T and back (one rounding).
 // Each has two fast cases, for the index that is contiguous in memory: a copy of vectors, or W x W
 // transposes in registers. Every other stride takes the plain loop.
 #pragma once
@@ -16,14 +19,15 @@ template <class T> inline int64_t smaller(int64_t a, T b) { return a < b ? a : b
 constexpr int64_t kAhead = 8;
 template <class T> constexpr int64_t kLine = 64 / sizeof(T);
 
-template <class F>
-void pack(const typename F::T *src, int64_t row, int64_t step, int64_t rows, int64_t depth,
+template <class F, class S>
+void pack(const void *from, int64_t row, int64_t step, int64_t rows, int64_t depth,
           typename F::T *dst, int64_t ld, int64_t width) {
     using V = typename F::V;
     constexpr int W = F::W;
+    const S *src = (const S *)from;
     if (row == 1 || (step != 1 && rows == 0)) {
         for (int64_t k = 0; k < depth; ++k) {
-            for (int64_t r = 0; r < rows; r += kLine<typename F::T>)
+            for (int64_t r = 0; r < rows; r += kLine<S>)
                 __builtin_prefetch(src + (k + kAhead) * step + r);
             for (int64_t r = 0; r < width; r += W) {
                 const int64_t have = rows - r;
@@ -46,7 +50,7 @@ void pack(const typename F::T *src, int64_t row, int64_t step, int64_t rows, int
                 V v[W];
                 // Each row's next line: for the next columns, or for the next tile of the caller.
                 for (int i = 0; i < W && r + i < rows; ++i)
-                    __builtin_prefetch(src + (r + i) * row + k + kLine<typename F::T>);
+                    __builtin_prefetch(src + (r + i) * row + k + kLine<S>);
                 if (n == W && r + W <= rows) {
                     F::load_transposed(src + r * row + k, row, v);
                 } else {
@@ -70,52 +74,63 @@ void pack(const typename F::T *src, int64_t row, int64_t step, int64_t rows, int
     }
     for (int64_t k = 0; k < depth; ++k)
         for (int64_t r = 0; r < width; ++r)
-            dst[k * ld + r] = r < rows ? src[r * row + k * step] : 0;
+            dst[k * ld + r] = r < rows ? number(src[r * row + k * step]) : 0;
 }
 
-template <class F>
-void pack_tiles(const typename F::T *src, int64_t row, int64_t step, int64_t rows, int64_t depth,
+// A tile's stride of elements.
+template <class F, class S> inline void copy_stride(const S *from, typename F::T *to) {
+    if constexpr (sizeof(S) == sizeof *to)
+        __builtin_memcpy(to, from, kTileStride * sizeof *to);
+    else if constexpr (F::W == kTileStride)
+        F::store(to, F::load(from));
+    else
+        F::store_n(to, F::load_n(from, kTileStride), kTileStride);
+}
+
+template <class F, class S>
+void pack_tiles(const void *array, int64_t row, int64_t step, int64_t rows, int64_t depth,
                 typename F::T *dst, int64_t tile) {
-    using T = typename F::T;
     constexpr int kStep = kTileStride;
+    const S *src = (const S *)array;
     const int64_t size = depth * kStep + kTileGap;
     if (row != 1 || tile > kStep) {
         for (int64_t r0 = 0; r0 < rows; r0 += tile, dst += size)
             for (int64_t k = 0; k < depth; ++k)
                 for (int64_t r = 0; r < smaller(rows - r0, tile); ++r)
-                    dst[k * kStep + r] = src[(r0 + r) * row + k * step];
+                    dst[k * kStep + r] = number(src[(r0 + r) * row + k * step]);
         return;
     }
     // One pass over k for all tiles, so that a row of src is read once, in order.
     for (int64_t k = 0; k < depth; ++k, dst += kStep) {
-        const T *from = src + k * step;
+        const S *from = src + k * step;
         if (k + kAhead < depth)
-            for (int64_t r = 0; r < rows + kLine<T> - 1; r += kLine<T>)
+            for (int64_t r = 0; r < rows + kLine<S> - 1; r += kLine<S>)
                 __builtin_prefetch(from + kAhead * step + smaller(r, rows - 1));
         int64_t r = 0, at = 0;
         for (; r + kStep <= rows; r += tile, at += size) // whole stride readable
-            __builtin_memcpy(dst + at, from + r, kStep * sizeof(T));
+            copy_stride<F>(from + r, dst + at);
         for (; r < rows; r += tile, at += size)
-            for (int64_t i = 0; i < smaller(rows - r, tile); ++i) dst[at + i] = from[r + i];
+            for (int64_t i = 0; i < smaller(rows - r, tile); ++i) dst[at + i] = number(from[r + i]);
     }
 }
 
-template <class F>
+template <class F, class S>
 void store(const typename F::T *c, int64_t ldc, int64_t rows, int64_t cols,
-           const typename F::T *bias, int64_t bias_row, int64_t bias_col, typename F::T *out,
-           int64_t row, int64_t col, bool add) {
+           const typename F::T *bias, int64_t bias_row, int64_t bias_col, void *array, int64_t row,
+           int64_t col, bool add) {
     using V = typename F::V;
     constexpr int W = F::W;
     const bool by_row = bias && bias_col == 0;
+    S *out = (S *)array;
     if (col == 1 && (!bias || bias_col <= 1)) {
         for (int64_t r = 0; r < rows; ++r)
             for (int64_t j = 0; j < cols; j += W) {
                 const int n = (int)smaller(cols - j, W);
-                V v = F::load(c + r * ldc + j); // tiles are whole vectors wide
+                V v = n == W ? F::load(c + r * ldc + j) : F::load_n(c + r * ldc + j, n);
                 if (bias)
                     v = F::add(v, by_row ? F::set1(bias[r * bias_row])
                                          : F::load_n(bias + r * bias_row + j, n));
-                typename F::T *to = out + r * row + j;
+                S *to = out + r * row + j;
                 if (n == W)
                     F::store(to, add ? F::add(F::load(to), v) : v);
                 else
@@ -130,14 +145,15 @@ void store(const typename F::T *c, int64_t ldc, int64_t rows, int64_t cols,
                 V v[W];
 #pragma GCC unroll 16
                 for (int i = 0; i < W; ++i) {
-                    v[i] = i < have ? F::load(c + (r + i) * ldc + j) : F::zero();
+                    const typename F::T *from = c + (r + i) * ldc + j;
+                    v[i] = i >= have ? F::zero() : n == W ? F::load(from) : F::load_n(from, n);
                     if (bias && i < have) v[i] = F::add(v[i], F::set1(bias[(r + i) * bias_row]));
                 }
                 F::transpose(v);
 #pragma GCC unroll 16 // indices known to the compiler: v stays in registers
                 for (int i = 0; i < W; ++i) {
                     if (i >= n) break;
-                    typename F::T *to = out + r + (j + i) * col;
+                    S *to = out + r + (j + i) * col;
                     F::store_n(to, add ? F::add(F::load_n(to, have), v[i]) : v[i], have);
                 }
             }
@@ -147,14 +163,15 @@ void store(const typename F::T *c, int64_t ldc, int64_t rows, int64_t cols,
         for (int64_t j = 0; j < cols; ++j) {
             typename F::T v = c[r * ldc + j];
             if (bias) v = v + bias[r * bias_row + j * bias_col];
-            typename F::T *to = out + r * row + j * col;
-            *to = add ? *to + v : v;
+            S *to = out + r * row + j * col;
+            put(to, add ? number(*to) + v : v);
         }
 }
 
-template <class F>
-void sum_along(const typename F::T *m, int64_t row, int64_t col, int64_t rows, int64_t cols,
+template <class F, class S>
+void sum_along(const void *array, int64_t row, int64_t col, int64_t rows, int64_t cols,
                typename F::T *sums) {
+    const S *m = (const S *)array;
     using V = typename F::V;
     constexpr int W = F::W;
     for (int64_t r = 0; r < rows; r += W) {
@@ -173,7 +190,7 @@ void sum_along(const typename F::T *m, int64_t row, int64_t col, int64_t rows, i
                     typename F::T lanes[W] = {};
                     for (int i = 0; i < W; ++i) {
                         for (int j = 0; j < k && i < n; ++j)
-                            lanes[j] = m[(r + i) * row + (c + j) * col];
+                            lanes[j] = number(m[(r + i) * row + (c + j) * col]);
                         v[i] = i < n ? F::load(lanes) : F::zero();
                     }
                 }
@@ -183,6 +200,58 @@ void sum_along(const typename F::T *m, int64_t row, int64_t col, int64_t rows, i
         }
         F::store_n(sums + r, sum, n);
     }
+}
+
+// Packed panels of 16-bit elements hold kPanel columns: float16 [depth][columns], bfloat16 in pairs
+// of k, [depth / 2][columns][2], whose odd end is filled with zero.
+constexpr int64_t kPanelColumns = kPanelBytes / (int64_t)sizeof(float);
+
+// The even step at `panel`, or the odd one after it.
+template <class F, bool Odd> inline typename F::V load_step(const F16 *panel) {
+    return F::load(panel + (Odd ? kPanelColumns : 0));
+}
+template <class F, bool Odd> inline typename F::V load_step(const Bf16 *panel) {
+    return Odd ? F::load_odd(panel) : F::load_even(panel);
+}
+template <class F>
+inline void store_steps(F16 *panel, typename F::V even, typename F::V odd, bool both) {
+    F::store(panel, even);
+    if (both) F::store(panel + kPanelColumns, odd);
+}
+template <class F>
+inline void store_steps(Bf16 *panel, typename F::V even, typename F::V odd, bool) {
+    F::store_pairs(panel, even, odd);
+}
+template <class S> constexpr int64_t kLaneStep = 1; // elements from one column to the next
+template <> constexpr int64_t kLaneStep<Bf16> = 2;
+
+template <class F, class S>
+void widen(const void *packed, int64_t depth, int64_t width, typename F::T *dst) {
+    const S *panel = (const S *)packed;
+    for (int64_t k = 0; k < depth; k += 2, panel += 2 * kPanelColumns, dst += 2 * width)
+        for (int64_t c = 0; c < width; c += F::W) {
+            const S *from = panel + c * kLaneStep<S>;
+            F::store(dst + c, load_step<F, false>(from));
+            if (k + 1 < depth) F::store(dst + width + c, load_step<F, true>(from));
+        }
+}
+
+template <class F, class S> void narrow(const typename F::T *src, int64_t depth, void *packed) {
+    S *panel = (S *)packed;
+    for (int64_t k = 0; k < depth; k += 2, panel += 2 * kPanelColumns, src += 2 * kPanelColumns)
+        for (int64_t c = 0; c < kPanelColumns; c += F::W) {
+            const bool both = k + 1 < depth;
+            store_steps<F>(panel + c * kLaneStep<S>, F::load(src + c),
+                           both ? F::load(src + kPanelColumns + c) : F::zero(), both);
+        }
+}
+
+template <class F> void round_bf16(typename F::T *c, int64_t ldc, int64_t rows, int64_t cols) {
+    for (int64_t r = 0; r < rows; ++r, c += ldc)
+        for (int64_t j = 0; j < cols; j += F::W) {
+            const int n = (int)smaller(cols - j, F::W);
+            F::store_n(c + j, F::round_bf16(F::load_n(c + j, n)), n);
+        }
 }
 
 } // namespace

@@ -9,8 +9,9 @@
 #include "math.inl"
 
 #include "activation.inl"
-#include "gemm.inl"
 #include "pack.inl"
+
+#include "gemm.inl"
 
 namespace ffncore {
 namespace {
@@ -24,33 +25,62 @@ template <class F> void split_groups(typename F::T *c, int64_t ldc, int64_t rows
     }
 }
 
-template <class F, int... Rows> void fill_kernels(Kernels<typename F::T> &k) {
+// Of arrays of S. Packed weights may hold 16 bits beside any T of 32.
+template <class F, class S, Order order, int Rows> void fill_access(Access<typename F::T> &a) {
+    a.pack = pack<F, S>;
+    a.pack_tiles = pack_tiles<F, S>;
+    a.store = store<F, S>;
+    a.sum_along = sum_along<F, S>;
+    if constexpr (order == kRising || sizeof(S) == 2) // bfloat16's weights are bfloat16
+        for_heights<kMaxTurned>(
+            [&](auto height) { a.turned[height.kValue] = turned<F, S, order, height.kValue>; });
+    if constexpr (sizeof(S) == 2) {
+        a.widen = widen<F, S>;
+        a.narrow = narrow<F, S>;
+        for_heights<Rows>(
+            [&](auto height) { a.tile[height.kValue] = tile<F, S, order, 2, height.kValue>; });
+    }
+}
+
+template <class F, Order order, int NV, int Rows> void fill_tiles(Kernels<typename F::T> &k) {
+    k.max_rows[NV] = Rows;
+    for_heights<Rows>([&](auto height) {
+        k.tile[NV][height.kValue] = tile<F, typename F::T, order, NV, height.kValue>;
+    });
+}
+
+template <class F, Order order, int... Rows> void fill_kernels(Kernels<typename F::T> &k) {
     constexpr int rows[] = {Rows...};
     static_assert(((rows[sizeof...(Rows) - 1] <= Rows) && ...));
     k.width = F::W;
     k.vectors = sizeof...(Rows);
-    for (int v = 0; v < k.vectors; ++v) k.max_rows[v + 1] = rows[v];
-    FillTiles<F, 1, rows[0]>::fill(k);
-    FillTiles<F, 2, rows[1]>::fill(k);
+    fill_tiles<F, order, 1, rows[0]>(k);
+    fill_tiles<F, order, 2, rows[1]>(k);
     if constexpr (sizeof...(Rows) == 4) {
-        FillTiles<F, 3, rows[2]>::fill(k);
-        FillTiles<F, 4, rows[3]>::fill(k);
+        fill_tiles<F, order, 3, rows[2]>(k);
+        fill_tiles<F, order, 4, rows[3]>(k);
     }
-    FillTurned<F, kMaxTurned>::fill(k);
-    k.pack = pack<F>;
-    k.pack_tiles = pack_tiles<F>;
-    k.store = store<F>;
-    k.sum_along = sum_along<F>;
     k.act_forward = act_forward<F>;
     k.act_backward = act_backward<F>;
     // Where a vector is one 32-byte group, a tile of two is gate and up already.
     if constexpr (F::W * sizeof(typename F::T) > kGroupBytes) k.split_groups = split_groups<F>;
+    if constexpr (sizeof(typename F::T) == 8) {
+        fill_access<F, double, order, rows[1]>(k.of[kFloat64]);
+    } else {
+        fill_access<F, float, order, rows[1]>(k.of[kFloat32]);
+        fill_access<F, Bf16, order, rows[1]>(k.of[kBfloat16]);
+        if constexpr (order == kOddFirst)
+            k.round = round_bf16<F>;
+        else
+            fill_access<F, F16, order, rows[1]>(k.of[kFloat16]);
+    }
 }
 
 template <int... Rows> const KernelTable *make_table(KernelTable &table, const char *name) {
     table.name = name;
-    fill_kernels<F32, Rows...>(table.f32);
-    fill_kernels<F64, Rows...>(table.f64);
+    fill_kernels<F32, kRising, Rows...>(table.f32);
+    fill_kernels<F32, kOddFirst, Rows...>(table.bf16);
+    fill_kernels<F64, kRising, Rows...>(table.f64);
     return &table;
 }
 

@@ -3,6 +3,10 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "kernels.h"
+
+#include "element.inl"
+
 namespace ffncore {
 namespace {
 
@@ -82,13 +86,68 @@ struct F32 {
         }
     }
     // r[k] = lane i from p[i * ld + k], i, k < W.
-    static inline void load_transposed(const T *p, int64_t ld, V (&r)[W]) {
+    template <class S> static inline void load_transposed(const S *p, int64_t ld, V (&r)[W]) {
         for (int i = 0; i < W; ++i) r[i] = load(p + i * ld);
         transpose(r);
     }
     static inline void deinterleave(V a, V b, V &g, V &u) {
         g = a;
         u = b;
+    }
+
+    // 16-bit elements, see element.inl.
+    static inline V load(const Bf16 *p) { return widened(_mm_loadu_si128((const __m128i *)p)); }
+    static inline V load_n(const Bf16 *p, int64_t n) { return widened(part(p, n)); }
+    static inline V load(const F16 *p) {
+        return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+    }
+    static inline V load_n(const F16 *p, int64_t n) { return _mm256_cvtph_ps(part(p, n)); }
+    static inline void store(Bf16 *p, V a) { _mm_storeu_si128((__m128i *)p, words(upper(a))); }
+    static inline void store_n(Bf16 *p, V a, int64_t n) { put_part(p, words(upper(a)), n); }
+    static inline void store(F16 *p, V a) { _mm_storeu_si128((__m128i *)p, half(a)); }
+    static inline void store_n(F16 *p, V a, int64_t n) { put_part(p, half(a), n); }
+    static inline V round_bf16(V a) { return _mm256_castsi256_ps(_mm256_slli_epi32(upper(a), 16)); }
+    // Of W pairs of bfloat16 the even elements, or the odd ones.
+    static inline V load_even(const Bf16 *p) {
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256((const __m256i *)p), 16));
+    }
+    static inline V load_odd(const Bf16 *p) {
+        return _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256((const __m256i *)p),
+                                                    _mm256_set1_epi32((int)0xffff0000)));
+    }
+    static inline void store_pairs(Bf16 *p, V even, V odd) {
+        _mm256_storeu_si256((__m256i *)p,
+                            _mm256_or_si256(upper(even), _mm256_slli_epi32(upper(odd), 16)));
+    }
+    static inline V widened(__m128i a) {
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(a), 16));
+    }
+    // Rounded, in the lower half of each lane.
+    static inline __m256i upper(V a) {
+        const __m256i bits = _mm256_castps_si256(a), high = _mm256_srli_epi32(bits, 16);
+        const __m256i even = _mm256_and_si256(high, _mm256_set1_epi32(1));
+        const __m256i sum =
+            _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), even);
+        const __m256i quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+        return _mm256_blendv_epi8(_mm256_srli_epi32(sum, 16), quiet,
+                                  _mm256_castps_si256(unordered(a, a)));
+    }
+    static inline __m128i words(__m256i a) { // the lower half of each lane
+        return _mm256_castsi256_si128(
+            _mm256_permute4x64_epi64(_mm256_packus_epi32(a, a), 0x08)); // 0x08: quarters 0 and 2
+    }
+    static inline __m128i half(V a) {
+        return _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    }
+    static inline __m128i part(const void *p, int64_t n) { // there are no masks for 16 bits
+        alignas(16) uint16_t copy[W] = {};
+        __builtin_memcpy(copy, p, (size_t)n * 2);
+        return _mm_load_si128((const __m128i *)copy);
+    }
+    static inline void put_part(void *p, __m128i a, int64_t n) {
+        alignas(16) uint16_t copy[W];
+        _mm_store_si128((__m128i *)copy, a);
+        __builtin_memcpy(p, copy, (size_t)n * 2);
     }
 };
 

@@ -9,6 +9,10 @@
 #pragma GCC diagnostic pop
 #include <stdint.h>
 
+#include "kernels.h"
+
+#include "element.inl"
+
 namespace ffncore {
 namespace {
 
@@ -106,10 +110,63 @@ struct F32 {
             r[k + 3] = _mm512_shuffle_ps(b, d, 0xee);
         }
     }
+    template <class S> static inline void load_transposed(const S *p, int64_t ld, V (&r)[W]) {
+        for (int i = 0; i < W; ++i) r[i] = load(p + i * ld);
+        transpose(r);
+    }
     // 32-byte groups [g u], [g u] -> [g g], [u u].
     static inline void deinterleave(V a, V b, V &g, V &u) {
         g = _mm512_shuffle_f32x4(a, b, 0x44);
         u = _mm512_shuffle_f32x4(a, b, 0xee);
+    }
+
+    // 16-bit elements, see element.inl.
+    static inline V load(const Bf16 *p) { return widened(_mm256_loadu_si256((const __m256i *)p)); }
+    static inline V load_n(const Bf16 *p, int64_t n) {
+        return widened(_mm256_maskz_loadu_epi16(first(n), p));
+    }
+    static inline V load(const F16 *p) {
+        return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+    }
+    static inline V load_n(const F16 *p, int64_t n) {
+        return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p));
+    }
+    static inline void store(Bf16 *p, V a) {
+        _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(upper(a)));
+    }
+    static inline void store_n(Bf16 *p, V a, int64_t n) {
+        _mm256_mask_storeu_epi16(p, first(n), _mm512_cvtepi32_epi16(upper(a)));
+    }
+    static inline void store(F16 *p, V a) { _mm256_storeu_si256((__m256i *)p, half(a)); }
+    static inline void store_n(F16 *p, V a, int64_t n) {
+        _mm256_mask_storeu_epi16(p, first(n), half(a));
+    }
+    static inline V round_bf16(V a) { return _mm512_castsi512_ps(_mm512_slli_epi32(upper(a), 16)); }
+    // Of W pairs of bfloat16 the even elements, or the odd ones.
+    static inline V load_even(const Bf16 *p) {
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16));
+    }
+    static inline V load_odd(const Bf16 *p) {
+        return _mm512_castsi512_ps(
+            _mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32((int)0xffff0000)));
+    }
+    static inline void store_pairs(Bf16 *p, V even, V odd) {
+        _mm512_storeu_si512(p, _mm512_or_si512(upper(even), _mm512_slli_epi32(upper(odd), 16)));
+    }
+    static inline V widened(__m256i a) {
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(a), 16));
+    }
+    // Rounded, in the lower half of each lane.
+    static inline __m512i upper(V a) {
+        const __m512i bits = _mm512_castps_si512(a), high = _mm512_srli_epi32(bits, 16);
+        const __m512i even = _mm512_and_si512(high, _mm512_set1_epi32(1));
+        const __m512i sum =
+            _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), even);
+        const __m512i quiet = _mm512_or_si512(high, _mm512_set1_epi32(0x40));
+        return _mm512_mask_mov_epi32(_mm512_srli_epi32(sum, 16), unordered(a, a), quiet);
+    }
+    static inline __m256i half(V a) {
+        return _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     }
 };
 

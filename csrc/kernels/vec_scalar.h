@@ -7,6 +7,10 @@
 #pragma once
 #include <stdint.h>
 
+#include "kernels.h"
+
+#include "element.inl"
+
 namespace ffncore {
 namespace {
 
@@ -53,21 +57,37 @@ template <class Value, class Bits, int Lanes, int Fraction> struct ScalarVector 
         return r;
     }
 
-    static inline V load(const T *p) {
-        return map([&](int i) { return p[i]; });
+    // S: T, or for float a 16-bit type, converted on the way (element.inl).
+    template <class S> static inline V load(const S *p) {
+        return map([&](int i) { return number(p[i]); });
     }
-    static inline void store(T *p, V a) {
-        for (int i = 0; i < W; ++i) p[i] = a.v[i];
+    template <class S> static inline void store(S *p, V a) {
+        for (int i = 0; i < W; ++i) put(p + i, a.v[i]);
     }
     // The first n lanes, 0 <= n <= W; the others are zero and their memory is not touched.
-    static inline V load_n(const T *p, int64_t n) {
+    template <class S> static inline V load_n(const S *p, int64_t n) {
         V r;
         for (int i = 0; i < W; ++i) r.v[i] = T(0);
-        for (int64_t i = 0; i < n; ++i) r.v[i] = p[i];
+        for (int64_t i = 0; i < n; ++i) r.v[i] = number(p[i]);
         return r;
     }
-    static inline void store_n(T *p, V a, int64_t n) {
-        for (int64_t i = 0; i < n; ++i) p[i] = a.v[i];
+    template <class S> static inline void store_n(S *p, V a, int64_t n) {
+        for (int64_t i = 0; i < n; ++i) put(p + i, a.v[i]);
+    }
+    static inline V round_bf16(V a) {
+        Bf16 rounded[W];
+        store(rounded, a);
+        return load(rounded);
+    }
+    // Of W pairs of bfloat16 the even elements, or the odd ones.
+    static inline V load_even(const Bf16 *p) {
+        return map([&](int i) { return number(p[2 * i]); });
+    }
+    static inline V load_odd(const Bf16 *p) {
+        return map([&](int i) { return number(p[2 * i + 1]); });
+    }
+    static inline void store_pairs(Bf16 *p, V even, V odd) {
+        for (int i = 0; i < W; ++i) put(p + 2 * i, even.v[i]), put(p + 2 * i + 1, odd.v[i]);
     }
     static inline V set1(T x) {
         return map([&](int) { return x; });
@@ -169,7 +189,7 @@ template <class Value, class Bits, int Lanes, int Fraction> struct ScalarVector 
             }
     }
     // r[k] = lane i from p[i * ld + k], i, k < W.
-    static inline void load_transposed(const T *p, int64_t ld, V (&r)[W]) {
+    template <class S> static inline void load_transposed(const S *p, int64_t ld, V (&r)[W]) {
         for (int i = 0; i < W; ++i) r[i] = load(p + i * ld);
         transpose(r);
     }

@@ -6,6 +6,7 @@
 #include "elementwise.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <utility>
 
@@ -18,51 +19,64 @@ constexpr int64_t kSegmentsARun = 16; // at least: about 10 us of work
 constexpr int64_t kMaxRuns = 1024; // 8 tasks a thread on 128 cores; partial sums: 16 KiB of stack
 
 // A matrix whose elements are found by their number. Rows that follow each other are one long row.
-template <class T> struct Numbered {
-    Matrix<T> m;
+struct Numbered {
+    Output m;
     int64_t cols;
-    Numbered(const Matrix<T> &matrix, int64_t rows, int64_t all_cols) : m(matrix), cols(all_cols) {
+    Numbered(const Output &matrix, int64_t rows, int64_t all_cols) : m(matrix), cols(all_cols) {
         if (cols == 1) m.col = m.row;
         if (m.row == cols * m.col) cols *= rows;
     }
-    Numbered(const Matrix<const T> &matrix, int64_t rows, int64_t all_cols)
-        : Numbered(Matrix<T>{const_cast<T *>(matrix.data), matrix.row, matrix.col}, rows,
-                   all_cols) {}
+    Numbered(const Input &m, int64_t rows, int64_t all_cols)
+        : Numbered(Output{const_cast<char *>(m.data), m.row, m.col, m.type}, rows, all_cols) {}
 };
 
-// Elements [first, first + n) of a matrix as the kernels want them: contiguous. nullptr: absent.
+// bfloat16 has no subnormals: not even where no arithmetic meets them.
+template <class T> void flush(T *numbers, int64_t n) {
+    constexpr T kLeastNormal = 0x1p-126;
+    for (int64_t i = 0; i < n; ++i)
+        if (std::abs(numbers[i]) < kLeastNormal) numbers[i] = std::copysign(T(0), numbers[i]);
+}
+
+// Elements [first, first + n) of a matrix as the kernels want them: contiguous, of T. nullptr:
+// absent.
 template <class T> class Segment {
   public:
-    Segment(const Numbered<T> &all, int64_t first, int64_t n) : all_(all), n_(n) {
+    Segment(const Kernels<T> &kernels, const Numbered &all, int64_t first, int64_t n)
+        : kernels_(kernels), all_(all), n_(n) {
         if (!all.m.data) return;
         row_ = first / all.cols;
         col_ = first % all.cols;
-        in_place_ = all.m.col == 1 && col_ + n <= all.cols;
-        data_ = in_place_ ? all.m.data + row_ * all.m.row + col_ : buffer_;
+        in_place_ = all.m.template holds<T>() && all.m.col == 1 && col_ + n <= all.cols;
+        data_ = in_place_ ? (T *)all.m.at(row_, col_) : buffer_;
     }
     const T *read() {
-        each([](T &element, T &copy) { copy = element; });
+        each([&](char *from, T *to, int64_t n) {
+            kernels_.of[all_.m.type].pack(from, all_.m.col, 0, n, 1, to, n, n);
+            if (flushes(kernels_)) flush(to, n);
+        });
         return data_;
     }
     T *write() { return data_; } // finish() when it is written
     void finish() {
-        each([](T &element, T &copy) { element = copy; });
+        each([&](char *to, const T *from, int64_t n) {
+            kernels_.of[all_.m.type].store(from, n, 1, n, nullptr, 0, 0, to, 0, all_.m.col, false);
+        });
     }
 
   private:
-    // body(element, its place in the buffer), where they are two.
+    // body(first element, its place in the buffer, elements in a row), where they are two places.
     template <class Body> void each(const Body &body) {
         if (!data_ || in_place_) return;
         int64_t row = row_, col = col_;
         for (int64_t i = 0; i < n_; ++row, col = 0) {
-            T *const from = all_.m.data + row * all_.m.row + col * all_.m.col;
             const int64_t piece = std::min(n_ - i, all_.cols - col);
-            for (int64_t j = 0; j < piece; ++j) body(from[j * all_.m.col], buffer_[i + j]);
+            body(all_.m.at(row, col), buffer_ + i, piece);
             i += piece;
         }
     }
 
-    const Numbered<T> &all_;
+    const Kernels<T> &kernels_;
+    const Numbered &all_;
     const int64_t n_;
     int64_t row_ = 0, col_ = 0;
     bool in_place_ = false;
@@ -76,7 +90,7 @@ int64_t over_runs(const Call<T> &call, int64_t elements, const Body &body) {
     const int64_t segments = ceil_div(elements, kSegment);
     const int64_t length = std::max(kSegmentsARun, ceil_div(segments, kMaxRuns)) * kSegment;
     const int64_t runs = ceil_div(elements, length);
-    Schedule s;
+    Schedule s(0, flushes(call.kernels));
     s.phase();
     s.job(runs, [&](int64_t run, int) {
         body(run, run * length, std::min(elements, (run + 1) * length));
@@ -86,7 +100,7 @@ int64_t over_runs(const Call<T> &call, int64_t elements, const Body &body) {
 }
 
 // Where no order has to be kept, the loops follow the result in memory: columns become the rows.
-template <class T> void follow_memory(Elementwise<T> &e, Matrix<T> out) {
+template <class T> void follow_memory(Elementwise<T> &e, const Output &out) {
     if (std::abs(out.row) >= std::abs(out.col)) return;
     std::swap(e.rows, e.cols);
     auto turn = [](auto &...m) { (std::swap(m.row, m.col), ...); };
@@ -97,12 +111,13 @@ template <class T> void follow_memory(Elementwise<T> &e, Matrix<T> out) {
 
 template <class T> void activation_forward(const Call<T> &call, Elementwise<T> e) {
     follow_memory(e, e.h);
-    const Numbered<T> gates(e.gate, e.rows, e.cols), ups(e.up, e.rows, e.cols),
+    const Numbered gates(e.gate, e.rows, e.cols), ups(e.up, e.rows, e.cols),
         hs(e.h, e.rows, e.cols);
     over_runs(call, e.rows * e.cols, [&](int64_t, int64_t begin, int64_t end) {
         for (int64_t first = begin; first < end; first += kSegment) {
             const int64_t n = std::min(kSegment, end - first);
-            Segment<T> gate(gates, first, n), up(ups, first, n), h(hs, first, n);
+            const Kernels<T> &k = call.kernels;
+            Segment<T> gate(k, gates, first, n), up(k, ups, first, n), h(k, hs, first, n);
             ActForwardArgs<T> a{};
             a.rows = 1;
             a.cols = n;
@@ -118,7 +133,7 @@ template <class T> void activation_forward(const Call<T> &call, Elementwise<T> e
 template <class T> void activation_backward(const Call<T> &call, Elementwise<T> &given) {
     Elementwise<T> e = given;
     if (!e.xielu) follow_memory(e, e.grad_up.data ? e.grad_up : e.grad_gate);
-    const Numbered<T> gates(e.gate, e.rows, e.cols), ups(e.up, e.rows, e.cols),
+    const Numbered gates(e.gate, e.rows, e.cols), ups(e.up, e.rows, e.cols),
         grad_hs(e.grad_h, e.rows, e.cols), grad_gates(e.grad_gate, e.rows, e.cols),
         grad_ups(e.grad_up, e.rows, e.cols);
     double sums[kMaxRuns][2];
@@ -127,8 +142,10 @@ template <class T> void activation_backward(const Call<T> &call, Elementwise<T> 
             double sum_p = 0, sum_n = 0;
             for (int64_t first = begin; first < end; first += kSegment) {
                 const int64_t n = std::min(kSegment, end - first);
-                Segment<T> gate(gates, first, n), up(ups, first, n), grad_h(grad_hs, first, n),
-                    grad_gate(grad_gates, first, n), grad_up(grad_ups, first, n);
+                const Kernels<T> &k = call.kernels;
+                Segment<T> gate(k, gates, first, n), up(k, ups, first, n),
+                    grad_h(k, grad_hs, first, n), grad_gate(k, grad_gates, first, n),
+                    grad_up(k, grad_ups, first, n);
                 constexpr int64_t kGroups = kSegment / kXieluGroup;
                 T p[kGroups], q[kGroups];
                 ActBackwardArgs<T> a{};

@@ -7,10 +7,10 @@ namespace ffncore {
 
 template <class T> struct Elementwise {
     int64_t rows, cols;
-    Matrix<const T> gate, up, grad_h;
-    Matrix<T> h, grad_gate, grad_up; // gradients may be absent
-    bool xielu;           // the sums behind the gradients of xielu's parameters are needed
-    double xielu_sums[2]; // receives them
+    Input gate, up, grad_h;
+    Output h, grad_gate, grad_up; // gradients may be absent
+    bool xielu;                   // the sums behind the gradients of xielu's parameters are needed
+    double xielu_sums[2];         // receives them
 };
 
 template <class T> void activation_forward(const Call<T> &call, Elementwise<T> e);

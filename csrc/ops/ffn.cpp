@@ -33,7 +33,7 @@ template <class T> bool run_schedule(const Call<T> &call, const auto &add) {
     Needed<T> needed = count_workspace(call, add);
     Lease lease(needed.bytes);
     if (!lease.data()) return false;
-    Schedule schedule(call.threads);
+    Schedule schedule(call.threads, flushes(call.kernels));
     Arena arena((char *)lease.data());
     needed.scratch.base = (T *)((char *)lease.data() + needed.shared);
     add(Build<T>{schedule, arena, needed.scratch, call});
@@ -62,7 +62,7 @@ template <class T> void add_backward_apart(const Build<T> &build, BackwardGroup<
     first.xielu = false;
     Arena again = build.arena;
     add_backward(build, first);
-    const Matrix<T> grad_x = std::exchange(g.grad_x, {});
+    const Output grad_x = std::exchange(g.grad_x, {});
     add_backward(Build<T>{build.schedule, again, build.scratch, build.call}, g);
     g.grad_x = grad_x;
     if (again.used() > build.arena.used()) build.arena = again;
@@ -164,9 +164,13 @@ template <class T> PlanRequest backward_request(const Call<T> &call, const Backw
         request(call, g.weights, g.tokens, backward_in_rows(g.tokens, g.weights.packed()));
     r.backward = true;
     r.recompute = !g.saved;
+    r.converts = !g.x.template holds<T>();
     const Needs<T> needs(g);
     r.weight_grads =
         needs.gate || needs.up || needs.down || needs.b_gate || needs.b_up || needs.b_down;
+    for (const Output *gradient :
+         {&g.grad_gate, &g.grad_up, &g.grad_down, &g.grad_b_gate, &g.grad_b_up})
+        r.narrow = r.narrow || (gradient->data && !gradient->template holds<T>());
     r.grad_x = needs.x;
     r.xielu = needs.xielu;
     return r;

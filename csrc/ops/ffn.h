@@ -20,30 +20,35 @@ namespace ffncore {
 constexpr int64_t kSavedPanel = 64, kSavedGrain = 16;
 int64_t saved_elements(int64_t tokens, int64_t f, bool gated);
 
-template <class T> struct Preactivations {
-    T *gate = nullptr, *up = nullptr;
+// Their type is that of x: in 16 bits the backward pass begins with rounded numbers.
+template <class Byte> struct SavedPanels {
+    Byte *gate = nullptr, *up = nullptr;
+    Element type = kFloat32;
     int64_t tokens = 0, f = 0;
     int64_t token0 = 0, unit0 = 0; // where what is looked at begins
 
-    Preactivations() = default;
-    Preactivations(T *saved, int64_t tokens, int64_t f, bool gated)
-        : gate(gated ? saved : nullptr),
-          up(saved && gated ? saved + saved_elements(tokens, f, false) : saved), tokens(tokens),
-          f(f) {}
-    Preactivations from(int64_t token, int64_t unit) const {
-        Preactivations part = *this;
+    SavedPanels() = default;
+    SavedPanels(Byte *saved, Element type, int64_t tokens, int64_t f, bool gated)
+        : gate(gated ? saved : nullptr), up(saved), type(type), tokens(tokens), f(f) {
+        if (saved && gated) up += saved_elements(tokens, f, false) * element_bytes(type);
+    }
+    SavedPanels from(int64_t token, int64_t unit) const {
+        SavedPanels part = *this;
         part.token0 += token;
         part.unit0 += unit;
         return part;
     }
-    // Distance of two units of the token's panel, and where the token's value of a unit lies.
+    // Distance of two units of the token's panel, and bytes to where the token's value of a unit
+    // lies.
     int64_t width(int64_t token) const {
         const int64_t first = (token0 + token) / kSavedPanel * kSavedPanel;
         return std::min(kSavedPanel, round_up(tokens - first, kSavedGrain));
     }
     int64_t at(int64_t token, int64_t unit) const {
         const int64_t t = token0 + token;
-        return t / kSavedPanel * kSavedPanel * f + (unit0 + unit) * width(token) + t % kSavedPanel;
+        return (t / kSavedPanel * kSavedPanel * f + (unit0 + unit) * width(token) +
+                t % kSavedPanel) *
+               element_bytes(type);
     }
     // body(first, count): the tokens of [token, token + n), panel by panel.
     template <class Body> void each_panel(int64_t token, int64_t n, const Body &body) const {
@@ -55,23 +60,26 @@ template <class T> struct Preactivations {
     }
 };
 
+using Preactivations = SavedPanels<char>;           // to be written
+using ReadPreactivations = SavedPanels<const char>; // to be read
+
 template <class T> struct ForwardGroup {
     Weights<T> weights;
     int64_t tokens;
-    Matrix<const T> x;
-    Matrix<T> y;
-    T *saved; // or nullptr
+    Input x;
+    Output y;
+    char *saved; // or nullptr
 };
 
 // Gradients with data == nullptr are not needed, and cost nothing.
 template <class T> struct BackwardGroup {
     Weights<T> weights;
     int64_t tokens;
-    Matrix<const T> x, grad_y;
-    const T *saved; // or nullptr: recompute
+    Input x, grad_y;
+    const char *saved; // or nullptr: recompute
     bool accumulate;
-    Matrix<T> grad_x, grad_gate, grad_up, grad_down;
-    Matrix<T> grad_b_gate, grad_b_up, grad_b_down; // vectors: stride in row
+    Output grad_x, grad_gate, grad_up, grad_down;
+    Output grad_b_gate, grad_b_up, grad_b_down; // vectors: stride in row
     bool xielu;           // the sums behind the gradients of xielu's parameters are needed
     double xielu_sums[2]; // receives them
 };
@@ -96,6 +104,9 @@ template <class T> struct Call {
     int threads;
     int64_t l2;
 };
+
+// bfloat16's arithmetic has no subnormals.
+template <class T> bool flushes(const Kernels<T> &kernels) { return kernels.round != nullptr; }
 
 // Hands out parts of one buffer; with base == nullptr it only adds up.
 class Arena {
@@ -185,11 +196,11 @@ template <class T>
 void add_backward_panels(const Build<T> &build, BackwardGroup<T> &group, const Plan &plan);
 
 // Adds to the current phase what turns x [tokens, d] into gate and up of `part`: their activation
-// goes into h, they themselves into `save`, where asked for.
-template <class T> struct StridedRows;
+// goes into h, they themselves into `save`, where asked for. pairs: x and h are rows of bfloat16
+// (Rows::pairs), and ldh counts pairs.
 template <class T>
-void add_up_rows(const Build<T> &build, const Weights<T> &part, StridedRows<T> x, int64_t tokens,
-                 T *h, int64_t ldh, const Preactivations<T> &save);
+void add_up_rows(const Build<T> &build, const Weights<T> &part, const Input &x, int64_t tokens,
+                 T *h, int64_t ldh, const Preactivations &save, bool pairs = false);
 
 template <class T> PlanRequest forward_request(const Call<T> &call, const ForwardGroup<T> &group);
 template <class T> PlanRequest backward_request(const Call<T> &call, const BackwardGroup<T> &group);

@@ -18,7 +18,7 @@ namespace {
 template <class T> struct HiddenGradientEpilogue {
     const Kernels<T> *k;
     ActivationParams act;
-    Preactivations<const T> saved; // of the chunk: the caller's, or computed again
+    ReadPreactivations saved; // of the chunk: the caller's, or computed again
     int64_t width;
     int64_t slice0;            // first token of the slice, within the chunk
     int64_t units, grad_units; // of a panel of h, and of dgate and dup together
@@ -28,26 +28,31 @@ template <class T> struct HiddenGradientEpilogue {
     void operator()(int64_t r, int64_t n, int64_t, int64_t col, int64_t cols, T *c) const {
         const int64_t t = slice0 + col, at = t * units + r * width;
         const int64_t grad_at = t * grad_units + r * width;
-        const int64_t from = saved.at(t, r);
+        alignas(64) T copy[2 * kMaxRows * kSavedPanel];
+        const SavedTile<T> pre(*k, saved, t, r, n, round_up(cols, k->width), copy);
+        auto round = [&](T *to, int64_t columns) {
+            if (to && k->round) k->round(to, width, n, columns);
+        };
         if (!c) { // h alone, from the preactivations
             ActForwardArgs<T> a{};
             a.rows = n;
             a.cols = round_up(cols, k->width);
-            a.gate = saved.gate ? saved.gate + from : nullptr;
-            a.up = saved.up + from;
-            a.ld = saved.width(t);
+            a.gate = pre.gate;
+            a.up = pre.up;
+            a.ld = pre.ld;
             a.h = h + at;
             a.ldh = width;
-            return k->act_forward(act, a);
+            k->act_forward(act, a);
+            return round(a.h, a.cols);
         }
         ActBackwardArgs<T> a{};
         a.rows = n;
         a.cols = xielu_p ? cols : round_up(cols, k->width); // sums take no lane beyond the tokens
         a.dh = c;
         a.ld_dh = width;
-        a.gate = saved.gate ? saved.gate + from : nullptr;
-        a.up = saved.up + from;
-        a.ld_pre = saved.width(t);
+        a.gate = pre.gate;
+        a.up = pre.up;
+        a.ld_pre = pre.ld;
         a.dgate = dgate ? dgate + grad_at : nullptr;
         a.dup = dup ? dup + grad_at : nullptr;
         a.h = h ? h + at : nullptr;
@@ -58,136 +63,241 @@ template <class T> struct HiddenGradientEpilogue {
             a.ld_xielu = ld_xielu;
         }
         k->act_backward(act, a);
+        for (T *to : {a.dgate, a.dup, a.h}) round(to, a.cols);
     }
+};
+
+// A group's buffers, and the phases of one chunk of tokens and hidden units.
+template <class T> class BackwardPanels {
+  public:
+    BackwardPanels(const Build<T> &build, BackwardGroup<T> &g, const Plan &plan)
+        : build_(build), panels_(build), s_(build.schedule), g_(g), w_(g.weights), plan_(plan),
+          needs_(g), recompute_(!g.saved && needs_.preactivation), width_(panels_.width),
+          sides_(w_.gated ? 2 : 1),
+          held_(round_up(std::min(plan.token_chunk, g.tokens), panels_.width)),
+          slice_(std::min(plan.token_slice, held_)) {
+        Arena &arena = build.arena;
+        auto take = [&](bool needed, int64_t n) {
+            return needed ? arena.template take<T>(n) : nullptr;
+        };
+        const int64_t units = plan.ff_chunk;
+        x_ = take(recompute_, slice_ * w_.d);
+        dy_ = take(needs_.dh || (needs_.down && one_slice()), slice_ * w_.d);
+        grads_ = take(needs_.dh, held_ * units * sides_);
+        h_ = take(needs_.h, held_ * units);
+        carried_ = plan.units_outer ? round_up(g.tokens, width_) : held_;
+        carry_ = take(plan.carry && needs_.x, carried_ * w_.d);
+        again_ = (char *)take(recompute_, saved_elements(held_, units, w_.gated));
+        if (needs_.xielu) xielu_.take(arena, w_.f, units, held_);
+        const int64_t kept = plan.units_outer ? units : w_.f;
+        for (const auto &[gradient, columns] : sums())
+            if (keeps_sums(*gradient))
+                kept_.push_back({gradient, columns, take(true, kept * columns)});
+    }
+
+    void run() {
+        if (needs_.b_down) {
+            s_.phase();
+            panels_.bias_gradient(g_.grad_y, 0, w_.d, g_.tokens, g_.grad_b_down, g_.accumulate);
+        }
+        if (!needs_.preactivation) return;
+        if (plan_.units_outer) {
+            for (int64_t f0 = 0; f0 < w_.f; f0 += plan_.ff_chunk) {
+                for (int64_t t0 = 0; t0 < g_.tokens; t0 += plan_.token_chunk) chunk(t0, f0);
+                put_sums(f0, std::min(plan_.ff_chunk, w_.f - f0));
+            }
+        } else {
+            for (int64_t t0 = 0; t0 < g_.tokens; t0 += plan_.token_chunk)
+                for (int64_t f0 = 0; f0 < w_.f; f0 += plan_.ff_chunk) chunk(t0, f0);
+            put_sums(0, w_.f);
+        }
+        if (needs_.xielu) xielu_.finish(s_, w_.f, g_.xielu_sums);
+    }
+
+  private:
+    bool one_slice() const { return slice_ == held_; }
+
+    // ---- gradients of 16 bits, summed over several chunks of tokens
+
+    struct Kept {
+        const Output *gradient; // [units][columns], down's turned
+        int64_t columns;
+        T *sums;
+    };
+    std::array<std::pair<const Output *, int64_t>, 5> sums() const {
+        return {{{&g_.grad_gate, w_.d},
+                 {&g_.grad_up, w_.d},
+                 {&g_.grad_down, w_.d},
+                 {&g_.grad_b_gate, 1},
+                 {&g_.grad_b_up, 1}}};
+    }
+    bool keeps_sums(const Output &gradient) const {
+        return plan_.keeps_sums && gradient.data && !gradient.template holds<T>();
+    }
+    // The part of a gradient that belongs to the chunk's units, [units][columns].
+    Output of_units(const Output &gradient, int64_t f0) const {
+        for (const Kept &kept : kept_)
+            if (kept.gradient == &gradient) {
+                const Output all{(char *)kept.sums, kept.columns, 1, kOwn<T>};
+                return all.from(plan_.units_outer ? 0 : f0);
+            }
+        return (&gradient == &g_.grad_down ? gradient.transposed() : gradient).from(f0);
+    }
+    bool adds(const Output &gradient, int64_t t0) const {
+        return t0 > 0 || (g_.accumulate && !keeps_sums(gradient));
+    }
+    void put_sums(int64_t f0, int64_t units) {
+        if (kept_.empty()) return;
+        s_.phase();
+        for (const Kept &kept : kept_) {
+            const Output &m = *kept.gradient;
+            panels_.put_sums(input(kept.sums, kept.columns), units, kept.columns,
+                             (&m == &g_.grad_down ? m.transposed() : m).from(f0), g_.accumulate);
+        }
+    }
+
+    // ---- a chunk
+
+    void chunk(int64_t t0, int64_t f0) {
+        const int64_t tokens = std::min(plan_.token_chunk, g_.tokens - t0);
+        const Weights<T> part = slice_units(w_, f0, std::min(plan_.ff_chunk, w_.f - f0));
+        T *dgate = w_.gated ? grads_ : nullptr;
+        T *dup = w_.gated ? grads_ + part.f * width_ : grads_;
+        for (int64_t t = 0; t < tokens; t += slice_)
+            hidden_gradient(part, t0, f0, t, std::min(slice_, tokens - t), tokens, dgate, dup);
+        s_.phase();
+        if (needs_.x) input_gradient(part, t0, f0, tokens, dup);
+        weight_gradients(part, t0, f0, tokens, dgate, dup);
+        const int64_t both = part.f * sides_;
+        auto bias = [&](const Output &gradient, const T *from) {
+            if (gradient.data)
+                panels_.bias_gradient(input(from, 0), both, part.f, tokens, of_units(gradient, f0),
+                                      adds(gradient, t0));
+        };
+        bias(g_.grad_b_gate, dgate);
+        bias(g_.grad_b_up, dup);
+        if (needs_.xielu) xielu_.add_chunk(s_, f0, part.f, tokens, t0 == 0);
+    }
+
+    // dgate, dup and h of the chunk's tokens [t, t + n).
+    void hidden_gradient(const Weights<T> &part, int64_t t0, int64_t f0, int64_t t, int64_t n,
+                         int64_t tokens, T *dgate, T *dup) {
+        const Preactivations again(again_, g_.x.type, tokens, part.f, w_.gated);
+        const auto saved =
+            recompute_
+                ? ReadPreactivations(again_, g_.x.type, tokens, part.f, w_.gated)
+                : ReadPreactivations(g_.saved, g_.x.type, g_.tokens, w_.f, w_.gated).from(t0, f0);
+        if (!one_slice() || f0 == 0 || plan_.units_outer) {
+            s_.phase();
+            if (recompute_) panels_.pack(g_.x, t0 + t, n, panels_.full(x_, w_.d));
+            if (dy_) panels_.pack(g_.grad_y, t0 + t, n, panels_.full(dy_, w_.d));
+        }
+        if (recompute_) {
+            s_.phase();
+            panels_.product(
+                walk_of<T>(w_.d, n), part.f, {up_rows(part)}, {panels_.full(x_, w_.d)},
+                HiddenEpilogue<T>{
+                    panels_.k, build_.call.activation, part, width_, {}, again.from(t, 0)});
+        }
+        const HiddenGradientEpilogue<T> epilogue{panels_.k,
+                                                 build_.call.activation,
+                                                 saved,
+                                                 width_,
+                                                 t,
+                                                 part.f,
+                                                 part.f * sides_,
+                                                 dgate,
+                                                 dup,
+                                                 h_,
+                                                 xielu_.p,
+                                                 xielu_.n,
+                                                 xielu_.ld};
+        s_.phase();
+        if (needs_.dh)
+            panels_.product(walk_of<T>(w_.d, n), part.f, {columns<T>(part.down)},
+                            {panels_.full(dy_, w_.d)}, epilogue);
+        else
+            panels_.hidden(part.f, n, epilogue);
+    }
+
+    void input_gradient(const Weights<T> &part, int64_t t0, int64_t f0, int64_t tokens, T *dup) {
+        const int64_t both = part.f * sides_;
+        Walk<T> walk = walk_of<T>(part.f, tokens);
+        walk.carry = carry_ && plan_.units_outer ? carry_ + t0 * w_.d : carry_;
+        walk.carry_rows = w_.d;
+        walk.carried = f0 > 0;
+        walk.finish = f0 + part.f == w_.f;
+        std::vector<WeightRows<T>> a{columns<T>(w_.gated ? part.gate : part.up)};
+        std::vector<TokenPanels<T>> b{panels_.full(grads_, both)};
+        if (w_.gated) {
+            a.push_back(columns<T>(part.up));
+            b.push_back(panels_.full(dup, both));
+        }
+        panels_.product(
+            walk, w_.d, a, b,
+            OutputEpilogue<T>{panels_.k, g_.grad_x.from(t0), nullptr, width_, g_.accumulate});
+    }
+
+    void weight_gradients(const Weights<T> &part, int64_t t0, int64_t f0, int64_t tokens, T *dgate,
+                          T *dup) {
+        const int64_t both = part.f * sides_, d = w_.d, width = width_;
+        const Input x = g_.x.from(t0), dy = g_.grad_y.from(t0);
+        const auto x_panels = [=](int64_t t) {
+            return MatrixPanels<T>{x.from(t), d, width, false};
+        };
+        const Output gate = of_units(g_.grad_gate, f0), up = of_units(g_.grad_up, f0);
+        const bool alike = adds(g_.grad_gate, t0) == adds(g_.grad_up, t0) && gate.type == up.type;
+        if (needs_.gate && needs_.up && alike) {
+            panels_.weight_gradient({grads_, both, width, part.f}, both, d, tokens, x_panels, gate,
+                                    up, adds(g_.grad_up, t0));
+        } else {
+            if (needs_.gate)
+                panels_.weight_gradient({dgate, both, width, part.f}, part.f, d, tokens, x_panels,
+                                        gate, {}, adds(g_.grad_gate, t0));
+            if (needs_.up)
+                panels_.weight_gradient({dup, both, width, part.f}, part.f, d, tokens, x_panels, up,
+                                        {}, adds(g_.grad_up, t0));
+        }
+        if (!needs_.down) return;
+        const Output down = of_units(g_.grad_down, f0); // [units][d]
+        const bool add = adds(g_.grad_down, t0);
+        if (one_slice() && dy_) {
+            const T *h = h_;
+            const int64_t units = part.f;
+            panels_.weight_gradient(
+                {dy_, d, width, d}, d, units, tokens,
+                [=](int64_t t) { return UnitPanels<T>{h + t * units, units, width, width}; },
+                down.transposed(), {}, add);
+        } else { // dy's panels are gone: units are rows, the result goes out turned
+            panels_.weight_gradient(
+                {h_, part.f, width, part.f}, part.f, d, tokens,
+                [=](int64_t t) { return MatrixPanels<T>{dy.from(t), d, width, false}; }, down, {},
+                add);
+        }
+    }
+
+    const Build<T> &build_;
+    Panels<T> panels_;
+    Schedule &s_;
+    BackwardGroup<T> &g_;
+    const Weights<T> &w_;
+    const Plan &plan_;
+    const Needs<T> needs_;
+    const bool recompute_;
+    const int64_t width_, sides_;
+    const int64_t held_, slice_; // tokens of a chunk, whole panels; tokens packed at once
+    int64_t carried_;            // tokens whose dx is carried
+    T *x_, *dy_, *grads_, *h_, *carry_;
+    char *again_; // gate and up, computed again
+    XieluSums<T> xielu_{};
+    std::vector<Kept> kept_;
 };
 
 } // namespace
 
 template <class T>
 void add_backward_panels(const Build<T> &build, BackwardGroup<T> &g, const Plan &plan) {
-    Panels<T> panels(build);
-    Schedule &s = build.schedule;
-    Arena &arena = build.arena;
-    const Weights<T> &w = g.weights;
-    const Needs<T> needs(g);
-    const int64_t width = panels.width;
-    const int64_t held = round_up(std::min(plan.token_chunk, g.tokens), width);
-    const int64_t slice = std::min(plan.token_slice, held);
-    const bool recompute = !g.saved && needs.preactivation;
-    const bool one_slice = slice == held;
-
-    auto take = [&](bool needed, int64_t n) {
-        return needed ? arena.template take<T>(n) : nullptr;
-    };
-    T *x = take(recompute, slice * w.d);
-    T *dy = take(needs.dh || (needs.down && one_slice), slice * w.d);
-    const int64_t sides = w.gated ? 2 : 1;
-    T *grads = take(needs.dh, held * plan.ff_chunk * sides);
-    T *h = take(needs.h, held * plan.ff_chunk);
-    T *carry = take(plan.carry && needs.x, held * w.d);
-    T *recomputed = take(recompute, saved_elements(held, plan.ff_chunk, w.gated));
-    XieluSums<T> xielu{};
-    if (needs.xielu) xielu.take(arena, w.f, plan.ff_chunk, held);
-
-    for (int64_t t0 = 0; t0 < g.tokens; t0 += plan.token_chunk) {
-        const int64_t tokens = std::min(plan.token_chunk, g.tokens - t0);
-        const bool add = g.accumulate || t0 > 0;
-        const Matrix<const T> x_rows = from_row(g.x, t0), dy_rows = from_row(g.grad_y, t0);
-        if (needs.b_down) {
-            s.phase();
-            panels.bias_gradient(dy_rows, 0, w.d, tokens, g.grad_b_down, add);
-        }
-        for (int64_t f0 = 0; needs.preactivation && f0 < w.f; f0 += plan.ff_chunk) {
-            const Weights<T> part = slice_units(w, f0, std::min(plan.ff_chunk, w.f - f0));
-            const bool last = f0 + part.f == w.f;
-            const int64_t both = part.f * sides;
-            T *dgate = w.gated ? grads : nullptr;
-            T *dup = w.gated ? grads + part.f * width : grads;
-            const Preactivations<T> again(recomputed, tokens, part.f, w.gated);
-            const auto saved =
-                recompute ? Preactivations<const T>(recomputed, tokens, part.f, w.gated)
-                          : Preactivations<const T>(g.saved, g.tokens, w.f, w.gated).from(t0, f0);
-
-            for (int64_t t = 0; t < tokens; t += slice) {
-                const int64_t n = std::min(slice, tokens - t);
-                if (!one_slice || f0 == 0) {
-                    s.phase();
-                    if (recompute) panels.pack(x_rows, t, n, panels.full(x, w.d));
-                    if (dy) panels.pack(dy_rows, t, n, panels.full(dy, w.d));
-                }
-                if (recompute) {
-                    s.phase();
-                    panels.product(
-                        walk_of<T>(w.d, n), part.f, {up_rows(part)}, {panels.full(x, w.d)},
-                        HiddenEpilogue<T>{
-                            panels.k, build.call.activation, part, width, {}, again.from(t, 0)});
-                }
-                const HiddenGradientEpilogue<T> epilogue{panels.k, build.call.activation,
-                                                         saved,    width,
-                                                         t,        part.f,
-                                                         both,     dgate,
-                                                         dup,      h,
-                                                         xielu.p,  xielu.n,
-                                                         xielu.ld};
-                s.phase();
-                if (needs.dh)
-                    panels.product(walk_of<T>(w.d, n), part.f, {columns(part.down)},
-                                   {panels.full(dy, w.d)}, epilogue);
-                else
-                    panels.hidden(part.f, n, epilogue);
-            }
-
-            s.phase();
-            if (needs.x) {
-                Walk<T> walk = walk_of<T>(part.f, tokens);
-                walk.carry = carry;
-                walk.carry_rows = w.d;
-                walk.carried = f0 > 0;
-                walk.finish = last;
-                std::vector<WeightRows<T>> a{columns(w.gated ? part.gate : part.up)};
-                std::vector<TokenPanels<T>> b{panels.full(grads, both)};
-                if (w.gated) {
-                    a.push_back(columns(part.up));
-                    b.push_back(panels.full(dup, both));
-                }
-                panels.product(walk, w.d, a, b,
-                               OutputEpilogue<T>{panels.k, from_row(g.grad_x, t0), nullptr, width,
-                                                 g.accumulate});
-            }
-            auto of_chunk = [&](const Matrix<T> &m) { return from_row(m, f0); };
-            const auto x_panels = [=](int64_t t) {
-                return MatrixPanels<T>{from_row(x_rows, t), w.d, width, false};
-            };
-            if (needs.gate && needs.up)
-                panels.weight_gradient({grads, both, width, part.f}, both, w.d, tokens, x_panels,
-                                       of_chunk(g.grad_gate), of_chunk(g.grad_up), add);
-            else if (needs.gate || needs.up)
-                panels.weight_gradient({needs.gate ? dgate : dup, both, width, part.f}, part.f, w.d,
-                                       tokens, x_panels,
-                                       of_chunk(needs.gate ? g.grad_gate : g.grad_up), {}, add);
-            const Matrix<T> down_turned = from_row(transposed(g.grad_down), f0); // [units][d]
-            if (needs.down && one_slice) {
-                panels.weight_gradient(
-                    {dy, w.d, width, w.d}, w.d, part.f, tokens,
-                    [=](int64_t t) { return UnitPanels<T>{h + t * part.f, part.f, width, width}; },
-                    transposed(down_turned), {}, add);
-            } else if (needs.down) { // dy's panels are gone: units are rows, the result goes out
-                                     // turned
-                const auto dy_panels = [=](int64_t t) {
-                    return MatrixPanels<T>{from_row(dy_rows, t), w.d, width, false};
-                };
-                panels.weight_gradient({h, part.f, width, part.f}, part.f, w.d, tokens, dy_panels,
-                                       down_turned, {}, add);
-            }
-            if (needs.b_gate)
-                panels.bias_gradient({dgate, 0, 0}, both, part.f, tokens, of_chunk(g.grad_b_gate),
-                                     add);
-            if (needs.b_up)
-                panels.bias_gradient({dup, 0, 0}, both, part.f, tokens, of_chunk(g.grad_b_up), add);
-            if (needs.xielu) xielu.add_chunk(s, f0, part.f, tokens, t0 == 0);
-        }
-    }
-    if (needs.xielu) xielu.finish(s, w.f, g.xielu_sums);
+    BackwardPanels<T>(build, g, plan).run();
 }
 
 template void add_backward_panels<float>(const Build<float> &, BackwardGroup<float> &,

@@ -15,7 +15,7 @@ template <class T> void add_forward_panels(const Build<T> &build, const ForwardG
     T *x = build.arena.template take<T>(held * w.d);
     T *h = build.arena.template take<T>(held * plan.ff_chunk);
     T *carry = plan.carry ? build.arena.template take<T>(held * w.d) : nullptr;
-    const Preactivations<T> saved(g.saved, g.tokens, w.f, w.gated);
+    const Preactivations saved(g.saved, g.x.type, g.tokens, w.f, w.gated);
 
     build.schedule.phase();
     auto pack_x = [&](int64_t t0) {
@@ -41,7 +41,7 @@ template <class T> void add_forward_panels(const Build<T> &build, const ForwardG
             down.finish = last;
             build.schedule.phase();
             panels.product(down, w.d, {WeightRows<T>{part.down, {}}}, {hidden},
-                           OutputEpilogue<T>{panels.k, from_row(g.y, t0), w.b_down, width, false});
+                           OutputEpilogue<T>{panels.k, g.y.from(t0), w.b_down, width, false});
             // The next chunk's x is packed beside the last product of this one.
             if (last && t0 + plan.token_chunk < g.tokens) pack_x(t0 + plan.token_chunk);
         }

@@ -20,6 +20,10 @@
 
 namespace ffncore {
 
+inline int64_t element_bytes(Element type) {
+    return type == kFloat64 ? 8 : type == kFloat32 ? 4 : 2;
+}
+
 extern std::atomic<int64_t> counted_flops; // what the products did, for tests
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -31,10 +35,11 @@ template <class T> struct RowTile {
     int64_t row, step, segment, jump;
 };
 
-// A panel of B from block k on: [depth][ld].
-template <class T> struct Panel {
-    const T *data;
+// A panel of B from block k on: [depth][ld] of T, or a packed one of 16-bit elements.
+struct Panel {
+    const void *data;
     int64_t ld;
+    bool narrow = false;
 };
 
 // One thread's buffers for a product.
@@ -45,11 +50,10 @@ template <class T> struct Scratch {
     T *sums; // running sums of a strip
 };
 
-// Into L2: `rows` rows of `cols` elements.
-template <class T> void fetch_lines(const T *first, int64_t row, int64_t rows, int64_t cols) {
-    constexpr int64_t kLine = 64 / (int64_t)sizeof(T);
+// Into L2: `rows` rows of `cols` bytes.
+inline void fetch_lines(const char *first, int64_t row, int64_t rows, int64_t cols) {
     for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t i = 0; i < cols; i += kLine) __builtin_prefetch(first + r * row + i, 1, 2);
+        for (int64_t i = 0; i < cols; i += 64) __builtin_prefetch(first + r * row + i, 1, 2);
         __builtin_prefetch(first + r * row + cols - 1, 1, 2);
     }
 }
@@ -71,6 +75,7 @@ template <class T> struct Walk {
     bool carried = false;     // carry holds earlier blocks' sums
     bool finish = true;       // the last block of the sum is in this call
     bool full_panels = false; // panels are padded to their full width (packed weights)
+    bool pairs = false;       // a step is a pair of bfloat16 (Kernels::pairs)
 };
 
 template <class T, class A, class B, class Epilogue> class Multiply {
@@ -91,8 +96,8 @@ template <class T, class A, class B, class Epilogue> class Multiply {
                 strip(r0, r1, p, p + std::min(w_.strip, p1 - p));
         }
         const int64_t cols = std::min(w_.cols, p1 * w_.panel) - p0 * w_.panel;
-        counted_flops.fetch_add(2 * (r1 - r0) * unit_ * cols * w_.depth * terms_,
-                                std::memory_order_relaxed);
+        const int64_t sums = (r1 - r0) * unit_ * cols, steps = w_.depth * (w_.pairs ? 2 : 1);
+        counted_flops.fetch_add(2 * sums * steps * terms_, std::memory_order_relaxed);
     }
 
   private:
@@ -139,7 +144,7 @@ template <class T, class A, class B, class Epilogue> class Multiply {
             TileArgs<T> t = tile_args(block, a, r, n, w_.tile_rows);
             for (int64_t p = block.p0; p < block.p1; ++p) {
                 fetch_rows(block, a, r + n, p - block.p0, t);
-                const Panel<T> panel = b.get(k_, p, block.k, block.depth, s_.b);
+                const Panel panel = b.get(k_, p, block.k, block.depth, s_.b);
                 one_tile(block, t, panel, r, n, p, columns_of(p));
             }
             r += n;
@@ -159,7 +164,7 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         for (int64_t p = block.p0; p < block.p1; ++p) {
             bool turns = false;
             if constexpr (kTurns) turns = b.turns() && height <= kMaxTurned && a.contiguous();
-            const Panel<T> panel = turns ? Panel<T>{} : get(block, b, p);
+            const Panel panel = turns ? Panel{} : get(block, b, p);
             const Ahead ahead = fetch_plan(follow(block, p), panel, block.depth, tiles);
             const Columns columns = columns_of(p);
             int64_t i = 0, n;
@@ -169,7 +174,7 @@ template <class T, class A, class B, class Epilogue> class Multiply {
                 TileArgs<T> t = tile_args(block, a, r, n, height);
                 if (p == block.p0 && !a.copies() && w_.rows_outer) {
                     fetch_rows(block, a, r + n, 0, t);
-                } else if (t.segment < kBlock) {
+                } else if (t.jump != t.segment * t.step) {
                     fetch_across(n, t);
                 } else if (ahead.soon) {
                     fetch_soon(panel, i + 1 < tiles ? (const char *)panel.data : ahead.data, t);
@@ -185,7 +190,7 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         }
     }
 
-    Panel<T> get(const Block &block, const B &b, int64_t p) const {
+    Panel get(const Block &block, const B &b, int64_t p) const {
         if constexpr (kCopies)
             if (b.copies()) return {s_.b + (p - block.p0) * kBlock * w_.panel, w_.panel};
         return b.get(k_, p, block.k, block.depth, s_.b);
@@ -198,7 +203,7 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         int64_t tile = 0, step = 0, run = 0;
         bool soon = false;
     };
-    Ahead fetch_plan(const Later &next, const Panel<T> &panel, int64_t depth, int64_t tiles) const {
+    Ahead fetch_plan(const Later &next, const Panel &panel, int64_t depth, int64_t tiles) const {
         if constexpr (kFetches) {
             const char *data = next.b ? next.b->line(next.panel, next.k) : nullptr;
             if (b_->line_step() != b_->line_bytes()) { // lines far apart
@@ -235,15 +240,15 @@ template <class T, class A, class B, class Epilogue> class Multiply {
 
     // A panel read in place, by few tiles: its own later rows are fetched, at last the first of the
     // next panel. A whole panel ahead, rows of some lengths would evict each other.
-    void fetch_soon(const Panel<T> &panel, const char *next, TileArgs<T> &t) const {
+    void fetch_soon(const Panel &panel, const char *next, TileArgs<T> &t) const {
         constexpr int64_t kDistance = 64; // L3's latency at full bandwidth is about 24 rows
         const int64_t first = std::max(t.depth - kDistance, t.depth / 2);
         t.segment = round_up(std::max<int64_t>(first, 1), kRunLength);
         t.jump = t.segment * t.step;
-        t.prefetch = (const char *)(panel.data + (t.depth - t.segment) * panel.ld);
         t.prefetch_step = panel.ld * (int64_t)sizeof(T);
+        t.prefetch = (const char *)panel.data + (t.depth - t.segment) * t.prefetch_step;
         t.prefetch_run = kRunLength * t.prefetch_step;
-        t.prefetch_jump = next - (const char *)(panel.data + t.depth * panel.ld);
+        t.prefetch_jump = next - ((const char *)panel.data + t.depth * t.prefetch_step);
     }
 
     // The block of B that is read after panel p: the strip's next panel, else its first one for the
@@ -302,17 +307,17 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         return {count, ceil_div(w_.full_panels ? w_.panel : count, k_.width)};
     }
 
-    void one_tile(const Block &block, TileArgs<T> &t, const Panel<T> &panel, int64_t r, int64_t n,
+    void one_tile(const Block &block, TileArgs<T> &t, const Panel &panel, int64_t r, int64_t n,
                   int64_t p, const Columns &columns) const {
         const int64_t vectors = columns.vectors;
         t.b = panel.data;
         t.ldb = panel.ld;
         if constexpr (kDirect)
             if (epilogue_.direct(r, columns.count)) { // a gradient's product has one block
-                t.c = epilogue_.at(r, p * w_.panel);
+                t.c = (T *)epilogue_.at(r, p * w_.panel);
                 t.ldc = epilogue_.of(r).row;
                 t.add = epilogue_.add;
-                fetch_lines(t.c, t.ldc, n, w_.panel);
+                fetch_lines((const char *)t.c, t.ldc * kBytes, n, w_.panel * kBytes);
                 return k_.tile[vectors][n](t);
             }
         t.ldc = w_.panel;
@@ -320,7 +325,7 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         t.add = block.add;
         if constexpr (kAnnounces)
             if (block.last) epilogue_.begin(r, n, p, p * w_.panel, columns.count);
-        k_.tile[vectors][n * unit_](t);
+        (panel.narrow ? narrow_tiles() : k_.tile[vectors])[n * unit_](t);
         if (block.last) epilogue_(r, n, p, p * w_.panel, columns.count, t.c);
     }
 
@@ -336,19 +341,29 @@ template <class T, class A, class B, class Epilogue> class Multiply {
                                            ? b.turn(p, 0, block.k + kBlock)
                                        : p + 1 < end_ ? b.turn(p + 1, 0, 0)
                                                       : t;
-            t.ahead = next.b - t.b;
+            t.ahead = ((const char *)next.b - (const char *)t.b) / element_bytes(b.type());
             t.a = tile.a0;
             t.row = tile.row;
             t.c = c + v * k_.width;
             t.ldc = w_.panel;
             t.depth = block.depth;
             t.add = block.add;
-            k_.turned[n](t);
+            k_.of[b.type()].turned[n](t);
             t = next;
         }
         if (block.last) epilogue_(r, n, p, p * w_.panel, columns_of(p).count, c);
     }
 
+    // Of packed panels of 16-bit elements, which are two vectors wide.
+    auto narrow_tiles() const {
+        if (w_.pairs) return k_.pairs;
+        if constexpr (requires { b_->type(); })
+            return k_.of[b_->type()].tile;
+        else
+            return k_.tile[2];
+    }
+
+    static constexpr int64_t kBytes = sizeof(T);
     static constexpr bool kTurns = requires(const B &b) { b.turns(); };
     static constexpr bool kFetches = requires(const B &b) { b.line_bytes(); };
     static constexpr bool kCopies = requires(const B &b) { b.copies(); };

@@ -21,60 +21,73 @@
 
 namespace ffncore {
 
-template <class T> RowTile<T> halves(const T *a0, int64_t n, int64_t row, int64_t step) {
-    return {a0, a0 + (n + 1) / 2 * row, row, step, kBlock, kBlock * step};
+// Elements from row to row of a copied block: whole lines, which spread over the sets of L1.
+constexpr int64_t kCopiedRow = kBlock + 16;
+
+template <class T>
+RowTile<T> halves(const T *a0, int64_t n, int64_t row, int64_t step, int64_t block = kBlock) {
+    return {a0, a0 + (n + 1) / 2 * row, row, step, block, block * step};
 }
 
 template <class T> struct StridedRows {
     const T *data;
     int64_t row, step = 1;
+    int64_t block = kBlock; // steps of a block: half of it where they are pairs
     bool contiguous() const { return step == 1; }
     int64_t tile_rows(int64_t, int64_t n) const { return n; }
     bool copies() const { return false; }
     void prepare(const Kernels<T> &, int64_t, int64_t, int64_t, int64_t, int64_t, T *) const {}
     RowTile<T> get(int64_t r, int64_t n, int64_t, int64_t k, int64_t, int64_t, const T *) const {
-        return halves(data + r * row + k * step, n, row, step);
+        return halves(data + r * row + k * step, n, row, step, block);
     }
 };
 
-// Rows of a weight matrix. With `second` a unit is a row of each.
+// Rows of a weight matrix. With `second` a unit is a row of each. They are read in place where they
+// hold T and k is contiguous in memory; else copied, to rows or (k not contiguous) to tiles.
 template <class T> struct WeightRows {
-    Matrix<const T> first, second; // element (r, k) at data[r * row + k * col]
-    int64_t second_offset = 0;     // of the second matrix's copy: copy_size of a strip
+    Input first, second;       // element (r, k)
+    int64_t second_offset = 0; // of the second matrix's copy: copy_size of a strip
 
-    // Elements of a copied block of `units` rows: whole tiles.
+    // Elements of a copied block of `units` rows: whole tiles, or that many rows.
     static int64_t copy_size(int64_t units, int64_t tile) {
-        return ceil_div(units, tile) * (kBlock * kTileStride + kTileGap);
+        return ceil_div(units, tile) * kTileStride * kCopiedRow;
     }
     bool pair() const { return second.data != nullptr; }
     bool contiguous() const { return false; }
     int64_t tile_rows(int64_t, int64_t n) const { return n; }
+    bool by_rows() const { return first.col == 1 && (!second.data || second.col == 1); }
     bool copies() const {
-        const bool alike =
-            second.row == first.row && second.col == first.col; // one tile, one stride
-        return first.col != 1 || (second.data && !alike);
+        return !by_rows() || !first.holds<T>() || // one tile, one stride
+               (second.data && second.row != first.row);
     }
 
     void prepare(const Kernels<T> &kernels, int64_t r0, int64_t r1, int64_t k, int64_t depth,
                  int64_t tile, T *to) const {
         if (!copies()) return;
-        kernels.pack_tiles(first.data + r0 * first.row + k * first.col, first.row, first.col,
-                           r1 - r0, depth, to, tile);
-        if (second.data)
-            kernels.pack_tiles(second.data + r0 * second.row + k * second.col, second.row,
-                               second.col, r1 - r0, depth, to + second_offset, tile);
+        auto copy = [&](const Input &m, T *out) {
+            if (!m.data) return;
+            const Access<T> &of = kernels.of[m.type];
+            if (by_rows())
+                of.pack(m.at(r0, k), 1, m.row, depth, r1 - r0, out, kCopiedRow, depth);
+            else
+                of.pack_tiles(m.at(r0, k), m.row, m.col, r1 - r0, depth, out, tile);
+        };
+        copy(first, to);
+        copy(second, to + second_offset);
     }
 
     RowTile<T> get(int64_t r, int64_t n, int64_t r0, int64_t k, int64_t depth, int64_t tile,
                    const T *copied) const {
-        if (copies()) {
-            const int64_t at = (r - r0) / tile * (depth * kTileStride + kTileGap);
-            RowTile<T> t = halves(copied + at, n, (int64_t)1, (int64_t)kTileStride);
-            if (second.data) t.a1 = t.a0 + second_offset;
+        if (!copies()) {
+            RowTile<T> t = halves((const T *)first.at(r, k), n, first.row, (int64_t)1);
+            if (second.data) t.a1 = (const T *)second.at(r, k);
             return t;
         }
-        RowTile<T> t = halves(first.data + r * first.row + k, n, first.row, (int64_t)1);
-        if (second.data) t.a1 = second.data + r * second.row + k;
+        const int64_t at =
+            by_rows() ? (r - r0) * kCopiedRow : (r - r0) / tile * (depth * kTileStride + kTileGap);
+        RowTile<T> t = by_rows() ? halves(copied + at, n, kCopiedRow, (int64_t)1)
+                                 : halves(copied + at, n, (int64_t)1, (int64_t)kTileStride);
+        if (second.data) t.a1 = copied + at + second_offset;
         return t;
     }
 };
@@ -97,7 +110,7 @@ template <class T> struct PanelRows {
 template <class T> struct TokenPanels {
     const T *data;
     int64_t depth, width, last, last_width; // the last panel may be narrower
-    Panel<T> get(const Kernels<T> &, int64_t p, int64_t k, int64_t, T *) const {
+    Panel get(const Kernels<T> &, int64_t p, int64_t k, int64_t, T *) const {
         const int64_t ld = p == last ? last_width : width;
         return {data + p * width * depth + k * ld, ld};
     }
@@ -108,18 +121,27 @@ template <class T> struct TokenPanels {
     }
 };
 
+// Panels of 16-bit elements are widened by the tiles, or (widens) block by block before them.
 template <class T> struct PackedPanels {
-    const T *data;
+    const char *data;
+    Element of;
     int64_t depth, width; // width of a tile: a panel, or half of one
-    Panel<T> get(const Kernels<T> &, int64_t p, int64_t k, int64_t, T *) const {
-        const int64_t per = kPanel<T> / width;
-        return {data + (p / per * depth + k) * kPanel<T> + p % per * width, kPanel<T>};
+    bool widens = false, pairs = false;
+    Element type() const { return of; }
+    int64_t terms() const { return pairs ? 2 : 1; } // of a step
+    Panel get(const Kernels<T> &kernels, int64_t p, int64_t k, int64_t steps, T *to) const {
+        const int64_t lane = of == kBfloat16 ? 2 : 1; // elements from column to column
+        const char *from = line(p, k) + p % share() * width * lane * element_bytes(of);
+        if (of == kOwn<T>) return {from, kPanel<T>};
+        if (!widens) return {from, kPanel<T>, true};
+        kernels.of[of].widen(from, steps, width, to);
+        return {to, width};
     }
     int64_t share() const { return kPanel<T> / width; }
-    int64_t line_bytes() const { return kPanelBytes; }
-    int64_t line_step() const { return kPanelBytes; }
+    int64_t line_bytes() const { return packed_step<T>(of) * terms(); }
+    int64_t line_step() const { return line_bytes(); }
     const char *line(int64_t p, int64_t k) const {
-        return (const char *)(data + (p / share() * depth + k) * kPanel<T>);
+        return data + (p / share() * packed_depth(of, depth) / terms() + k) * line_step();
     }
 };
 
@@ -131,48 +153,49 @@ template <class T> struct RawPanels {
     int64_t width;
 
     bool gated() const { return weights.gated && !down; }
-    const Matrix<const T> &last() const { return down ? weights.down : weights.up; }
+    const Input &last() const { return down ? weights.down : weights.up; }
     int64_t outputs() const { return down ? weights.d : weights.f; }
+    Element type() const { return weights.type; }
 
     bool turns() const { return last().col == 1 && (!gated() || weights.gate.col == 1); }
     // Vector v of panel p from block k on.
     TurnedArgs<T> turn(int64_t p, int64_t v, int64_t k) const {
         const int64_t half = width / 2;
-        const Matrix<const T> &m = gated() && v == 0 ? weights.gate : last();
+        const Input &m = gated() && v == 0 ? weights.gate : last();
         const int64_t first = gated() ? p * half : p * width + v * half;
         TurnedArgs<T> t{};
         t.outputs = std::max<int64_t>(outputs() - first, 0);
-        t.b = m.data + (t.outputs ? first : 0) * m.row + k;
+        t.b = m.at(t.outputs ? first : 0, k);
         t.ldb = m.row;
         return t;
     }
 
-    Panel<T> get(const Kernels<T> &kernels, int64_t p, int64_t k, int64_t depth, T *to) const {
-        const Matrix<const T> &m = last();
+    Panel get(const Kernels<T> &kernels, int64_t p, int64_t k, int64_t depth, T *to) const {
+        const Input &m = last();
         if (gated()) {
             pack_up_panel(kernels, weights, p * width / 2, width / 2, width, k, depth, to);
             return {to, width};
         }
-        const T *from = m.data + p * width * m.row + k * m.col;
         const int64_t rows = std::min(width, outputs() - p * width);
-        if (m.row == 1 && rows == width) return {from, m.col};
-        kernels.pack(from, m.row, m.col, rows, depth, to, width, width);
+        if (m.holds<T>() && m.row == 1 && rows == width) return {m.at(p * width, k), m.col};
+        kernels.of[m.type].pack(m.at(p * width, k), m.row, m.col, rows, depth, to, width, width);
         return {to, width};
     }
 };
 
 template <class T> struct MatrixPanels {
-    Matrix<const T> m; // element (k, column)
+    Input m; // element (k, column)
     int64_t cols, width;
-    // Full panels are read where they lie: good for rows that spread over the sets of L2 (see
+    // Full panels of T are read where they lie: good for rows that spread over the sets of L2 (see
     // row_stride), or that are read by few tiles.
     bool in_place;
+    MatrixPanels(const Input &m, int64_t cols, int64_t width, bool in_place)
+        : m(m), cols(cols), width(width), in_place(in_place && m.holds<T>()) {}
     bool copies() const { return !in_place; }
-    Panel<T> get(const Kernels<T> &kernels, int64_t p, int64_t k, int64_t depth, T *to) const {
-        const T *from = m.data + p * width * m.col + k * m.row;
+    Panel get(const Kernels<T> &kernels, int64_t p, int64_t k, int64_t depth, T *to) const {
         const int64_t have = std::min(width, cols - p * width);
-        if (in_place && m.col == 1 && have == width) return {from, m.row};
-        kernels.pack(from, m.col, m.row, have, depth, to, width, width);
+        if (in_place && m.col == 1 && have == width) return {m.at(k, p * width), m.row};
+        kernels.of[m.type].pack(m.at(k, p * width), m.col, m.row, have, depth, to, width, width);
         return {to, width};
     }
     // Some rows of all panels at a time: a row's columns are read together.
@@ -184,67 +207,83 @@ template <class T> struct MatrixPanels {
                 get(kernels, p, k + i, std::min(kRows, depth - i),
                     to + ((p - p0) * kBlock + i) * width);
     }
-    int64_t line_bytes() const { return width * (int64_t)sizeof(T); }
-    int64_t line_step() const { return m.row * (int64_t)sizeof(T); }
-    const char *line(int64_t p, int64_t k) const {
-        return (const char *)(m.data + k * m.row + p * width * m.col);
-    }
+    int64_t line_bytes() const { return width * m.bytes(); }
+    int64_t line_step() const { return m.row * m.bytes(); }
+    const char *line(int64_t p, int64_t k) const { return m.at(k, p * width); }
 };
 
 // Packed down, or (gated: one side of) packed up: k counts the rows of the raw matrix, columns are
 // what those are summed over in the forward pass.
 template <class T> struct PackedAcross {
-    const T *packed;
-    int64_t packed_depth, cols, width;
+    const char *packed;
+    Element type;
+    int64_t packed_depth, cols, width; // steps of a packed panel, padding included
     bool gated, upper;
     bool copies() const { return true; }
     void copy(const Kernels<T> &kernels, int64_t p0, int64_t p1, int64_t k, int64_t depth,
               T *to) const {
         for (int64_t p = p0; p < p1; ++p) get(kernels, p, k, depth, to + (p - p0) * kBlock * width);
     }
-    Panel<T> get(const Kernels<T> &kernels, int64_t p, int64_t k, int64_t depth, T *to) const {
+    Panel get(const Kernels<T> &kernels, int64_t p, int64_t k, int64_t depth, T *to) const {
         const int64_t first = p * width, have = std::min(width, cols - first);
         const int64_t per_panel = gated ? kPanel<T> / 2 : kPanel<T>;
         const int64_t run = gated ? kGroup<T> : kPanel<T>; // rows side by side
         for (int64_t i = 0; i < depth; i += run) {
             const int64_t in = (k + i) % per_panel;
             const int64_t col = gated ? in / run * 2 * run + (upper ? run : 0) : in;
-            const T *from = packed + ((k + i) / per_panel * packed_depth + first) * kPanel<T> + col;
-            kernels.pack(from, kPanel<T>, 1, have, std::min(run, depth - i), to + i * width, width,
-                         width);
+            const int64_t step = (k + i) / per_panel * packed_depth + first;
+            turn(kernels, packed + step * packed_step<T>(type), col, std::min(run, depth - i), have,
+                 to + i * width);
         }
         return {to, width};
+    }
+
+  private:
+    // `rows` columns of a panel from `col` on, `steps` of each: into rows.
+    void turn(const Kernels<T> &kernels, const char *panel, int64_t col, int64_t rows,
+              int64_t steps, T *to) const {
+        const Access<T> &of = kernels.of[type];
+        if (type != kBfloat16)
+            return of.pack(panel + col * element_bytes(type), kPanel<T>, 1, steps, rows, to, width,
+                           width);
+        // A pair of steps is moved like one number of 32 bits.
+        T pairs[kPanel<T> * kPanel<T> / 2];
+        const int64_t half = ceil_div(steps, 2);
+        kernels.of[kFloat32].pack(panel + col * 4, kPanel<T>, 1, half, rows, pairs, half, half);
+        of.pack(pairs, 1, 2 * half, steps, rows, to, width, width);
     }
 };
 
 template <class T> struct UnitPanels {
     const T *data; // [token panel][units][token_width]
     int64_t units, token_width, width;
-    Panel<T> get(const Kernels<T> &kernels, int64_t p, int64_t k, int64_t depth, T *to) const {
+    Panel get(const Kernels<T> &kernels, int64_t p, int64_t k, int64_t depth, T *to) const {
         const int64_t rows = std::min(width, units - p * width);
         for (int64_t t = 0; t < depth; t += token_width)
-            kernels.pack(data + ((k + t) * units + p * width * token_width), token_width, 1, rows,
-                         std::min(token_width, depth - t), to + t * width, width, width);
+            kernels.of[kOwn<T>].pack(data + ((k + t) * units + p * width * token_width),
+                                     token_width, 1, rows, std::min(token_width, depth - t),
+                                     to + t * width, width, width);
         return {to, width};
     }
 };
 
 // The epilogue of a weight gradient: out, or from row `cut` on second, (+)= tile. Whole tiles are
-// written by the micro-kernel where they belong.
+// written by the micro-kernel where they belong, if the gradient holds T.
 template <class T> struct GradientTiles {
     const Kernels<T> *k;
     int64_t width; // of a tile
-    Matrix<T> out, second;
+    Output out, second;
     int64_t cut;
     bool add;
-    const Matrix<T> &of(int64_t r) const { return r < cut ? out : second; }
-    T *at(int64_t r, int64_t col) const {
-        const Matrix<T> &m = of(r);
-        return m.data + (r < cut ? r : r - cut) * m.row + col * m.col;
+    bool one_block; // the sum is a single block of tokens
+    const Output &of(int64_t r) const { return r < cut ? out : second; }
+    char *at(int64_t r, int64_t col) const { return of(r).at(r < cut ? r : r - cut, col); }
+    bool direct(int64_t r, int64_t cols) const {
+        return one_block && of(r).template holds<T>() && of(r).col == 1 && cols == width;
     }
-    bool direct(int64_t r, int64_t cols) const { return of(r).col == 1 && cols == width; }
     void operator()(int64_t r, int64_t n, int64_t, int64_t col, int64_t cols, T *c) const {
-        k->store(c, width, n, cols, nullptr, 0, 0, at(r, col), of(r).row, of(r).col, add);
+        k->of[of(r).type].store(c, width, n, cols, nullptr, 0, 0, at(r, col), of(r).row, of(r).col,
+                                add);
     }
 };
 

@@ -11,28 +11,30 @@ namespace ffncore {
 
 std::atomic<int64_t> counted_flops{0};
 
-PackedLayout::PackedLayout(int64_t element, const PackedHeader &h) {
-    const int64_t panel = kPanelBytes / element, neurons = h.gated ? panel / 2 : panel;
+PackedLayout::PackedLayout(const PackedHeader &h) {
+    const Element type = (Element)h.dtype;
+    const int64_t element = element_bytes(type), number = std::max<int64_t>(element, 4);
+    const int64_t panel = kPanelBytes / number, neurons = h.gated ? panel / 2 : panel;
     bytes = round_up(sizeof(PackedHeader), 64);
-    auto part = [&](int64_t elements) {
+    auto part = [&](int64_t size) {
         const int64_t at = bytes;
-        bytes += round_up(elements * element, 64);
+        bytes += round_up(size, 64);
         return at;
     };
-    up = part(ceil_div(h.f, neurons) * h.d * panel);
-    down = part(ceil_div(h.d, panel) * h.f * panel);
-    b_gate = h.b_gate ? part(h.f) : 0;
-    b_up = h.b_up ? part(h.f) : 0;
-    b_down = h.b_down ? part(h.d) : 0;
+    up = part(ceil_div(h.f, neurons) * packed_depth(type, h.d) * panel * element);
+    down = part(ceil_div(h.d, panel) * packed_depth(type, h.f) * panel * element);
+    b_gate = h.b_gate ? part(h.f * number) : 0;
+    b_up = h.b_up ? part(h.f * number) : 0;
+    b_down = h.b_down ? part(h.d * number) : 0;
 }
 
 template <class T>
 void pack_up_panel(const Kernels<T> &kernels, const Weights<T> &w, int64_t first, int64_t group,
                    int64_t width, int64_t k, int64_t depth, T *dst) {
-    auto part = [&](const Matrix<const T> &m, int64_t neuron, int64_t columns, T *to) {
+    auto part = [&](const Input &m, int64_t neuron, int64_t columns, T *to) {
         const int64_t rows = std::clamp<int64_t>(w.f - neuron, 0, columns);
-        kernels.pack(m.data + (rows ? neuron : 0) * m.row + k * m.col, m.row, m.col, rows, depth,
-                     to, width, columns);
+        kernels.of[m.type].pack(m.at(rows ? neuron : 0, k), m.row, m.col, rows, depth, to, width,
+                                columns);
     };
     if (!w.gated) return part(w.up, first, width, dst);
     for (int64_t c = 0, neuron = first; c < width; c += 2 * group, neuron += group) {
@@ -48,11 +50,11 @@ namespace {
 struct Pieces {
     int64_t panels, depth;      // of the matrix
     int64_t some_panels, piece; // of a task
-    template <class T>
-    Pieces(const Matrix<T> &m, int64_t panels, int64_t depth) : panels(panels), depth(depth) {
+    template <class Byte>
+    Pieces(const Array<Byte> &m, int64_t panels, int64_t depth) : panels(panels), depth(depth) {
         const bool by_rows = std::abs(m.col) <= std::abs(m.row);
         some_panels = by_rows ? 1 : 16;
-        piece = (by_rows ? 8192 : 512) / (int64_t)sizeof(T);
+        piece = (by_rows ? 8192 : 512) / m.bytes();
     }
     int64_t tasks() const { return ceil_div(panels, some_panels) * ceil_div(depth, piece); }
     // body(panel, first of depth, length)
@@ -64,17 +66,33 @@ struct Pieces {
     }
 };
 
-// The way back: element (i, k) of m = panel[k][i], i < rows, k < depth. A panel is read as the
-// source of another packing, into m.
-template <class T>
-void copy_out(const Kernels<T> &kernels, const T *panel, int64_t rows, int64_t depth,
-              const Matrix<T> &m) {
-    if (rows <= 0) return;
-    if (m.col == 1) return kernels.pack(panel, kPanel<T>, 1, depth, rows, m.data, m.row, depth);
-    if (m.row == 1) return kernels.pack(panel, 1, kPanel<T>, rows, depth, m.data, m.col, rows);
-    for (int64_t i = 0; i < rows; ++i)
-        for (int64_t k = 0; k < depth; ++k)
-            m.data[i * m.row + k * m.col] = panel[k * kPanel<T> + i];
+// A panel of 16-bit elements is made of numbers, and read as numbers, so many steps at a time: 8
+// KiB of L1. An even number.
+constexpr int64_t kSteps = 64;
+
+// Steps [0, n) of a panel: make(first step, steps, where to), [step][P].
+template <class T, class Make>
+void write_panel(const Kernels<T> &kernels, Element type, int64_t n, char *panel,
+                 const Make &make) {
+    if (type == kOwn<T>) return make(0, n, (T *)panel);
+    alignas(64) T numbers[kSteps * kPanel<T>];
+    for (int64_t k = 0; k < n; k += kSteps) {
+        make(k, std::min(kSteps, n - k), numbers);
+        kernels.of[type].narrow(numbers, std::min(kSteps, n - k), panel + k * packed_step<T>(type));
+    }
+}
+
+// The way back: use(first step, steps, numbers).
+template <class T, class Use>
+void read_panel(const Kernels<T> &kernels, Element type, int64_t n, const char *panel,
+                const Use &use) {
+    if (type == kOwn<T>) return use(0, n, (const T *)panel);
+    alignas(64) T numbers[kSteps * kPanel<T>];
+    for (int64_t k = 0; k < n; k += kSteps) {
+        kernels.of[type].widen(panel + k * packed_step<T>(type), std::min(kSteps, n - k), kPanel<T>,
+                               numbers);
+        use(k, std::min(kSteps, n - k), numbers);
+    }
 }
 
 } // namespace
@@ -82,7 +100,8 @@ void copy_out(const Kernels<T> &kernels, const T *panel, int64_t rows, int64_t d
 template <class T>
 void pack_weights(const Weights<T> &w, const PackedHeader &header, const Kernels<T> &kernels,
                   int threads, char *to) {
-    const PackedLayout at(sizeof(T), header);
+    const PackedLayout at(header);
+    const Element type = (Element)header.dtype;
     std::memcpy(to, &header, sizeof header);
     auto bias = [&](int64_t offset, const T *from, int64_t n) {
         if (!offset) return;
@@ -95,23 +114,29 @@ void pack_weights(const Weights<T> &w, const PackedHeader &header, const Kernels
     bias(at.b_down, w.b_down, w.d);
 
     constexpr int64_t panel = kPanel<T>;
-    const int64_t neurons = w.gated ? panel / 2 : panel;
-    T *const up = (T *)(to + at.up), *const down = (T *)(to + at.down);
+    const int64_t neurons = w.gated ? panel / 2 : panel, step = packed_step<T>(type);
+    char *const up = to + at.up, *const down = to + at.down;
     const Pieces ups(w.up, ceil_div(w.f, neurons), w.d), downs(w.down, ceil_div(w.d, panel), w.f);
     Schedule s;
     s.phase();
     s.job(ups.tasks(), [&](int64_t task, int) {
         ups.run(task, [&](int64_t p, int64_t k, int64_t n) {
-            pack_up_panel(kernels, w, p * neurons, kGroup<T>, panel, k, n,
-                          up + (p * w.d + k) * panel);
+            write_panel(kernels, type, n, up + (p * packed_depth(type, w.d) + k) * step,
+                        [&](int64_t i, int64_t steps, T *numbers) {
+                            pack_up_panel(kernels, w, p * neurons, kGroup<T>, panel, k + i, steps,
+                                          numbers);
+                        });
         });
     });
     s.job(downs.tasks(), [&](int64_t task, int) {
         downs.run(task, [&](int64_t p, int64_t k, int64_t n) {
-            const Matrix<const T> &m = w.down;
-            kernels.pack(m.data + p * panel * m.row + k * m.col, m.row, m.col,
-                         std::min(panel, w.d - p * panel), n, down + (p * w.f + k) * panel, panel,
-                         panel);
+            write_panel(kernels, type, n, down + (p * packed_depth(type, w.f) + k) * step,
+                        [&](int64_t i, int64_t steps, T *numbers) {
+                            const Input &m = w.down;
+                            kernels.of[m.type].pack(m.at(p * panel, k + i), m.row, m.col,
+                                                    std::min(panel, w.d - p * panel), steps,
+                                                    numbers, panel, panel);
+                        });
         });
     });
     run_region(s, threads);
@@ -120,43 +145,53 @@ void pack_weights(const Weights<T> &w, const PackedHeader &header, const Kernels
 template <class T> Weights<T> packed_view(const char *packed) {
     PackedHeader header;
     std::memcpy(&header, packed, sizeof header);
-    const PackedLayout at(sizeof(T), header);
-    auto part = [&](int64_t offset) { return offset ? (const T *)(packed + offset) : nullptr; };
+    const PackedLayout at(header);
+    auto bias = [&](int64_t offset) { return offset ? (const T *)(packed + offset) : nullptr; };
     Weights<T> w;
     w.d = header.d;
     w.f = header.f;
     w.gated = header.gated;
-    w.packed_up = part(at.up);
-    w.packed_down = part(at.down);
-    w.b_gate = part(at.b_gate);
-    w.b_up = part(at.b_up);
-    w.b_down = part(at.b_down);
+    w.type = (Element)header.dtype;
+    w.packed_up = packed + at.up;
+    w.packed_down = packed + at.down;
+    w.b_gate = bias(at.b_gate);
+    w.b_up = bias(at.b_up);
+    w.b_down = bias(at.b_down);
     return w;
 }
 
 template <class T>
-void unpack_weights(const char *packed, const Matrix<T> (&matrices)[3],
-                    const Matrix<T> (&biases)[3], const Kernels<T> &kernels, int threads) {
+void unpack_weights(const char *packed, const Output (&matrices)[3], const Output (&biases)[3],
+                    const Kernels<T> &kernels, int threads) {
     const Weights<T> w = packed_view<T>(packed);
     const T *const from[3] = {w.b_gate, w.b_up, w.b_down};
-    for (int i = 0; i < 3; ++i)
-        for (int64_t j = 0; biases[i].data && j < (i == 2 ? w.d : w.f); ++j)
-            biases[i].data[j * biases[i].row] = from[i][j];
+    for (int i = 0; i < 3; ++i) {
+        const Output &m = biases[i];
+        if (m.data)
+            kernels.of[m.type].store(from[i], 0, 1, i == 2 ? w.d : w.f, nullptr, 0, 0, m.data, 0,
+                                     m.row, false);
+    }
 
     constexpr int64_t panel = kPanel<T>;
     Schedule s;
     s.phase();
     // A panel's columns [offset, offset + group) are rows of the matrix, and so on every `stride`.
-    auto add = [&](const Matrix<T> &m, const T *data, int64_t rows, int64_t depth, int64_t group,
+    auto add = [&](const Output &m, const char *data, int64_t rows, int64_t depth, int64_t group,
                    int64_t stride, int64_t offset) {
         if (!m.data) return;
         const int64_t of_panel = panel / stride * group;
         const Pieces pieces(m, ceil_div(rows, of_panel), depth);
-        s.job(pieces.tasks(), [=, &kernels](int64_t task, int) {
+        s.job(pieces.tasks(), [=, &kernels, type = w.type](int64_t task, int) {
             pieces.run(task, [&](int64_t p, int64_t k, int64_t n) {
-                for (int64_t c = offset, i = p * of_panel; c < panel; c += stride, i += group)
-                    copy_out(kernels, data + (p * depth + k) * panel + c, std::min(group, rows - i),
-                             n, {m.data + i * m.row + k * m.col, m.row, m.col});
+                const int64_t step = p * packed_depth(type, depth) + k;
+                read_panel(kernels, type, n, data + step * packed_step<T>(type),
+                           [&](int64_t first, int64_t steps, const T *numbers) {
+                               for (int64_t c = offset, i = p * of_panel; c < panel && i < rows;
+                                    c += stride, i += group)
+                                   kernels.of[m.type].store(
+                                       numbers + c, panel, steps, std::min(group, rows - i),
+                                       nullptr, 0, 0, m.at(i, k + first), m.col, m.row, false);
+                           });
             });
         });
     };
@@ -177,7 +212,7 @@ void unpack_weights(const char *packed, const Matrix<T> (&matrices)[3],
     template void pack_weights<T>(const Weights<T> &, const PackedHeader &, const Kernels<T> &,    \
                                   int, char *);                                                    \
     template Weights<T> packed_view<T>(const char *);                                              \
-    template void unpack_weights<T>(const char *, const Matrix<T>(&)[3], const Matrix<T>(&)[3],    \
+    template void unpack_weights<T>(const char *, const Output(&)[3], const Output(&)[3],          \
                                     const Kernels<T> &, int);
 FFNCORE_INSTANTIATE(float)
 FFNCORE_INSTANTIATE(double)

@@ -1,14 +1,15 @@
 // Packed weights: one layout for every ISA, so that a pack outlives a change of ISA.
 //
-// A panel has kPanelBytes of columns: P = 32 float or 16 double. Buffer, each part 64-byte aligned:
+// A panel has P columns: 16 of float64, else 32. Buffer, each part 64-byte aligned:
 //
 //   header   PackedHeader
 //   up       [panels][d][P]; plain: P neurons a panel; gated: P / 2, groups of G = P / 4 alternate
 //            gate, up, gate, up
 //   down     [panels][f][P]; P outputs a panel
-//   biases   b_gate [f], b_up [f], b_down [d]; those that are present
+//   biases   b_gate [f], b_up [f], b_down [d]; those that are present; float beside 16 bits
 //
-// Columns beyond the last neuron or output are zero, and so are the gaps behind the biases: equal
+// bfloat16 lies in pairs of k, [panels][d / 2][P][2], as VDPBF16PS reads it. Columns beyond the
+// last neuron or output are zero, and so are a missing k and the gaps behind the biases: equal
 // weights make equal bytes.
 #pragma once
 #include "gemm.h"
@@ -18,27 +19,50 @@ namespace ffncore {
 template <class T> constexpr int64_t kPanel = kPanelBytes / (int64_t)sizeof(T);
 template <class T> constexpr int64_t kGroup = kGroupBytes / (int64_t)sizeof(T);
 
-// A weight matrix and the way to walk it: element (i, j) at data[i * row + j * col].
-template <class T> struct Matrix {
-    T *data = nullptr;
-    int64_t row = 0, col = 0;
-};
+template <class T> constexpr Element kOwn = sizeof(T) == 8 ? kFloat64 : kFloat32;
 
-template <class T> Matrix<T> from_row(const Matrix<T> &m, int64_t row) {
-    return {m.data ? m.data + row * m.row : nullptr, m.row, m.col};
+// A matrix and the way to walk it, the caller's or one of our own: element (i, j) is
+// i * row + j * col elements from the first one.
+template <class Byte> struct Array {
+    Byte *data = nullptr; // nullptr: absent
+    int64_t row = 0, col = 0;
+    Element type = kFloat32;
+
+    int64_t bytes() const { return element_bytes(type); }
+    template <class T> bool holds() const { return type == kOwn<T>; }
+    Byte *at(int64_t i, int64_t j = 0) const { return data + (i * row + j * col) * bytes(); }
+    // The part from element (i, j) on.
+    Array from(int64_t i, int64_t j = 0) const {
+        return {data ? at(i, j) : nullptr, row, col, type};
+    }
+    Array transposed() const { return {data, col, row, type}; }
+};
+using Input = Array<const char>;
+using Output = Array<char>;
+
+template <class T> Input input(const T *data, int64_t row, int64_t col = 1) {
+    return {(const char *)data, row, col, kOwn<T>};
 }
-template <class T> Matrix<T> transposed(const Matrix<T> &m) { return {m.data, m.col, m.row}; }
+// Elements of type T.
+template <class T> const T *own(const Input &m) { return (const T *)m.data; }
 
 // The weights of one expert. Raw: gate, up [f, d], down [d, f]; packed: the two panel buffers.
 // Biases are contiguous.
 template <class T> struct Weights {
     int64_t d = 0, f = 0;
     bool gated = false;
-    Matrix<const T> gate, up, down;
+    Element type = kOwn<T>; // of the matrices
+    Input gate, up, down;
     const T *b_gate = nullptr, *b_up = nullptr, *b_down = nullptr;
-    const T *packed_up = nullptr, *packed_down = nullptr;
+    const char *packed_up = nullptr, *packed_down = nullptr;
     bool packed() const { return packed_up != nullptr; }
 };
+
+// Steps of k that a packed panel holds, and its bytes from one to the next.
+inline int64_t packed_depth(Element type, int64_t depth) {
+    return type == kBfloat16 ? round_up(depth, 2) : depth;
+}
+template <class T> int64_t packed_step(Element type) { return kPanel<T> * element_bytes(type); }
 
 struct PackedHeader {
     uint64_t magic;
@@ -48,31 +72,32 @@ struct PackedHeader {
 
 // Offsets in bytes of the parts of a packed buffer; 0 = absent.
 struct PackedLayout {
-    PackedLayout(int64_t element, const PackedHeader &header);
+    explicit PackedLayout(const PackedHeader &header);
     int64_t up, down, b_gate, b_up, b_down, bytes;
 };
 
 constexpr uint64_t kPackedMagic = 0x31304b4341504646u; // "FFPACK01"
 
+// The header says what the buffer is to hold: what the weights hold, or 16 bits of float32.
 template <class T>
 void pack_weights(const Weights<T> &weights, const PackedHeader &header, const Kernels<T> &kernels,
                   int threads, char *to);
 // Writes the elements back: gate, up, down and their biases (stride in row), of any strides; those
 // with data == nullptr are skipped.
 template <class T>
-void unpack_weights(const char *packed, const Matrix<T> (&matrices)[3],
-                    const Matrix<T> (&biases)[3], const Kernels<T> &kernels, int threads);
+void unpack_weights(const char *packed, const Output (&matrices)[3], const Output (&biases)[3],
+                    const Kernels<T> &kernels, int threads);
 template <class T> Weights<T> packed_view(const char *packed);
 
 // Hidden units [first, first + units) of an expert. Packed: first is a multiple of the block.
 template <class T> Weights<T> slice_units(Weights<T> w, int64_t first, int64_t units) {
-    auto rows = [&](Matrix<const T> &m) { m.data = m.data ? m.data + first * m.row : nullptr; };
-    rows(w.gate);
-    rows(w.up);
-    if (w.down.data) w.down.data += first * w.down.col;
+    w.gate = w.gate.from(first);
+    w.up = w.up.from(first);
+    w.down = w.down.from(0, first);
     if (w.packed()) {
-        w.packed_up += first / (w.gated ? kPanel<T> / 2 : kPanel<T>)*w.d * kPanel<T>;
-        w.packed_down += first * kPanel<T>;
+        const int64_t panels = first / (w.gated ? kPanel<T> / 2 : kPanel<T>);
+        w.packed_up += panels * packed_depth(w.type, w.d) * packed_step<T>(w.type);
+        w.packed_down += first * packed_step<T>(w.type);
     }
     w.b_gate = w.b_gate ? w.b_gate + first : nullptr;
     w.b_up = w.b_up ? w.b_up + first : nullptr;

@@ -29,6 +29,7 @@ template <class T> struct Panels {
     const Kernels<T> *k;
     Schedule &s;
     const int64_t width; // tokens of a token panel, columns of a weight gradient's panel
+    static constexpr int64_t kBytes = sizeof(T);
 
     explicit Panels(const Build<T> &build)
         : build(build), k(&build.call.kernels), s(build.schedule), width(k->vectors * k->width) {}
@@ -44,14 +45,14 @@ template <class T> struct Panels {
     }
 
     // Tokens [t0, t0 + tokens) of m [., depth] into panels. Tasks: a panel, a block of depth.
-    void pack(const Matrix<const T> &m, int64_t t0, int64_t tokens, const TokenPanels<T> &panels) {
+    void pack(const Input &m, int64_t t0, int64_t tokens, const TokenPanels<T> &panels) {
         const int64_t depth = panels.depth, blocks = std::max<int64_t>(ceil_div(depth, kBlock), 1);
         s.job(ceil_div(tokens, width) * blocks, [=, k = k, width = width](int64_t task, int) {
             const int64_t p = task / blocks, i = task % blocks * kBlock;
-            const Panel<T> panel = panels.get(*k, p, i, 0, nullptr);
-            k->pack(m.data + (t0 + p * width) * m.row + i * m.col, m.row, m.col,
-                    std::min(width, tokens - p * width), std::min(kBlock, depth - i),
-                    const_cast<T *>(panel.data), panel.ld, panel.ld);
+            const Panel panel = panels.get(*k, p, i, 0, nullptr);
+            k->of[m.type].pack(m.at(t0 + p * width, i), m.row, m.col,
+                               std::min(width, tokens - p * width), std::min(kBlock, depth - i),
+                               (T *)panel.data, panel.ld, panel.ld);
         });
     }
 
@@ -92,17 +93,20 @@ template <class T> struct Panels {
         s.job(grid.tasks(), [=, width = width](int64_t task, int) {
             grid.run(task, [&](int64_t r0, int64_t r1, int64_t p, int64_t) {
                 const int64_t col = p * width;
-                epilogue(r0, r1 - r0, p, col, std::min(width, tokens - col), nullptr);
+                for (int64_t r = r0; r < r1; r += kMaxRows)
+                    epilogue(r, std::min<int64_t>(kMaxRows, r1 - r), p, col,
+                             std::min(width, tokens - col), nullptr);
             });
         });
     }
 
     // A weight gradient: out [rows, cols] (+)= the sum over the chunk's tokens of a row's value
     // times a column's; rows from a.cut on go to `second`. `make` gives B for the block from token
-    // t on.
+    // t on. Blocks of tokens are added in a gradient of T itself, else in scratch.
     template <class MakePanels>
     void weight_gradient(PanelRows<T> a, int64_t rows, int64_t cols, int64_t tokens,
-                         const MakePanels &make, Matrix<T> out, Matrix<T> second, bool add) {
+                         const MakePanels &make, const Output &out, const Output &second,
+                         bool add) {
         Walk<T> walk{};
         walk.panel = width;
         walk.cols = cols;
@@ -110,54 +114,99 @@ template <class T> struct Panels {
         walk.strip = 1;
         walk.tile_rows = tile_rows(cols);
         const int64_t panels = ceil_div(cols, width);
+        const bool narrow =
+            !out.template holds<T>() || (second.data && !second.template holds<T>());
+        const int64_t depth = narrow ? std::max(kBlock, round_up(tokens, kBlock)) : kBlock;
+        // Rows whose running sums stay in half of L2.
+        const int64_t tiles = build.call.l2 / 2 / (width * kBytes * walk.tile_rows);
+        const int64_t most = depth == kBlock ? rows : std::max<int64_t>(tiles, 1) * walk.tile_rows;
         const Grid grid(rows, walk.tile_rows, panels, 1, build.call.threads);
-        build.scratch.need(0, kBlock * width, 0);
+        build.scratch.need(0, kBlock * width, depth == kBlock ? 0 : most * width);
         s.job(grid.tasks(),
               [=, k = k, width = width, buffers = &build.scratch](int64_t task, int thread) {
                   const Scratch<T> mine = buffers->at(thread);
-                  grid.run(task, [&](int64_t r0, int64_t r1, int64_t p0, int64_t p1) {
-                      for (int64_t t = 0; t < tokens; t += kBlock) {
+                  auto part = [&](int64_t r0, int64_t r1, int64_t p0, int64_t p1) {
+                      for (int64_t t = 0; t < tokens; t += depth) {
                           Walk<T> block = walk;
-                          block.depth = std::min(kBlock, tokens - t);
+                          block.depth = std::min(depth, tokens - t);
                           PanelRows<T> from = a;
                           from.data += t * a.rows;
                           const auto panel = make(t);
-                          const GradientTiles<T> write{k, width, out, second, a.cut, add || t > 0};
+                          const GradientTiles<T> write{
+                              k, width, out, second, a.cut, add || t > 0, depth == kBlock};
                           multiply(*k, block, &from, &panel, 1, mine, r0, r1, p0, p1, write);
                       }
+                  };
+                  grid.run(task, [&](int64_t r0, int64_t r1, int64_t p0, int64_t p1) {
+                      for (int64_t r = r0; r < r1; r += most)
+                          part(r, std::min(r + most, r1), p0, p1);
                   });
               });
     }
 
+    // sums [rows, cols] -> out (+)=, rounded.
+    void put_sums(const Input &sums, int64_t rows, int64_t cols, const Output &out, bool add) {
+        constexpr int64_t kRows = 64; // per task
+        s.job(ceil_div(rows, kRows), [=, k = k](int64_t task, int) {
+            const int64_t r = task * kRows;
+            k->of[out.type].store((const T *)sums.at(r), sums.row, std::min(kRows, rows - r), cols,
+                                  nullptr, 0, 0, out.at(r), out.row, out.col, add);
+        });
+    }
+
     // A bias gradient: out[j] (+)= the chunk's sum over tokens of element (t, j), in blocks. m is
-    // token panels of panel_rows units, or (0) the caller's rows.
-    void bias_gradient(Matrix<const T> m, int64_t panel_rows, int64_t rows, int64_t tokens,
-                       Matrix<T> out, bool add) {
+    // token panels of panel_rows units of T, or (0) rows.
+    void bias_gradient(const Input &m, int64_t panel_rows, int64_t rows, int64_t tokens,
+                       const Output &out, bool add) {
         constexpr int64_t kUnits = 64; // per task
         s.job(ceil_div(rows, kUnits), [=, k = k, width = width](int64_t task, int) {
             const int64_t j0 = task * kUnits, n = std::min(kUnits, rows - j0);
+            const Access<T> &of = k->of[m.type], &to = k->of[out.type];
+            T total[kUnits] = {};
+            // Into 16 bits the old number goes last, so that it and the sum are rounded once.
+            const bool first = add && out.template holds<T>(), last = add && !first;
+            if (first) to.pack(out.at(j0), out.row, 0, n, 1, total, n, n);
             for (int64_t t = 0; t < tokens; t += kBlock) {
                 T sums[kUnits] = {};
                 const int64_t depth = std::min(kBlock, tokens - t);
-                if (panel_rows == 0)
-                    k->sum_along(m.data + j0 * m.col + t * m.row, m.col, m.row, n, depth, sums);
+                if (panel_rows == 0) of.sum_along(m.at(t, j0), m.col, m.row, n, depth, sums);
                 for (int64_t i = 0; panel_rows && i < depth; i += width)
-                    k->sum_along(m.data + (t + i) * panel_rows + j0 * width, width, 1, n,
+                    of.sum_along(own<T>(m) + (t + i) * panel_rows + j0 * width, width, 1, n,
                                  std::min(width, depth - i), sums);
-                for (int64_t j = 0; j < n; ++j) {
-                    T *to = out.data + (j0 + j) * out.row;
-                    *to = add || t > 0 ? *to + sums[j] : sums[j];
-                }
+                for (int64_t j = 0; j < n; ++j)
+                    total[j] = first || t > 0 ? total[j] + sums[j] : sums[j];
             }
+            to.store(total, n, 1, n, nullptr, 0, 0, out.at(j0), 0, out.row, last);
         });
+    }
+};
+
+// Preactivations of `units` units and `count` tokens, [units][ld], as the activations' kernels read
+// them: where they lie, or (16 bits) as numbers in `copy`, 2 x units x kSavedPanel.
+template <class T> struct SavedTile {
+    const T *gate, *up;
+    int64_t ld;
+    SavedTile(const Kernels<T> &kernels, const ReadPreactivations &pre, int64_t token, int64_t unit,
+              int64_t units, int64_t count, T *copy) {
+        const int64_t at = pre.at(token, unit), row = pre.width(token);
+        const bool in_place = pre.type == kOwn<T>;
+        ld = in_place ? row : kSavedPanel;
+        auto read = [&](const char *side, T *to) -> const T * {
+            if (!side) return nullptr;
+            if (in_place) return (const T *)(side + at);
+            kernels.of[pre.type].pack(side + at, 1, row, count, units, to, ld, count);
+            return to;
+        };
+        gate = read(pre.gate, copy);
+        up = read(pre.up, copy + units * kSavedPanel);
     }
 };
 
 // Weight rows as the forward pass reads them, and their columns as the backward pass does.
 template <class T> WeightRows<T> up_rows(const Weights<T> &w) {
-    return {w.gated ? w.gate : w.up, w.gated ? w.up : Matrix<const T>{}};
+    return {w.gated ? w.gate : w.up, w.gated ? w.up : Input{}};
 }
-template <class T> WeightRows<T> columns(const Matrix<const T> &m) { return {transposed(m), {}}; }
+template <class T> WeightRows<T> columns(const Input &m) { return {m.transposed(), {}}; }
 
 // Preactivations -> h (and saved). Called by the up phase for each finished tile.
 template <class T> struct HiddenEpilogue {
@@ -165,8 +214,8 @@ template <class T> struct HiddenEpilogue {
     ActivationParams act;
     Weights<T> w; // of the chunk
     int64_t width;
-    TokenPanels<T> h;        // data == nullptr: not needed
-    Preactivations<T> saved; // up == nullptr: not saved
+    TokenPanels<T> h;     // data == nullptr: not needed
+    Preactivations saved; // up == nullptr: not saved
     void operator()(int64_t r, int64_t n, int64_t p, int64_t col, int64_t cols, T *c) const {
         ActForwardArgs<T> a{};
         a.rows = n;
@@ -178,30 +227,39 @@ template <class T> struct HiddenEpilogue {
         a.b_up = w.b_up ? w.b_up + r : nullptr;
         a.bias_row = 1;
         if (h.data) {
-            const Panel<T> to = h.get(*k, p, r, 0, nullptr);
-            a.h = const_cast<T *>(to.data);
+            const Panel to = h.get(*k, p, r, 0, nullptr);
+            a.h = (T *)to.data;
             a.ldh = to.ld;
         }
-        if (!saved.up) return k->act_forward(act, a);
         // A saved panel is at least as wide as a token panel, and begins where one begins.
-        const int64_t at = saved.at(col, r);
-        a.save_gate = w.gated ? saved.gate + at : nullptr;
-        a.save_up = saved.up + at;
-        a.ld_save = saved.width(col);
+        const int64_t at = saved.up ? saved.at(col, r) : 0, ld = saved.up ? saved.width(col) : 0;
+        const bool direct = saved.type == kOwn<T>;
+        if (saved.up) { // through the tile, where they are of another type
+            a.save_gate = !w.gated ? nullptr : direct ? (T *)(saved.gate + at) : c;
+            a.save_up = direct ? (T *)(saved.up + at) : w.gated ? c + n * width : c;
+            a.ld_save = direct ? ld : width;
+        }
         k->act_forward(act, a);
+        if (a.h && k->round) k->round(a.h, a.ldh, n, a.cols);
+        if (!saved.up || direct) return;
+        auto put = [&](const T *tile, char *to) {
+            k->of[saved.type].store(tile, width, n, a.cols, nullptr, 0, 0, to + at, ld, 1, false);
+        };
+        if (w.gated) put(a.save_gate, saved.gate);
+        put(a.save_up, saved.up);
     }
 };
 
 // y or dx: the tile [outputs][tokens] goes out turned.
 template <class T> struct OutputEpilogue {
     const Kernels<T> *k;
-    Matrix<T> out; // of the chunk
+    Output out; // of the chunk
     const T *bias;
     int64_t width;
     bool add;
     void operator()(int64_t r, int64_t n, int64_t, int64_t col, int64_t cols, T *c) const {
-        k->store(c, width, n, cols, bias ? bias + r : nullptr, 1, 0,
-                 out.data + col * out.row + r * out.col, out.col, out.row, add);
+        k->of[out.type].store(c, width, n, cols, bias ? bias + r : nullptr, 1, 0, out.at(col, r),
+                              out.col, out.row, add);
     }
 };
 

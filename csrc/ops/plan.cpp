@@ -24,14 +24,21 @@ constexpr int64_t kStep = 4;
 // below a sixteenth, the chunk hardly gains what they lose.
 constexpr int64_t kLeastShare = 16;
 
+// Whether dx of all tokens is smaller than the sums of all weights' gradients.
+bool units_outer(const PlanRequest &r) {
+    return r.narrow && !r.rows && r.tokens <= (r.gated ? 3 : 2) * r.f;
+}
+
 struct Cut {
     int64_t chunk, units, slice;
+    bool keeps_sums = false;
 };
 
 // Bytes that a cut holds, as linear in its tokens as the layouts are.
 class Held {
   public:
-    Held(const PlanRequest &r, int64_t units) {
+    // keeps_sums: of the chunk, see Plan.
+    Held(const PlanRequest &r, int64_t units, bool keeps_sums) {
         const int64_t sides = r.gated ? 2 : 1;
         const bool carry = units < r.f;
         fixed_ = 1024; // rounding of a dozen buffers to cache lines
@@ -40,15 +47,18 @@ class Held {
         if (r.backward && r.rows) { // dgate, dup, h; panels; x, grad_y; running sums of dx
             const int64_t panels = (r.recompute ? sides : 0) + (r.xielu ? 1 : 0); // gate, up, dh
             token_ = (sides + (r.weight_grads ? 1 : 0)) * row(units) + panels * units * r.element +
-                     (copies_rows(r.d, r.element) ? 2 * row(r.d) : 0) + (r.grad_x ? out : 0);
+                     (r.converts || copies_rows(r.d, r.element) ? 2 * row(r.d) : 0) +
+                     (r.grad_x ? out : 0);
             fixed_ += panels * units * r.element * kSavedGrain;
             if (r.recompute) fixed_ += recompute_slice(r.d, r.element, r.panel) * r.d * r.element;
         } else if (r.backward) {
             const int64_t again = r.recompute ? units * sides : 0;
-            slice_ = r.d * r.element * (r.recompute ? 2 : 1);   // grad_y, x
-            token_ = units * (sides + (r.weight_grads ? 1 : 0)) // dgate, dup, h
-                     + again + (carry && r.grad_x ? r.d : 0);   // gate, up, running sums of dx
+            slice_ = r.d * r.element * (r.recompute ? 2 : 1);        // grad_y, x
+            token_ = units * (sides + (r.weight_grads ? 1 : 0))      // dgate, dup, h
+                     + again;                                        // gate, up
+            if (carry && r.grad_x && !units_outer(r)) token_ += r.d; // running sums of dx
             token_ *= r.element;
+            if (keeps_sums) fixed_ += (sides + 1) * units * (r.d + 1) * r.element;
             fixed_ += again * r.element * (std::max(kSavedGrain, r.panel) - r.panel);
         } else if (r.rows) {
             token_ = row(r.d) + row(units) + out;
@@ -123,9 +133,13 @@ class Search {
     bool one_slice() const { return best_.slice == 0 || best_.slice == best_.chunk; }
 
     void part(int64_t units) {
-        const Held held(r_, units);
+        part(units, false);
+        if (units_outer(r_)) part(units, true);
+    }
+    void part(int64_t units, bool keeps_sums) {
+        const Held held(r_, units, keeps_sums);
         const int64_t chunk = chunk_of(held.tokens());
-        take(held, {chunk, units, r_.backward ? chunk : 0});
+        take(held, {chunk, units, r_.backward ? chunk : 0, keeps_sums});
         if (!r_.backward || r_.rows || (chunk == all_ && held.bytes(chunk, chunk) <= kBudget))
             return;
         for (int64_t share = 2;; share += share / 2) {
@@ -133,7 +147,7 @@ class Search {
             if (share > kLeastShare || slice < r_.panel) slice = r_.panel;
             const int64_t tokens = chunk_of(held.tokens(slice));
             const int64_t slices = ceil_div(tokens, slice);
-            take(held, {tokens, units, round_up(ceil_div(tokens, slices), r_.panel)});
+            take(held, {tokens, units, round_up(ceil_div(tokens, slices), r_.panel), keeps_sums});
             if (slice == r_.panel) return;
         }
     }
@@ -147,6 +161,7 @@ class Search {
     }
 
     void take(const Held &held, const Cut &cut) {
+        if (units_outer(r_) && !cut.keeps_sums && cut.chunk < all_) return;
         const int64_t bytes = held.bytes(cut.chunk, cut.slice);
         const bool fits = bytes <= kBudget;
         const double rank = fits ? moved(r_, cut) : (double)bytes;
@@ -176,14 +191,17 @@ Plan make_plan(const PlanRequest &r) {
         plan.grad_x_apart = true;
         return plan;
     }
-    Plan plan{cut.chunk, cut.units, cut.slice, false, false};
+    Plan plan{cut.chunk, cut.units, cut.slice, false, false, false, false};
     const PlanOverride &o = plan_override;
     if (o.token_chunk > 0) plan.token_chunk = round_up(o.token_chunk, search.grain());
     if (o.ff_chunk > 0)
         plan.ff_chunk = std::min(round_up(o.ff_chunk, kBlock), std::max<int64_t>(r.f, 1));
     if (o.token_slice > 0) plan.token_slice = round_up(o.token_slice, r.panel);
+    if (r.narrow && r.rows) plan.token_chunk = std::max(plan.token_chunk, r.tokens);
     plan.token_slice = std::min(plan.token_slice, plan.token_chunk);
     plan.carry = plan.ff_chunk < r.f;
+    plan.units_outer = units_outer(r);
+    plan.keeps_sums = r.narrow && plan.token_chunk < r.tokens;
     return plan;
 }
 

@@ -27,6 +27,8 @@ struct PlanRequest {
     bool weight_grads = false; // sums over tokens: chunks are multiples of the block
     bool grad_x = true;        // backward: dx is needed
     bool xielu = false;        // backward: the sums of xielu's parameters are needed
+    bool converts = false;     // x and grad_y are of another type than what is computed in
+    bool narrow = false;       // gradients of weights have 16 bits
 };
 
 struct Plan {
@@ -34,6 +36,13 @@ struct Plan {
     int64_t ff_chunk;
     int64_t token_slice; // backward: tokens of x and grad_y held packed at once
     bool carry;          // several ff chunks: running sums of y or dx are kept between them
+    // Gradients of 16 bits are rounded once: where the tokens come in several chunks, their sums
+    // are kept beside. With units_outer a chunk of hidden units is done with all tokens before the
+    // next: dx is carried for all of them, and the sums are those of the chunk; else they are those
+    // of the whole layer. The larger of the two, dx of all tokens or the layer's sums, is never
+    // held; the smaller one is beyond the budget.
+    bool units_outer;
+    bool keeps_sums;
     // Backward: 512 tokens of dx are too many to carry. dx is computed first, alone, in chunks of
     // few tokens, for one more dh (and recomputation); the sizes above are those of the rest.
     bool grad_x_apart;

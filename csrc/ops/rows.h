@@ -73,23 +73,53 @@ template <class T> struct Rows {
           tile(k->max_rows[2]) {}
 
     // from [tokens, cols] -> to [tokens][ld]
-    void copy(Matrix<const T> from, int64_t tokens, int64_t cols, T *to, int64_t ld) const {
+    void copy(const Input &from, int64_t tokens, int64_t cols, T *to, int64_t ld) const {
+        s.job(ceil_div(tokens, kRowsInPlace), [=, k = k](int64_t task, int) {
+            const int64_t t = task * kRowsInPlace; // the panel of this "packing" is the rows' copy
+            k->of[from.type].pack(from.at(t), from.col, from.row, cols,
+                                  std::min(kRowsInPlace, tokens - t), to + t * ld, ld, cols);
+        });
+    }
+
+    // Packed weights with sums of `depth`. Tiles that widen 16 bits take 8 to 17 % longer; widening
+    // a block for all tiles takes as long as 0.6 of one, since what it writes goes to L2.
+    PackedPanels<T> packed(const char *panels, const Weights<T> &w, int64_t depth, int64_t tokens,
+                           bool pairs) const {
+        constexpr int64_t kTiles = 3;
+        const bool widens = w.type != kOwn<T> && tokens > kTiles * tile;
+        return {panels, w.type, depth, width, widens && !pairs, pairs};
+    }
+
+    // Whether rows that go through packed weights are bfloat16, for an instruction that takes them
+    // in pairs. Such rows are even: an odd one has +0 behind it.
+    bool pairs(const Weights<T> &w) const {
+        return w.packed() && w.type == kBfloat16 && k->pairs[1];
+    }
+    // They are named by the place of a pair, which is that of one T.
+    static StridedRows<T> pairs_of(const Input &rows) {
+        return {(const T *)rows.data, rows.row / 2, 1, kBlock / 2};
+    }
+    // from [tokens, cols], bfloat16 -> to [tokens][ld pairs]
+    void copy_pairs(const Input &from, int64_t tokens, int64_t cols, T *to, int64_t ld) const {
         s.job(ceil_div(tokens, kRowsInPlace), [=](int64_t task, int) {
             const int64_t end = std::min(tokens, (task + 1) * kRowsInPlace);
             for (int64_t t = task * kRowsInPlace; t < end; ++t) {
-                const T *row = from.data + t * from.row;
-                T *out = to + t * ld;
-                if (from.col == 1) std::memcpy(out, row, cols * sizeof(T));
-                for (int64_t i = 0; from.col != 1 && i < cols; ++i) out[i] = row[i * from.col];
+                Bf16 *out = (Bf16 *)(to + t * ld);
+                if (from.col == 1) std::memcpy(out, from.at(t), cols * sizeof *out);
+                for (int64_t i = 0; from.col != 1 && i < cols; ++i)
+                    out[i] = *(const Bf16 *)from.at(t, i);
+                if (cols % 2) out[cols] = {};
             }
         });
     }
 
-    // epilogue(row, rows, panel, column, columns, tile) gets each finished tile.
+    // epilogue(row, rows, panel, column, columns, tile) gets each finished tile. Few rows of
+    // another type (`other`, else absent) are not copied beforehand but by every task for itself,
+    // which spares a phase.
     template <class Panels, class Epilogue>
     void product(int64_t tokens, int64_t depth, int64_t cols,
                  const std::vector<StridedRows<T>> &rows, const std::vector<Panels> &panels,
-                 const Carry<T> &carry, const Epilogue &epilogue) const {
+                 const Carry<T> &carry, const Epilogue &epilogue, const Input &other = {}) const {
         const int terms = (int)rows.size();
         const std::array<StridedRows<T>, 2> a{rows[0], rows[terms - 1]};
         const std::array<Panels, 2> b{panels[0], panels[terms - 1]};
@@ -97,7 +127,11 @@ template <class T> struct Rows {
         if constexpr (requires { b[0].copies(); }) copies = b[0].copies();
         Walk<T> walk{};
         walk.depth = depth;
-        if (std::is_same_v<Panels, PackedPanels<T>>) walk.step = sum_step(depth);
+        if constexpr (std::is_same_v<Panels, PackedPanels<T>>) {
+            walk.pairs = b[0].pairs;
+            if (!b[0].widens) walk.step = sum_step(depth) / b[0].terms();
+            walk.depth = ceil_div(depth, b[0].terms());
+        }
         walk.panel = width;
         walk.cols = cols;
         walk.tile_rows = tile;
@@ -109,46 +143,59 @@ template <class T> struct Rows {
         walk.carry_rows = tokens;
         walk.carried = !carry.first;
         walk.finish = carry.last;
-        const bool sums = !carry.sums && (depth > walk.step || terms > 1);
-        build.scratch.need(0, (copies ? blocks.strip : 1) * kBlock * width,
+        const bool sums = !carry.sums && (walk.depth > walk.step || terms > 1);
+        const int64_t ld = row_stride<T>(depth);
+        build.scratch.need(other.data ? tokens * ld : 0,
+                           (copies ? blocks.strip : 1) * kBlock * width,
                            sums ? blocks.rows * blocks.strip * width : 0);
         // The grid's "rows" are panels here: they are what is cut finely.
         const Grid grid(ceil_div(cols, width), blocks.strip, ceil_div(tokens, blocks.rows), 1,
                         build.call.threads);
         s.job(grid.tasks(), [=, k = k, buffers = &build.scratch](int64_t task, int thread) {
             const Scratch<T> mine = buffers->at(thread);
+            std::array<StridedRows<T>, 2> rows_of = a;
+            if (other.data) {
+                k->of[other.type].pack(other.data, other.col, other.row, depth, tokens, mine.a, ld,
+                                       depth);
+                rows_of = {{{mine.a, ld}, {}}};
+            }
             grid.run(task, [&](int64_t p0, int64_t p1, int64_t g, int64_t) {
-                multiply(*k, walk, a.data(), b.data(), terms, mine, g * blocks.rows,
+                multiply(*k, walk, rows_of.data(), b.data(), terms, mine, g * blocks.rows,
                          std::min((g + 1) * blocks.rows, tokens), p0, p1, epilogue);
             });
         });
     }
 
-    // out [rows, cols] (+)= the sum over tokens t of a[t][row] * b[t][col]. Rows stream and are
-    // written whole, while b stays in L1 or L2.
-    void weight_gradient(Matrix<const T> a, int64_t rows, Matrix<const T> b, int64_t cols,
-                         int64_t tokens, Matrix<T> out, bool add) const {
+    // out [rows, cols] (+)= the sum over tokens t of a[t][row] * b[t][col]; a holds T. Rows stream
+    // and are written whole, while b stays in L1 or L2. Blocks of tokens are added in a gradient of
+    // T itself, else in scratch.
+    void weight_gradient(const Input &a, int64_t rows, const Input &b, int64_t cols, int64_t tokens,
+                         const Output &out, bool add) const {
         Walk<T> walk{};
         walk.panel = width;
         walk.cols = cols;
         walk.tile_rows = tile;
         walk.full_panels = true;
+        const bool narrow = !out.template holds<T>();
+        const int64_t depth = narrow ? std::max(kBlock, tokens) : kBlock;
+        walk.strip = depth == kBlock ? walk.strip : tile;
         const Grid grid(rows, tile, 1, 1, build.call.threads);
-        build.scratch.need(0, kBlock * width, 0);
+        build.scratch.need(0, kBlock * width, depth == kBlock ? 0 : tile * round_up(cols, width));
         s.job(grid.tasks(),
               [=, k = k, width = width, buffers = &build.scratch](int64_t task, int thread) {
                   const Scratch<T> mine = buffers->at(thread);
                   auto block = [&](int64_t r0, int64_t r1, int64_t t) {
                       Walk<T> one = walk;
-                      one.depth = std::min(kBlock, tokens - t);
-                      const StridedRows<T> units{from_row(a, t).data, a.col, a.row};
-                      const MatrixPanels<T> panels{from_row(b, t), cols, width, true};
-                      const GradientTiles<T> write{k, width, out, {}, INT64_MAX, add || t > 0};
+                      one.depth = std::min(depth, tokens - t);
+                      const StridedRows<T> units{own<T>(a.from(t)), a.col, a.row};
+                      const MatrixPanels<T> panels{b.from(t), cols, width, true};
+                      const GradientTiles<T> write{
+                          k, width, out, {}, INT64_MAX, add || t > 0, depth == kBlock};
                       multiply(*k, one, &units, &panels, 1, mine, r0, r1, 0, ceil_div(cols, width),
                                write);
                   };
                   grid.run(task, [&](int64_t r0, int64_t r1, int64_t, int64_t) {
-                      for (int64_t t = 0; t < tokens; t += kBlock) block(r0, r1, t);
+                      for (int64_t t = 0; t < tokens; t += depth) block(r0, r1, t);
                   });
               });
     }

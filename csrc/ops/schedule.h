@@ -20,7 +20,8 @@ class Schedule final : public Region {
   public:
     // threads > 0: what has been added runs, on so many threads, whenever it is kJobs long; 0:
     // never by itself; kCount: jobs are not kept, for a call that only counts memory.
-    explicit Schedule(int threads = 0) : threads_(threads) {}
+    explicit Schedule(int threads = 0, bool flushes = false)
+        : threads_(threads), flushes_(flushes) {}
     static constexpr int kCount = -1;
 
     void phase() {
@@ -42,6 +43,7 @@ class Schedule final : public Region {
         for (size_t j = firsts_[phase]; j < end(phase); ++j) n += jobs_[j].tasks;
         return n;
     }
+    bool flushes() const override { return flushes_; }
     void run(int64_t phase, int64_t task, int thread) override {
         size_t j = firsts_[phase];
         for (; task >= jobs_[j].tasks; ++j) task -= jobs_[j].tasks;
@@ -57,6 +59,7 @@ class Schedule final : public Region {
     static constexpr size_t kJobs = 2000;
 
     const int threads_;
+    const bool flushes_;
     std::vector<Job> jobs_;
     std::vector<size_t> firsts_; // first job of each phase
 };

@@ -26,10 +26,11 @@ MaybeArray: TypeAlias = Array | None
 
 FLOAT32 = np.dtype(np.float32)
 FLOAT64 = np.dtype(np.float64)
-SUPPORTED = "float32 or float64"
+FLOAT16 = np.dtype(np.float16)
+SUPPORTED = "float32, float64, bfloat16 or float16"
 
-# numpy's NPY_ARRAY_ALIGNED bit of ndarray.flags.num. For float32 and float64 on the platforms that
-# we build for it also means: every stride that is ever stepped is a whole number of elements.
+# numpy's NPY_ARRAY_ALIGNED bit of ndarray.flags.num. For our dtypes on the platforms that we build
+# for it also means: every stride that is ever stepped is a whole number of elements.
 ALIGNED = 0x0100
 
 # C-contiguous (so that no two elements share memory), aligned, writable.
@@ -72,13 +73,55 @@ def as_array(name: str, value: object) -> Array:
     raise TypeError(f"{name} is of type {type(value).__name__}; expected a numpy array")
 
 
+def supported(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
+    """The one dtype object that is compared, or None; in this machine's byte order.
+
+    bfloat16 belongs to ml_dtypes, which we recognise without importing it.
+    """
+    for known in _known:
+        if dtype == known:
+            return known
+    if dtype.name == "bfloat16" and dtype.itemsize == 2:
+        _known.append(dtype)
+        return dtype
+    return None
+
+
+_known: list[np.dtype[Any]] = [FLOAT32, FLOAT64, FLOAT16]
+
+
+def as_dtype(name: str, value: object) -> np.dtype[Any]:
+    """A dtype, or what numpy takes for one; "bfloat16" imports ml_dtypes where it has to."""
+    try:
+        dtype = np.dtype(value)  # type: ignore[call-overload]
+    except TypeError:
+        if value != "bfloat16":
+            raise TypeError(f"{name} is {value!r}; expected {SUPPORTED}") from None
+        try:
+            from ml_dtypes import bfloat16
+        except ImportError:
+            raise TypeError(
+                f"{name} is 'bfloat16', which numpy knows once ml_dtypes is installed; "
+                f"expected that, or another dtype"
+            ) from None
+        dtype = np.dtype(bfloat16)
+    known = supported(dtype)
+    if known is None:
+        raise TypeError(f"{name} is {dtype_name(dtype)}; expected {SUPPORTED}")
+    return known
+
+
+def is_narrow(dtype: np.dtype[Any]) -> bool:
+    """Of 16 bits: computed with in float32."""
+    return dtype.itemsize == 2
+
+
 def check_dtype(name: str, array: Array) -> np.dtype[Any]:
-    """float32 or float64 in this machine's byte order, as the one dtype object that is compared."""
+    """A supported dtype, as the one object that is compared."""
     dtype = array.dtype
-    if dtype == FLOAT32:
-        return FLOAT32
-    if dtype == FLOAT64:
-        return FLOAT64
+    known = supported(dtype)
+    if known is not None:
+        return known
     given = dtype_name(dtype)
     if not dtype.isnative:
         raise TypeError(
@@ -88,11 +131,18 @@ def check_dtype(name: str, array: Array) -> np.dtype[Any]:
     raise TypeError(f"{name} has dtype {given}; expected {SUPPORTED}")
 
 
-def check_same_dtype(name: str, array: Array, expected: np.dtype[Any], other: str) -> None:
-    if check_dtype(name, array) is not expected:
-        raise TypeError(
-            f"{name} has dtype {dtype_name(array.dtype)}; expected {expected.name} to match {other}"
-        )
+def check_same_dtype(
+    name: str, array: Array, expected: np.dtype[Any], other: str, *, or_float32: bool = False
+) -> None:
+    """or_float32: float32 beside 16 bits will do, too."""
+    dtype = check_dtype(name, array)
+    wide = or_float32 and is_narrow(expected)
+    if dtype is expected or (wide and dtype is FLOAT32):
+        return
+    raise TypeError(
+        f"{name} has dtype {dtype_name(array.dtype)}; expected {expected.name}"
+        f"{' or float32' if wide else ''} to match {other}"
+    )
 
 
 def check_rank(name: str, array: Array, rank: int, meaning: str) -> None:
@@ -175,13 +225,24 @@ def share_memory(a: Array, b: Array) -> bool:
 
 
 def check_out(
-    name: str, out: object, shape: tuple[int, ...], dtype: np.dtype[Any], reason: str
+    name: str,
+    out: object,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    reason: str,
+    *,
+    or_float32: bool = False,
 ) -> Array:
-    """An array that results can be written to: shape, dtype, writable, no inner overlap."""
+    """An array that results can be written to: shape, dtype, writable, no inner overlap.
+
+    or_float32: float32 beside 16 bits will do, too.
+    """
     array = as_array(name, out)
-    if array.dtype != dtype:
+    wide = or_float32 and is_narrow(dtype)
+    if array.dtype != dtype and not (wide and array.dtype == FLOAT32):
         raise TypeError(
-            f"{name} has dtype {dtype_name(array.dtype)}; expected {dtype.name} {reason}"
+            f"{name} has dtype {dtype_name(array.dtype)}; expected {dtype.name}"
+            f"{' or float32' if wide else ''} {reason}"
         )
     check_shape(name, array, shape, reason)
     if not array.flags.writeable:

@@ -27,6 +27,7 @@ import numpy as np
 import ffncore as fc
 
 from . import _core, _shapes
+from ._arrays import as_dtype, is_narrow
 from ._bench_rows import describe
 from ._limits import LimitError, Limits, machine_facts
 from ._shapes import Shape
@@ -50,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tokens", help="comma-separated numbers of tokens")
     add("--modes", help=f"comma-separated, of {', '.join(_shapes.MODES)}")
     add("--parts", help=f"comma-separated, of {', '.join(PARTS)}")
-    add("--dtype", default="float32", choices=("float32", "float64"))
+    add("--dtype", default="float32", choices=("float32", "float64", "bfloat16", "float16"))
+    add("--x-dtype", choices=("float32",), help="of x; default: as --dtype, which is the weights'")
     add("--isa", help="default: the one that ffncore would use")
     add("--threads", type=int, help="default: as ffncore would use")
     add("--seconds", type=float, help="for each case (default 0.6, quick 0.25)")
@@ -71,6 +73,10 @@ class Plan:
         self.modes = _among(args.modes, _shapes.MODES, "--modes")
         self.parts = _among(args.parts, PARTS, "--parts")
         self.dtype: str = args.dtype
+        as_dtype("--dtype", self.dtype)  # bfloat16 needs ml_dtypes
+        self.x_dtype: str = args.x_dtype or self.dtype
+        if self.x_dtype != self.dtype and not is_narrow(as_dtype("--dtype", self.dtype)):
+            raise ValueError(f"--x-dtype {self.x_dtype} goes with weights of 16 bits alone")
         self.isa: str | None = args.isa
         self.threads: int | None = args.threads
         self.seconds = args.seconds if args.seconds is not None else 0.25 if quick else 0.6
@@ -80,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     """The command; returns its exit status."""
     try:
         plan = Plan(args)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         print(f"bench: {error}")
         return 2
     with ExitStack() as stack:
@@ -110,9 +116,9 @@ def run(args: argparse.Namespace) -> int:
 
 def rows(plan: Plan) -> Iterator[Row]:
     """Every result, as soon as there is one."""
-    limits = Limits(_core.isa(), plan.dtype, _core.num_threads())
+    limits = Limits(_core.isa(), plan.x_dtype, _core.num_threads())
     yield machine_facts(limits.isa, limits.threads)
-    yield {"kind": "peak", "isa": limits.isa, "dtype": plan.dtype, **limits.check_peak()}
+    yield {"kind": "peak", "isa": limits.isa, "dtype": plan.x_dtype, **limits.check_peak()}
     if "cases" in plan.parts:
         for shape in plan.shapes:
             yield from _shape_rows(shape, plan, limits)
@@ -120,7 +126,7 @@ def rows(plan: Plan) -> Iterator[Row]:
     if "calls" in plan.parts:
         for mode in ("packed", "raw"):
             for pause in (0.0, 1e-3):
-                yield call_cost(mode, pause, plan.dtype)
+                yield call_cost(mode, pause, plan.dtype, plan.x_dtype)
     if "activations" in plan.parts:
         for kind in KINDS:
             for gated in (False, True):
@@ -133,9 +139,10 @@ def rows(plan: Plan) -> Iterator[Row]:
 class Case:
     """One shape's arrays; `call(mode)` is what is timed."""
 
-    def __init__(self, shape: Shape, tokens: int, dtype: str, weights: fc.FFNWeights) -> None:
+    def __init__(self, shape: Shape, tokens: int, x_dtype: str, weights: fc.FFNWeights) -> None:
         rng = np.random.default_rng(tokens)
         self.shape, self.weights = shape, weights
+        dtype = as_dtype("x_dtype", x_dtype)
         self.x = rng.standard_normal((tokens, shape.d)).astype(dtype)
         self.grad_y = rng.standard_normal((tokens, shape.d)).astype(dtype)
 
@@ -162,9 +169,10 @@ class Case:
         return fc.ffn_backward(self.grad_y, saved)
 
 
-def make_weights(shape: Shape, dtype: str) -> fc.FFNWeights:
+def make_weights(shape: Shape, name: str) -> fc.FFNWeights:
     """Random weights that keep preactivations and outputs near 1."""
     rng = np.random.default_rng(0)
+    dtype = as_dtype("dtype", name)
 
     def matrix(rows: int, columns: int) -> Any:
         m = rng.standard_normal((rows, columns), dtype=np.float32)
@@ -185,39 +193,52 @@ def make_weights(shape: Shape, dtype: str) -> fc.FFNWeights:
 
 
 def _shape_rows(shape: Shape, plan: Plan, limits: Limits) -> Iterator[Row]:
-    itemsize = np.dtype(plan.dtype).itemsize
+    itemsize = as_dtype("dtype", plan.dtype).itemsize
     # raw, packed, gradients, the buffer of the bandwidth; activations of the largest case
     wanted = shape.parameters * itemsize * (5 if "train" in plan.modes else 3)
-    wanted += max(plan.tokens) * (5 * shape.d + 2 * shape.f) * itemsize
+    wanted += max(plan.tokens) * (5 * shape.d + 2 * shape.f) * max(4, itemsize)
     if wanted > MEMORY_SHARE * _free_memory():
         yield {"kind": "skipped", "shape": shape.name, "reason": f"needs {wanted / 2**30:.1f} GiB"}
         return
     weights = make_weights(shape, plan.dtype)
-    facts = _facts(shape, limits)
-    yield {"kind": "shape", "shape": shape.name, **facts, **errors(shape, weights)}
+    facts = _facts(shape, plan.dtype, limits)
+    yield {"kind": "shape", "shape": shape.name, **facts, **errors(shape, weights, plan.x_dtype)}
     packed = fc.pack(weights) if "packed" in plan.modes else None
     gradients: Any = None
     for mode in plan.modes:
         for tokens in plan.tokens:
-            case = Case(shape, tokens, plan.dtype, weights)
+            case = Case(shape, tokens, plan.x_dtype, weights)
             if mode == "train":
                 old, gradients = gradients, case.gradients()
                 del old
                 call = case.train(gradients)
             else:
                 call = case.forward(packed if mode == "packed" else weights)
-            yield measure_case(shape, tokens, mode, call, limits, plan.seconds)
+            yield measure_case(shape, tokens, mode, call, plan.dtype, limits, plan.seconds)
 
 
-def errors(shape: Shape, weights: fc.FFNWeights, tokens: int = 4) -> dict[str, float]:
-    """rms error of y over its rms, ours and that of the same formula in numpy, in this dtype."""
-    x = Case(shape, tokens, weights.dtype.name, weights).x
-    exact = fc.reference.ffn(x, weights, activation=shape.activation)
+def errors(shape: Shape, weights: fc.FFNWeights, x_dtype: str, tokens: int = 4) -> dict[str, float]:
+    """rms error of y over its rms, ours and that of the same formula in numpy, in x's dtype.
+
+    For 16 bits that formula is exact but for one rounding of h (bfloat16) and one of y.
+    """
+    x = Case(shape, tokens, x_dtype, weights).x
+    act = shape.activation
+    exact = fc.reference.ffn(x, weights, activation=act)
 
     def relative(y: Any) -> float:
-        return float(np.sqrt(np.mean((y - exact) ** 2) / np.mean(exact**2)))
+        error = y.astype(np.float64) - exact
+        return float(np.sqrt(np.mean(error**2) / np.mean(exact**2)))
 
-    plain = fc.reference.ffn(x, weights, activation=shape.activation, dtype=weights.dtype)
+    if is_narrow(x.dtype):
+        gate, up = fc.reference.preactivations(x, weights)
+        pair = (up, None) if gate is None else (gate, up)
+        h = fc.reference.activation(*pair, activation=act)
+        h = h if x.dtype == np.float16 else h.astype(x.dtype).astype(np.float64)
+        bias = 0.0 if weights.b_down is None else weights.b_down.astype(np.float64)
+        plain = (h @ weights.down.astype(np.float64).T + bias).astype(x.dtype)
+    else:
+        plain = fc.reference.ffn(x, weights, activation=act, dtype=x.dtype)
     return {
         "error": relative(fc.ffn(x, weights, activation=shape.activation)),
         "numpy_error": relative(plain),
@@ -229,10 +250,11 @@ def measure_case(
     tokens: int,
     mode: str,
     call: Callable[[], object],
+    dtype: str,
     limits: Limits,
     seconds: float,
 ) -> Row:
-    cost = _shapes.cost(shape, tokens, mode, np.dtype(limits.dtype).itemsize)
+    cost = _shapes.cost(shape, tokens, mode, as_dtype("dtype", dtype).itemsize)
     call()
     repeats = max(1, int(ROUND_SECONDS / max(timed(call, 1), 1e-9)))
     rounds: list[tuple[bool, float, float, str]] = []  # quiet, time, limit, bound
@@ -256,7 +278,7 @@ def measure_case(
     return {
         "kind": "case",
         "shape": shape.name,
-        **_facts(shape, limits),
+        **_facts(shape, dtype, limits),
         "tokens": tokens,
         "mode": mode,
         "seconds": took,
@@ -285,7 +307,7 @@ def timed(call: Callable[[], object], repeats: int) -> float:
 # The cost of a call
 
 
-def call_cost(mode: str, pause: float, dtype: str, repeats: int = 400) -> Row:
+def call_cost(mode: str, pause: float, dtype: str, x_dtype: str, repeats: int = 400) -> Row:
     """One token through 384 x 1536: the call's time, and what of it is not the kernel's.
 
     The kernel's time is a slope: calls with d_ff of 384, 768 and 1536 differ in nothing else. With
@@ -297,7 +319,7 @@ def call_cost(mode: str, pause: float, dtype: str, repeats: int = 400) -> Row:
         shape = Shape(f"384x{f}", 384, f, "gelu", bias=True)
         weights = make_weights(shape, dtype)
         calls.append(
-            Case(shape, 1, dtype, weights).forward(
+            Case(shape, 1, x_dtype, weights).forward(
                 fc.pack(weights) if mode == "packed" else weights
             )
         )
@@ -347,15 +369,16 @@ def _activation_row(kind: str, gated: bool, limits: Limits) -> Row:
     }
 
 
-def _facts(shape: Shape, limits: Limits) -> Row:
-    weight_bytes = shape.parameters * np.dtype(limits.dtype).itemsize
+def _facts(shape: Shape, dtype: str, limits: Limits) -> Row:
+    weight_bytes = shape.parameters * as_dtype("dtype", dtype).itemsize
     return {
         "d": shape.d,
         "f": shape.f,
         "activation": shape.activation,
         "gated": shape.gated,
         "bias": shape.bias,
-        "dtype": limits.dtype,
+        "dtype": dtype,
+        "x_dtype": limits.dtype,
         "isa": limits.isa,
         "threads": limits.threads,
         "weight_bytes": weight_bytes,

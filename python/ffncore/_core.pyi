@@ -1,5 +1,5 @@
 """The compiled door (csrc/bindings/module.cpp). Arrays come in as numpy arrays whose dtype, rank
-and shape Python has already checked; nothing is checked twice here. float32 or float64 throughout.
+and shape Python has already checked; nothing is checked twice here.
 
 What takes or gives arrays, measure and clear_workspace run without the GIL."""
 
@@ -28,7 +28,7 @@ def ffn_forward(
     weights: WeightsTuple | PackedTuple,
     activation: ActivationTuple,
     saved: MaybeArray,
-) -> None: ...  # x [T, d], y [T, d] written, saved: 1-D of x's dtype, saved_size() long, or None
+) -> None: ...  # x [T, d], y [T, d] written, saved: 1-D of x's dtype, saved_bytes(), or None
 def ffn_backward(
     x: Array,
     grad_y: Array,
@@ -40,9 +40,10 @@ def ffn_backward(
     grads: tuple[MaybeArray, MaybeArray, MaybeArray, MaybeArray, MaybeArray, MaybeArray],
     xielu: bool,
 ) -> tuple[float, float] | None: ...  # grads in WeightsTuple's order; returns (alpha_p, alpha_n)
-def saved_size(dtype: str, tokens: int, d_ff: int, gated: bool) -> int: ...  # in elements
+def saved_bytes(x: Array, tokens: int, d_ff: int, gated: bool) -> int: ...  # x's dtype counts
 def forward_cost(
     dtype: str,
+    weights_dtype: str,
     tokens: int,
     d: int,
     f: int,
@@ -53,6 +54,7 @@ def forward_cost(
 ) -> dict[str, float | int]: ...
 def backward_cost(
     dtype: str,
+    weights_dtype: str,
     tokens: int,
     d: int,
     f: int,
@@ -74,9 +76,9 @@ def activation_backward(
     activation: ActivationTuple,
     xielu: bool,
 ) -> tuple[float, float] | None: ...
-def packed_bytes(dtype: str, weights: WeightsTuple) -> int: ...
-def pack(weights: WeightsTuple, packed: Array) -> None: ...
-def unpack(packed: PackedTuple, dtype: str, into: WeightsTuple) -> None: ...
+def packed_bytes(dtype: str, weights: WeightsTuple) -> int: ...  # dtype: of the packed matrices
+def pack(dtype: str, weights: WeightsTuple, packed: Array) -> None: ...
+def unpack(packed: PackedTuple, into: WeightsTuple) -> None: ...
 def isas() -> list[str]: ...  # usable here, best last
 def isa() -> str: ...
 def use_isa(name: str | None) -> None: ...  # None: the default; ValueError with the sentence

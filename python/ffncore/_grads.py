@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ._arrays import Array, MaybeArray, check_apart, check_names, check_out
 from ._saved import Saved
 from .elementwise import XieluGrads
@@ -48,7 +50,11 @@ def mirror(
     given = out.weights if isinstance(out, FFNGrads) else None
     if given is not None and all(grads.get(name) is getattr(given, name) for name in NAMES):
         return given
-    complete = isinstance(weights, FFNWeights) and len(grads) == len(weights.arrays())
+    complete = (
+        isinstance(weights, FFNWeights)
+        and len(grads) == len(weights.arrays())
+        and len({a.dtype for a in grads.values()}) == 1
+    )
     return FFNWeights(**grads) if complete else FFNWeights._partial(grads)
 
 
@@ -60,6 +66,14 @@ def gradient_shapes(saved: Saved) -> dict[str, tuple[int, ...]]:
         if saved.activation.name == "xielu":
             shapes["activation"] = ()
     return shapes
+
+
+def gradient_dtype(saved: Saved, name: str) -> np.dtype[Any]:
+    """That of what it is a gradient of."""
+    weights_have_it = name != "x" and isinstance(saved.weights, FFNWeights)
+    array: Array = getattr(saved.weights, name) if weights_have_it else saved._own_x
+    dtype: np.dtype[Any] = array.dtype
+    return dtype
 
 
 def check_needs(needs: object, saved: Saved) -> tuple[str, ...]:
@@ -113,7 +127,9 @@ def check_grads_out(
         if name not in wanted:
             raise ValueError(f"{label} is given, but needs is {wanted}; expected {name!r} in it")
         reason = f"to match {name if name == 'x' else 'w.' + name}"
-        arrays[name] = check_out(label, array, shapes[name], saved.weights.dtype, reason)
+        arrays[name] = check_out(
+            label, array, shapes[name], gradient_dtype(saved, name), reason, or_float32=True
+        )
         check_apart(label, arrays[name], inputs)
         inputs.append((label, arrays[name]))
     return arrays, old

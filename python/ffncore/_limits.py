@@ -24,12 +24,13 @@ from typing import Any
 import numpy as np
 
 from . import _core
+from ._arrays import as_dtype
 from ._shapes import Cost
 
 Measure = Callable[[str, str, str, int, float, int], float]
 
 # Bits of a vector; a peak is checked against clock x width x units x 2.
-WIDTH = {"avx512": 512, "avx2": 256}
+WIDTH = {"avx512bf16": 512, "avx512": 512, "avx2": 256}
 TOLERANCE = 0.03
 # Below this share of the best issue rate somebody else works on the same core: he takes about half.
 QUIET = 0.85
@@ -75,7 +76,10 @@ class Limits:
         A neighbour on the same cores can only take from the peak, so a failed attempt is repeated;
         a loop that the compiler has deleted fails them all.
         """
-        lanes = max(1, WIDTH.get(self.isa, 0) // (8 * np.dtype(self.dtype).itemsize))
+        # 16 bits are computed with as float32, but for VDPBF16PS, which takes pairs.
+        by_pairs = self.isa == "avx512bf16" and self.dtype == "bfloat16"
+        itemsize = 2 if by_pairs else max(4, as_dtype("dtype", self.dtype).itemsize)
+        lanes = max(1, WIDTH.get(self.isa, 0) // (8 * itemsize))
         per_unit = 2.0 * lanes * self.threads
         for _ in range(attempts):
             pairs = [

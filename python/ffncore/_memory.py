@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 from collections import deque
-from typing import Any
 
 import numpy as np
 
@@ -50,13 +49,12 @@ def allocate(nbytes: int) -> Array:
     return raw[start : start + nbytes]
 
 
-def reusable(count: int, dtype: np.dtype[Any]) -> Array:
-    """`count` elements of any value, 1-D; in a released buffer where one fits."""
-    nbytes = count * dtype.itemsize
+def reusable(nbytes: int) -> Array:
+    """Bytes of any value, 1-D; in a released buffer where one fits."""
     if nbytes < _HUGE_PAGE:  # malloc has such pieces at hand
-        return allocate(nbytes).view(dtype)
+        return allocate(nbytes)
     memory = _take(nbytes)
-    return np.asarray(_Owner(allocate(nbytes) if memory is None else memory, count, dtype))
+    return np.asarray(_Owner(allocate(nbytes) if memory is None else memory, nbytes))
 
 
 def clear_workspace() -> None:
@@ -85,13 +83,13 @@ class _Owner:
 
     __slots__ = ("__array_interface__", "_memory")
 
-    def __init__(self, memory: Array, count: int, dtype: np.dtype[Any]) -> None:
+    def __init__(self, memory: Array, nbytes: int) -> None:
         self._memory = memory
         self.__array_interface__ = {
             "version": 3,
             "data": (memory.ctypes.data, False),
-            "shape": (count,),
-            "typestr": dtype.str,
+            "shape": (nbytes,),
+            "typestr": "|u1",
         }
 
     # Bound as a default: at the interpreter's end the module's names may be gone.

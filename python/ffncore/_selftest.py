@@ -8,6 +8,7 @@ Test: tests/test_cli.py.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import Any
@@ -16,9 +17,11 @@ import numpy as np
 
 import ffncore as fc
 
+from ._arrays import as_dtype
+
 # Rounding of the block sums and of the activation's polynomial, of the largest entry; the kernels'
 # own tests are much stricter. A wrong kernel is wrong by 1e-3 and more.
-TOLERANCE = {"float32": 1e-5, "float64": 1e-13}
+TOLERANCE = {"float32": 1e-5, "float64": 1e-13, "float16": 2e-3, "bfloat16": 2e-2}
 CASES = (
     # d, f, tokens, gated, activation
     (37, 531, 19, True, "silu"),
@@ -32,9 +35,12 @@ def run() -> int:
     failures = 0
     first_bits: dict[Any, list[bytes]] = {}
     forced = os.environ.get("FFNCORE_ISA")
+    dtypes = [np.dtype(name) for name in ("float32", "float64", "float16")]
+    with contextlib.suppress(TypeError):  # needs ml_dtypes, which is optional
+        dtypes.append(as_dtype("dtype", "bfloat16"))
     for isa in fc.available_isas():
         with fc.using_isa(isa):
-            for dtype in TOLERANCE:
+            for dtype in dtypes:
                 worst, bits, problems = 0.0, [], []
                 for case in CASES:
                     error, case_bits, case_problems = _check(dtype, *case)
@@ -43,8 +49,8 @@ def run() -> int:
                     problems += case_problems
                 if first_bits.setdefault(dtype, bits) != bits:
                     problems.append(f"bits differ from {fc.available_isas()[0]}")
-                if not worst <= TOLERANCE[dtype]:
-                    problems.append(f"error above {TOLERANCE[dtype]:.0e}")
+                if not worst <= TOLERANCE[dtype.name]:
+                    problems.append(f"error above {TOLERANCE[dtype.name]:.0e}")
                 failures += bool(problems)
                 state = "; ".join(problems) if problems else "ok"
                 print(f"{isa:>7} {dtype}: largest error {worst:.1e}  {state}")
@@ -58,7 +64,7 @@ def run() -> int:
 
 
 def _check(
-    dtype: str, d: int, f: int, tokens: int, gated: bool, activation: str
+    dtype: np.dtype[Any], d: int, f: int, tokens: int, gated: bool, activation: str
 ) -> tuple[float, list[bytes], list[str]]:
     """(largest error, bits of every result, what else is wrong)"""
     rng = np.random.default_rng(d)
@@ -87,6 +93,6 @@ def _check(
     error = 0.0
     for name, result in results.items():
         scale = np.abs(expected[name]).max()
-        worst = float(np.abs(result - expected[name]).max() / scale)
+        worst = float(np.abs(result.astype(np.float64) - expected[name]).max() / scale)
         error = max(error, worst if worst == worst else float("inf"))  # NaN counts as wrong
     return error, [result.tobytes() for result in results.values()], problems

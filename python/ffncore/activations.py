@@ -244,7 +244,7 @@ def _unfit(option: str, value: float, dtype: np.dtype[Any]) -> str | None:
 
 def case_index(gated: bool, dtype: np.dtype[Any]) -> int:
     """The place in Activation._cores of what such a call takes."""
-    return gated + 2 * (dtype is FLOAT32)
+    return gated + 2 * (dtype is not FLOAT64)  # 16 bits are computed with in float32
 
 
 def canonical_name(name: object) -> str:
@@ -281,5 +281,5 @@ def to_tuple(
     checked = as_activation(activation)
     core = checked._cores[case_index(gated, dtype)]
     if core is None:
-        raise ValueError(checked._problem(gated, dtype))
+        raise ValueError(checked._problem(gated, FLOAT64 if dtype is FLOAT64 else FLOAT32))
     return core

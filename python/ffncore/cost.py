@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
-from ._arrays import check_dtype, check_names, check_size
+from ._arrays import FLOAT32, as_dtype, check_names, check_size, is_narrow
 from ._grads import GRADIENTS
 from .activations import KINDS, Activation, to_tuple
 from .weights import NAMES, FFNWeights, PackedWeights, check_weights
@@ -63,6 +63,7 @@ def cost(
     gated: bool = True,
     packed: bool = False,
     dtype: npt.DTypeLike = "float32",
+    x_dtype: npt.DTypeLike | None = None,
     activation: str | Activation = "silu",
     op: str = "ffn",
     save: str = "preactivations",
@@ -71,8 +72,9 @@ def cost(
     """Cost of one call of `op` ("ffn", "ffn_forward", "ffn_backward") for that many tokens.
 
     The layer is given by weights, or by d_model, d_ff, gated, packed and dtype; then it may have
-    any biases. activation, save and needs are those of ffn_forward and ffn_backward; of the
-    activations only xielu, which has parameters, makes a difference.
+    any biases. x_dtype is the weights', unless it is float32 beside 16 bits. activation, save and
+    needs are those of ffn_forward and ffn_backward; of the activations only xielu, which has
+    parameters, makes a difference.
 
     >>> print(fc.cost(512, d_model=4096, d_ff=14336, op="ffn_backward"))
     """
@@ -86,9 +88,12 @@ def cost(
         layer = check_weights(weights)
         d_ff, d_model = layer.shape
         gated, packed = layer.gated, isinstance(layer, PackedWeights)
-        element = layer.dtype
+        stored = layer.dtype
     else:
-        element = check_dtype("the layer", np.empty(0, dtype))
+        stored = as_dtype("dtype", dtype)
+    element = stored if x_dtype is None else as_dtype("x_dtype", x_dtype)
+    if element is not stored and not (element is FLOAT32 and is_narrow(stored)):
+        raise TypeError(f"x_dtype is {element.name}; expected {stored.name} to match the weights")
     sizes = _count("tokens", tokens, 0), _count("d_model", d_model, 1), _count("d_ff", d_ff, 1)
     check_size(sizes[0], max(sizes[1:]), "tokens and the layer's dimensions")
     check_size(sizes[1], sizes[2], "d_model and d_ff")
@@ -98,13 +103,13 @@ def cost(
         wanted = _wanted(needs, exist, packed)
         flags = [gradient in wanted for gradient in GRADIENTS]
         answer = _core.backward_cost(
-            element.name, *sizes, gated, packed, core, save == "input", flags
+            element.name, stored.name, *sizes, gated, packed, core, save == "input", flags
         )
     else:
         if needs is not None:
             raise ValueError(f"needs is given for {op}; expected it with op='ffn_backward' alone")
         keep = op == "ffn_forward" and save == "preactivations"
-        answer = _core.forward_cost(element.name, *sizes, gated, packed, core, keep)
+        answer = _core.forward_cost(element.name, stored.name, *sizes, gated, packed, core, keep)
     return Cost(
         flops=float(answer["flops"]),
         activations=float(answer["activations"]),

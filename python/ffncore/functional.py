@@ -24,13 +24,13 @@ import numpy as np
 from . import _core
 from ._arrays import (
     ALIGNED,
-    FLOAT32,
     OWNS,
     SIMPLE_OUT,
     Array,
     MaybeArray,
     as_array,
     check_apart,
+    check_dtype,
     check_out,
     check_same_dtype,
     check_shape,
@@ -41,6 +41,7 @@ from ._grads import (
     FFNGrads,
     check_grads_out,
     check_needs,
+    gradient_dtype,
     gradient_shapes,
     mirror,
     weights_inputs,
@@ -78,22 +79,22 @@ def ffn(
                 options = PLAIN_CORE.get(activation)
             else:
                 options = activation._cores[call.case] if type(activation) is Activation else None
-            shape = x.shape
+            shape, dtype = x.shape, x.dtype
             if (
                 options is not None
-                and x.dtype is call.dtype
+                and (dtype is call.dtype or dtype is call.wide)
                 and len(shape) == 2
                 and shape[1] == call.d_model
                 and shape[0] <= call.most_rows
                 and (x_flags := x.flags.num) & ALIGNED
             ):
                 if out is None:
-                    out = _empty(shape, call.dtype)
+                    out = _empty(shape, dtype)
                     _forward(x, out, call.core, options, None)
                     return out
                 if (
                     type(out) is _ndarray
-                    and out.dtype is call.dtype
+                    and out.dtype is dtype
                     and out.shape == shape
                     and (flags := out.flags.num) & SIMPLE_OUT == SIMPLE_OUT
                     and (out is not x if flags & x_flags & OWNS else not _may_overlap(out, x))
@@ -124,7 +125,7 @@ def _ffn(x: object, weights: object, activation: object, out: object) -> Array:
 
 def _check_x(x: object, weights: FFNWeights | PackedWeights) -> Array:
     tokens = as_array("x", x)
-    check_same_dtype("x", tokens, weights.dtype, "the weights")
+    check_same_dtype("x", tokens, weights.dtype, "the weights", or_float32=True)
     if tokens.ndim == 0:
         raise ValueError("x has shape (); expected [..., d_model]")
     if tokens.shape[-1] != weights.d_model:
@@ -139,8 +140,8 @@ def _check_x(x: object, weights: FFNWeights | PackedWeights) -> Array:
 
 def _output(out: object, tokens: Array, weights: FFNWeights | PackedWeights) -> Array:
     if out is None:
-        return np.empty(tokens.shape, weights.dtype)
-    y = check_out("out", out, tokens.shape, weights.dtype, "to match x")
+        return np.empty(tokens.shape, tokens.dtype)
+    y = check_out("out", out, tokens.shape, tokens.dtype, "to match x")
     check_apart("out", y, [("x", tokens), *weights_inputs(weights)])
     return y
 
@@ -174,9 +175,8 @@ def ffn_forward(
     panels = None
     if save == "preactivations":
         count = row_count(tokens.shape)
-        name = "float32" if checked.dtype is FLOAT32 else "float64"  # dtype.name takes 2 us
-        size = _core.saved_size(name, count, checked.d_ff, checked.gated)
-        panels = reusable(size, checked.dtype)
+        size = _core.saved_bytes(tokens, count, checked.d_ff, checked.gated)
+        panels = reusable(size).view(tokens.dtype)
 
     def run(rows: Array, y_rows: Array) -> None:
         _forward(rows, y_rows, core_weights, core_activation, panels)
@@ -209,6 +209,9 @@ def ffn_backward(
                 allocated.
     accumulate  add into out instead: its numbers too, which come back as a sum
 
+    A gradient has the dtype of what it is a gradient of; beside 16 bits an array of out may be
+    float32 (with accumulate: float32 master gradients). Sums are rounded once, at their end.
+
     An x, grad_y or out.x whose leading dimensions cannot be merged, or whose elements are not
     aligned, is copied as a whole for the call, because gradients of weights sum over all tokens.
     With needs=("x",) and save="input" it is copied a block at a time.
@@ -221,7 +224,7 @@ def ffn_backward(
         )
     weights, x = saved.weights, saved._own_x
     grad = as_array("grad_y", grad_y)
-    check_same_dtype("grad_y", grad, weights.dtype, "saved")
+    check_same_dtype("grad_y", grad, check_dtype("x", x), "saved.x")
     check_shape("grad_y", grad, x.shape, "to match saved.x")
     wanted = check_needs(needs, saved)
     given, old = check_grads_out(out, wanted, saved, grad)
@@ -231,7 +234,7 @@ def ffn_backward(
     shapes = gradient_shapes(saved)
     fresh = np.zeros if accumulate else np.empty
     grads: dict[str, Array] = {
-        name: given[name] if name in given else fresh(shapes[name], weights.dtype)
+        name: given[name] if name in given else fresh(shapes[name], gradient_dtype(saved, name))
         for name in wanted
         if name != "activation"
     }

@@ -7,8 +7,8 @@ How a family names and stores its layers is a row of FAMILIES; a further family 
 A model_type that no row lists is refused rather than guessed: some models share the names and add
 a clamp, a norm or a multiplier. `family=` overrules that for those who know.
 
-Weights come in the checkpoint's dtype, float32 or float64. 16-bit checkpoints are converted where
-dtype="float32" asks for it, never in silence. Needs the extra `models` (safetensors, ml_dtypes).
+Weights come in the checkpoint's dtype: float32, float64, float16 or bfloat16. They are converted
+where dtype= asks for it, never in silence. Needs the extra `models` (safetensors, ml_dtypes).
 Tests: tests/test_models.py.
 """
 
@@ -28,6 +28,7 @@ import numpy as np
 
 import ffncore as fc
 
+from ._arrays import SUPPORTED, as_dtype
 from .activations import ALIASES, as_activation
 from .layers import FFN
 
@@ -168,16 +169,11 @@ class Checkpoint:
     def read(self, name: str, dtype: str | None) -> np.ndarray[Any, Any]:
         stored = self.dtype(name)
         if stored not in _DTYPES.values():
-            raise TypeError(f"{name} has dtype {stored}; expected float32 or float64")
-        if stored in ("float16", "bfloat16") and dtype is None:
-            raise TypeError(
-                f'{name} has dtype {stored}; expected float32 or float64, or dtype="float32" '
-                f"to have it converted"
-            )
+            raise TypeError(f"{name} has dtype {stored}; expected {SUPPORTED}")
         if stored == "bfloat16":
             _import("ml_dtypes")
         tensor: np.ndarray[Any, Any] = self._where[name].get_tensor(name)
-        return tensor if dtype is None else tensor.astype(dtype, copy=False)
+        return tensor if dtype is None else tensor.astype(as_dtype("dtype", dtype), copy=False)
 
 
 def load(
@@ -191,13 +187,13 @@ def load(
 ) -> FFN:
     """Reads layer number `layer` of the model at `path` (a folder, or a .safetensors file).
 
-    dtype       "float32" or "float64": convert; None: as stored (16 bits then raise)
+    dtype       "float32", "float64", "bfloat16" or "float16": convert; None: as stored
     activation  overrules config.json, and is needed where there is none
     family      a name of ffncore.models.FAMILIES, for a model_type that is not listed there
     prefix      of the tensors' names, where a file holds more than one model
     """
-    if dtype not in (None, "float32", "float64"):
-        raise ValueError(f'dtype is {dtype!r}; expected "float32", "float64" or None')
+    if dtype is not None:
+        as_dtype("dtype", dtype)
     with Checkpoint(path) as checkpoint:
         found = _layers(checkpoint, family)
         if prefix is not None:

@@ -23,17 +23,19 @@ import numpy as np
 from . import _core
 from ._arrays import (
     ALIGNED,
+    FLOAT32,
     MAX_ELEMENTS,
-    SUPPORTED,
     Array,
     MaybeArray,
     aligned,
     as_array,
+    as_dtype,
     check_dtype,
     check_rank,
     check_same_dtype,
     check_shape,
     check_size,
+    is_narrow,
     owners,
     share_memory,
 )
@@ -46,7 +48,7 @@ NAMES = ("gate", "up", "down", "b_gate", "b_up", "b_down")
 class Call:
     """What ffn looks at in weights, found out once."""
 
-    __slots__ = ("case", "core", "d_model", "dtype", "inputs", "most_rows", "owners")
+    __slots__ = ("case", "core", "d_model", "dtype", "inputs", "most_rows", "owners", "wide")
 
     def __init__(
         self,
@@ -58,6 +60,7 @@ class Call:
     ) -> None:
         self.core = core
         self.dtype = dtype
+        self.wide = FLOAT32 if is_narrow(dtype) else dtype  # the other dtype that x may have
         self.d_model = shape[1]
         self.case = case_index(gated, dtype)  # which form of an activation it takes
         self.most_rows = MAX_ELEMENTS // max(shape)  # tokens that a call may have
@@ -68,6 +71,8 @@ class Call:
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class FFNWeights:
     """Weights of a gated block, or of a plain one where gate is None; biases each optional.
+
+    Matrices share one dtype; a bias has it too, or is float32 beside 16 bits.
 
     >>> w = fc.FFNWeights(gate=gate, up=up, down=down)  # gate, up [f, d], down [d, f]
     """
@@ -105,7 +110,7 @@ class FFNWeights:
                 checked[name] = None
                 continue
             array = as_array(f"w.{name}", value)
-            check_same_dtype(f"w.{name}", array, dtype, "w.up")
+            check_same_dtype(f"w.{name}", array, dtype, "w.up", or_float32=rank == 1)
             check_rank(f"w.{name}", array, rank, _MEANING[name])
             check_shape(f"w.{name}", array, shape, f"to match w.up {up.shape}")
             checked[name] = array
@@ -221,12 +226,13 @@ class PackedWeights:
     """Weights in the kernels' own layout, made by fc.pack: pack once, run often.
 
     The layout is the same for every instruction set. Accepted wherever FFNWeights are; the backward
-    pass through it gives grads.x only.
+    pass through it gives grads.x only. With 16 bits x may be float32: half the memory to read.
     """
 
-    __slots__ = ("_buffer", "_call", "_packed", "dtype")
+    __slots__ = ("_biases", "_buffer", "_call", "_packed", "dtype")
 
-    dtype: np.dtype[Any]
+    dtype: np.dtype[Any]  # of the matrices
+    _biases: dict[str, np.dtype[Any]]  # those that are there; beside 16 bits packed as float32
     _buffer: Array
     _packed: _core.PackedTuple
     _call: Call
@@ -235,17 +241,18 @@ class PackedWeights:
         raise TypeError("PackedWeights are made by fc.pack(weights)")
 
     @classmethod
-    def _make(cls, buffer: Array, weights: FFNWeights) -> PackedWeights:
+    def _make(cls, buffer: Array, weights: FFNWeights, dtype: np.dtype[Any]) -> PackedWeights:
         packed = object.__new__(cls)
         w, d, f = weights, weights.d_model, weights.d_ff
-        biases = (w.b_gate is not None, w.b_up is not None, w.b_down is not None)
+        biases = {n: array.dtype for n in NAMES[3:] if (array := getattr(w, n)) is not None}
         for name, value in (
-            ("dtype", weights.dtype),
+            ("dtype", dtype),
+            ("_biases", biases),
             ("_buffer", buffer),
-            ("_packed", (buffer, d, f, weights.gated, *biases)),
+            ("_packed", (buffer, d, f, weights.gated, *(n in biases for n in NAMES[3:]))),
         ):
             object.__setattr__(packed, name, value)
-        call = Call(packed._packed, w.dtype, (f, d), w.gated, (buffer,))
+        call = Call(packed._packed, dtype, (f, d), w.gated, (buffer,))
         object.__setattr__(packed, "_call", call)
         return packed
 
@@ -274,20 +281,14 @@ class PackedWeights:
         return self.d_ff, self.d_model
 
     def unpack(self) -> FFNWeights:
-        """The weights again, bit by bit, in new arrays."""
-        _, d, f, gated, b_gate, b_up, b_down = self._packed
-        shapes = {
-            "gate": (gated, (f, d)),
-            "up": (True, (f, d)),
-            "down": (True, (d, f)),
-            "b_gate": (b_gate, (f,)),
-            "b_up": (b_up, (f,)),
-            "b_down": (b_down, (d,)),
-        }
-        weights = FFNWeights(
-            **{n: np.empty(shape, self.dtype) for n, (present, shape) in shapes.items() if present}
-        )
-        _core.unpack(self._packed, self.dtype.name, weights._arrays)
+        """The numbers that were packed, in new arrays; biases in the dtype that they had."""
+        d, f = self.d_model, self.d_ff
+        shapes = {"up": (f, d), "down": (d, f)} | ({"gate": (f, d)} if self.gated else {})
+        arrays = {name: np.empty(shape, self.dtype) for name, shape in shapes.items()}
+        for name, dtype in self._biases.items():
+            arrays[name] = np.empty(d if name == "b_down" else f, dtype)
+        weights = FFNWeights(**arrays)
+        _core.unpack(self._packed, weights._arrays)
         return weights
 
     def _core_arrays(self) -> _core.PackedTuple:
@@ -320,40 +321,40 @@ def pack(
 ) -> PackedWeights:
     """Weights -> the kernels' layout.
 
-    dtype  convert first (rounded once); default: the weights' own
+    dtype  of the packed matrices, each number rounded once ("float32", "bfloat16", ...); default:
+           the weights' own. Beside 16 bits, biases keep what they are.
     out    PackedWeights of the same shape, dtype and biases, whose memory is filled again
+
+    >>> p = fc.pack(weights, dtype="bfloat16")  # half the memory traffic, for float32 x too
     """
     checked = check_weights(weights)
     if isinstance(checked, PackedWeights):
         raise TypeError("weights are packed already; expected FFNWeights")
-    if dtype is not None:
-        checked = _converted(checked, dtype)
+    wanted = checked.dtype if dtype is None else as_dtype("dtype", dtype)
+    # The kernels round float32 to 16 bits while they pack; other conversions come first.
+    if not (checked.dtype is FLOAT32 and is_narrow(wanted)):
+        checked = _converted(checked, wanted)
     arrays = checked._core_arrays()
     if out is None:
-        nbytes = _core.packed_bytes(checked.dtype.name, arrays)
-        out = PackedWeights._make(allocate(nbytes), checked)
+        nbytes = _core.packed_bytes(wanted.name, arrays)
+        out = PackedWeights._make(allocate(nbytes), checked, wanted)
     else:
-        _check_refill(out, checked)
-    _core.pack(arrays, out._buffer)
+        _check_refill(out, checked, wanted)
+    _core.pack(wanted.name, arrays, out._buffer)
     return out
 
 
-def _converted(weights: FFNWeights, dtype: object) -> FFNWeights:
-    try:
-        wanted = np.dtype(dtype)  # type: ignore[call-overload]
-    except TypeError:
-        raise TypeError(f"dtype is {dtype!r}; expected {SUPPORTED}") from None
-    wanted = check_dtype("packed weights", np.empty(0, wanted))
+def _converted(weights: FFNWeights, wanted: np.dtype[Any]) -> FFNWeights:
     if wanted is weights.dtype:
         return weights
     return FFNWeights(**{name: a.astype(wanted) for name, a in weights.arrays().items()})
 
 
-def _check_refill(out: object, weights: FFNWeights) -> None:
+def _check_refill(out: object, weights: FFNWeights, dtype: np.dtype[Any]) -> None:
     if not isinstance(out, PackedWeights):
         raise TypeError(f"out is of type {type(out).__name__}; expected PackedWeights")
-    if out.dtype is not weights.dtype:
-        raise TypeError(f"out has dtype {out.dtype.name}; expected {weights.dtype.name}")
+    if out.dtype is not dtype:
+        raise TypeError(f"out has dtype {out.dtype.name}; expected {dtype.name}")
     expected = (
         weights.d_model,
         weights.d_ff,

@@ -30,13 +30,14 @@ ffncore::KernelTable stub(const char *name) {
 } // namespace
 
 #define FFNCORE_STUB(isa)                                                                          \
-    extern "C" const ffncore::KernelTable *ffncore_kernels_##isa(void) {                           \
+    extern "C" const ffncore::KernelTable *ffncore_kernels_##isa(void) noexcept {                  \
         static const ffncore::KernelTable table = stub(#isa);                                      \
         return &table;                                                                             \
     }
 FFNCORE_STUB(scalar)
 FFNCORE_STUB(avx2)
 FFNCORE_STUB(avx512)
+FFNCORE_STUB(avx512bf16)
 
 #define CHECK(condition)                                                                           \
     do {                                                                                           \

@@ -1,0 +1,63 @@
+// One array element at a time: to float and back. For tails, odd strides and the scalar level; the
+// vectors of vec_<isa>.h give the same bits, NaN payloads aside.
+//
+//   bfloat16  the upper half of a float
+//   float16   1 sign, 5 exponent (bias 15) and 10 fraction bits
+//
+// Narrowing rounds to nearest even; a NaN stays a NaN.
+#pragma once
+
+namespace ffncore {
+namespace {
+
+inline uint32_t float_bits(float x) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+inline float bits_float(uint32_t bits) {
+    float x;
+    __builtin_memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+inline float number(float x) { return x; }
+inline double number(double x) { return x; }
+inline float number(Bf16 x) { return bits_float((uint32_t)x.bits << 16); }
+inline float number(F16 x) {
+    const uint32_t sign = (uint32_t)(x.bits & 0x8000) << 16, rest = x.bits & 0x7fff;
+    if (rest < 0x0400) { // subnormal: exact in float, whatever mode subnormals of float are in
+        const float value = (float)rest * 0x1p-24f;
+        return bits_float(sign | float_bits(value));
+    }
+    const uint32_t bias = rest < 0x7c00 ? 127 - 15 : 255 - 31; // inf and NaN: the highest exponent
+    return bits_float(sign | ((rest << 13) + (bias << 23)));
+}
+
+inline void put(float *to, float x) { *to = x; }
+inline void put(double *to, double x) { *to = x; }
+inline void put(Bf16 *to, float x) {
+    const uint32_t bits = float_bits(x);
+    const bool nan = (bits & 0x7fffffff) > 0x7f800000;
+    const uint32_t rounded = bits + 0x7fff + (bits >> 16 & 1);
+    to->bits = (uint16_t)(nan ? bits >> 16 | 0x40 : rounded >> 16);
+}
+inline void put(F16 *to, float x) {
+    const uint32_t bits = float_bits(x), sign = bits >> 16 & 0x8000, rest = bits & 0x7fffffff;
+    uint32_t out;
+    if (rest > 0x7f800000) {
+        out = 0x7e00 | (rest >> 13 & 0x1ff);
+    } else if (rest >= 0x477ff000) { // halfway from the largest, 65504, to 65536: infinity
+        out = 0x7c00;
+    } else if (rest < 0x38800000) { // below 2^-14: a multiple of 2^-24
+        // 1/2 has fraction steps of 2^-24: the sum rounds, and its low bits are the result.
+        out = float_bits(bits_float(rest) + 0.5f) - float_bits(0.5f);
+    } else {
+        const uint32_t even = rest >> 13 & 1;
+        out = (rest - ((127 - 15) << 23) + 0xfff + even) >> 13;
+    }
+    to->bits = (uint16_t)(sign | out);
+}
+
+} // namespace
+} // namespace ffncore
