@@ -172,7 +172,7 @@ def test_run_writes_rows(dtype, x_dtype, tmp_path, capsys, monkeypatch):
     ]
     assert len(cases) == 2 * 3 * 2
     for row in cases:
-        assert (row["dtype"], row["x_dtype"]) == (dtype, x_dtype)
+        assert row["dtype"] == (dtype if x_dtype == dtype else f"{dtype} under {x_dtype}")
         assert row["gflops"] == pytest.approx(row["flops"] / row["seconds"] / 1e9, rel=1e-4)
         assert row["rounds"] >= 5
     assert len(capsys.readouterr().out.splitlines()) >= len(rows)
@@ -247,8 +247,8 @@ def test_compare_of_no_results(tmp_path, capsys):
     assert "compare: " in capsys.readouterr().err
 
 
-def peer(name, ratio, mode="infer"):
-    sizes = {"shape": "minilm", "d": 384, "f": 1536, "tokens": 128, "mode": mode}
+def peer(name, ratio, mode="infer", dtype="float32"):
+    sizes = {"shape": "minilm", "d": 384, "f": 1536, "tokens": 128, "mode": mode, "dtype": dtype}
     speed = {"gflops": 300.0, "ratio": ratio, "share": 0.9, "seconds": 1e-3}
     speed |= {"rounds": 9, "quiet_rounds": 2}
     return {"kind": "peer", "peer": name, **sizes, **speed}
@@ -259,12 +259,16 @@ def test_table_between_markers():
     plot = tool("plot")
     rows = {
         "machine": [{"cpu": "CPU", "isa": "avx2", "threads": 2, "versions": {"numpy": "2"}}],
-        "peer": [peer("ffncore", 1.0), peer("numpy", 2.5), peer("ffncore", 1.0, "train")],
+        "peer": [
+            *(peer("ffncore", 1.0), peer("numpy", 2.5), peer("torch", 1.5)),
+            *(peer("ffncore", 1.0, "train"), peer("ffncore", 1.0, dtype="bfloat16")),
+        ],
     }
-    text = plot.table(rows, {"minilm": "1.0e-07 (2.0e-07)"})
-    assert "| minilm (384 x 1536) | infer | 128 | 300 | 0.90 | 1.0e-07 (2.0e-07) | 2.50 x |" in text
-    assert "In 4 of ffncore's 18 rounds nobody else worked on the cores" in text
-    assert "| - |" in plot.table(rows, {})
+    text = plot.table(rows, {("float32", "minilm"): "1.0e-07 (2.0e-07)"})
+    line = "| minilm (384 x 1536) | infer | 128 | 300 | 0.90 | 1.0e-07 (2.0e-07) | 1.50 x (torch) |"
+    assert f"{line} 300 | 0.90 | - | - |" in text
+    assert "| train | 128 | 300 | 0.90 | 1.0e-07 (2.0e-07) | - | - | - | - | - |" in text
+    assert "In 6 of ffncore's 27 rounds nobody else worked on the cores" in text
     readme = f"before\n{plot.BEGIN}\nold\n{plot.END}\nafter\n"
     once = plot.insert(readme, text)
     assert once == plot.insert(once, text)

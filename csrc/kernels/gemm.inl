@@ -10,7 +10,8 @@
 // and 10 loads for 28 and 24 fma: the two fma ports are the limit, not the two load ports. AVX2 has
 // 16 registers: 6 x 2.
 // A panel of 16-bit weights is widened in registers: 2 instructions a vector of two steps, which a
-// few tokens' waiting for memory hides; for many, the driver widens it once (Access::widen).
+// few tokens' waiting for memory hides. For many, the first tile leaves what it has widened to the
+// others: the store port has nothing else to do.
 // A has two base pointers, half of the rows each: gate and up share a tile, and seven row offsets
 // fit the address registers.
 #pragma once
@@ -28,8 +29,8 @@ template <int N> struct Constant {
 // Terms of the sum in a step of k: 2 where an element is a pair.
 template <class F> constexpr int64_t kTerms = 1;
 
-// S: T, or what a packed panel holds.
-template <class F, class S, Order order, int NV, int MR>
+// S: T, or what a packed panel holds; Keep: then it is left widened.
+template <class F, class S, Order order, int NV, int MR, bool Keep = false>
 void tile(const TileArgs<typename F::T> &t) {
     using T = typename F::T;
     using V = typename F::V;
@@ -44,6 +45,7 @@ void tile(const TileArgs<typename F::T> &t) {
     const int64_t fetch_step = t.prefetch ? t.prefetch_step : 0;
     const int64_t fetch_jump = t.prefetch ? t.prefetch_jump : 0;
     const int64_t fetch_run = t.prefetch ? t.prefetch_run - kRun * fetch_step : 0;
+    T *keep = t.keep;
     bool add = t.add;
     int64_t k0 = 0, s = 0;
     do {
@@ -64,10 +66,12 @@ void tile(const TileArgs<typename F::T> &t) {
                 V bv[NV];
 #pragma GCC unroll 4
                 for (int v = 0; v < NV; ++v)
-                    if constexpr (sizeof(S) == 2)
+                    if constexpr (sizeof(S) == 2) {
                         bv[v] = load_step<F, next>(b + v * F::W * kLaneStep<S>);
-                    else
+                        if (Keep) F::store(keep + next * t.keep_step + v * F::W, bv[v]);
+                    } else {
                         bv[v] = F::load(b + next * ldb + v * F::W);
+                    }
 #pragma GCC unroll 16
                 for (int r = 0; r < MR; ++r) {
                     const V av = F::set1(r < half ? a0[r * row + next * step]
@@ -85,6 +89,7 @@ void tile(const TileArgs<typename F::T> &t) {
                 a0 += steps * step;
                 a1 += steps * step;
                 b += steps * ldb;
+                if (Keep) keep += steps * t.keep_step;
             };
             const auto steps = [&]() __attribute__((always_inline)) {
                 if constexpr (kTogether == 1) {

@@ -54,6 +54,8 @@ template <class T> struct TileArgs {
     int64_t ldc;
     int64_t depth;
     bool add; // c += sum, else c = sum
+    T *keep;  // Access::tile[1]: step k of b, widened, at keep + k * keep_step
+    int64_t keep_step;
     // What is needed next is fetched into L2, evenly: at step k the line at
     // prefetch + (k % 16) * prefetch_step + (k / 16) * prefetch_run + (segment of k) *
     // prefetch_jump, and in tiles of 128 bytes the line after it. nullptr: nothing.
@@ -134,11 +136,11 @@ template <class T> struct Access {
     void (*sum_along)(const void *m, int64_t row, int64_t col, int64_t rows, int64_t cols, T *sums);
     void (*turned[kMaxTurned + 1])(const TurnedArgs<T> &);
 
-    // 16-bit elements: packed panels (ops/packing.h), which are widened on the way, by tiles of two
-    // vectors or (widen) once for many of them: dst[k][width] from a panel's first `width` columns.
-    void (*tile[kMaxRows + 1])(const TileArgs<T> &);
-    void (*widen)(const void *panel, int64_t depth, int64_t width, T *dst);
-    // A panel from its numbers, [depth][32].
+    // 16-bit elements: packed panels (ops/packing.h), which tiles of two vectors widen on the way;
+    // [1]: and leave in TileArgs::keep.
+    void (*tile[2][kMaxRows + 1])(const TileArgs<T> &);
+    // A panel's numbers, [depth][32], and a panel from its numbers.
+    void (*widen)(const void *panel, int64_t depth, T *dst);
     void (*narrow)(const T *src, int64_t depth, void *panel);
 };
 

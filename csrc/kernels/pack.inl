@@ -3,7 +3,7 @@
 //   pack        dst[k][width] <- src(r, k), rows become columns; zero beyond the last row
 //   pack_tiles  dst[tile][k][rows of the tile] <- src(r, k)
 //   store       out(r, c) (+)= tile[r][c] + bias
-//   widen       dst[k][width] <- a packed panel of 16-bit elements; narrow: the way back
+//   widen       dst[k][columns] <- a packed panel of 16-bit elements; narrow: the way back
 //
 // S is what the array holds: T, or a 16-bit type that is converted to T and back (one rounding).
 // Each has two fast cases, for the index that is contiguous in memory: a copy of vectors, or W x W
@@ -225,14 +225,13 @@ inline void store_steps(Bf16 *panel, typename F::V even, typename F::V odd, bool
 template <class S> constexpr int64_t kLaneStep = 1; // elements from one column to the next
 template <> constexpr int64_t kLaneStep<Bf16> = 2;
 
-template <class F, class S>
-void widen(const void *packed, int64_t depth, int64_t width, typename F::T *dst) {
+template <class F, class S> void widen(const void *packed, int64_t depth, typename F::T *dst) {
     const S *panel = (const S *)packed;
-    for (int64_t k = 0; k < depth; k += 2, panel += 2 * kPanelColumns, dst += 2 * width)
-        for (int64_t c = 0; c < width; c += F::W) {
+    for (int64_t k = 0; k < depth; k += 2, panel += 2 * kPanelColumns, dst += 2 * kPanelColumns)
+        for (int64_t c = 0; c < kPanelColumns; c += F::W) {
             const S *from = panel + c * kLaneStep<S>;
             F::store(dst + c, load_step<F, false>(from));
-            if (k + 1 < depth) F::store(dst + width + c, load_step<F, true>(from));
+            if (k + 1 < depth) F::store(dst + kPanelColumns + c, load_step<F, true>(from));
         }
 }
 

@@ -37,8 +37,10 @@ template <class F, class S, Order order, int Rows> void fill_access(Access<typen
     if constexpr (sizeof(S) == 2) {
         a.widen = widen<F, S>;
         a.narrow = narrow<F, S>;
-        for_heights<Rows>(
-            [&](auto height) { a.tile[height.kValue] = tile<F, S, order, 2, height.kValue>; });
+        for_heights<Rows>([&](auto height) {
+            a.tile[0][height.kValue] = tile<F, S, order, 2, height.kValue>;
+            a.tile[1][height.kValue] = tile<F, S, order, 2, height.kValue, true>;
+        });
     }
 }
 

@@ -109,11 +109,17 @@ struct F32 {
     static inline V round_bf16(V a) { return _mm256_castsi256_ps(_mm256_slli_epi32(upper(a), 16)); }
     // Of W pairs of bfloat16 the even elements, or the odd ones.
     static inline V load_even(const Bf16 *p) {
-        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256((const __m256i *)p), 16));
+        return even_of(_mm256_loadu_si256((const __m256i *)p));
     }
     static inline V load_odd(const Bf16 *p) {
-        return _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256((const __m256i *)p),
-                                                    _mm256_set1_epi32((int)0xffff0000)));
+        return odd_of(_mm256_loadu_si256((const __m256i *)p));
+    }
+    static inline V even_of(__m256i pairs) {
+        return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+    }
+    static inline V odd_of(__m256i pairs) {
+        const __m256i upper_half = _mm256_set1_epi32((int)0xffff0000);
+        return _mm256_castsi256_ps(_mm256_and_si256(pairs, upper_half));
     }
     static inline void store_pairs(Bf16 *p, V even, V odd) {
         _mm256_storeu_si256((__m256i *)p,

@@ -90,27 +90,40 @@ struct F32 {
             r[i + 12] = _mm512_shuffle_f32x4(b, d, 0xdd);
         }
     }
-    // r[k] = lane i from p[i * ld + k], i, k < W. Rows 4 i + j are put in lane i while they are
-    // loaded, which the fma ports share; the shuffle port alone has 32 instead of 64 to do.
+    // r[k] = lane i from row i, `ld` bytes apart, of 4 numbers of 32 bits. Rows 4 i + j are put in
+    // lane i while they are loaded, which the fma ports share; the shuffle port alone has 8 instead
+    // of 16 to do.
+    static inline void load_four(const char *p, int64_t ld, V *r) {
+        V x[4];
+        for (int j = 0; j < 4; ++j) {
+            const auto row = [&](int i) { return _mm_loadu_ps((const float *)(p + (i + j) * ld)); };
+            V v = _mm512_castps128_ps512(row(0));
+            v = _mm512_insertf32x4(v, row(4), 1);
+            v = _mm512_insertf32x4(v, row(8), 2);
+            x[j] = _mm512_insertf32x4(v, row(12), 3);
+        }
+        V a = _mm512_unpacklo_ps(x[0], x[1]), b = _mm512_unpackhi_ps(x[0], x[1]);
+        V c = _mm512_unpacklo_ps(x[2], x[3]), d = _mm512_unpackhi_ps(x[2], x[3]);
+        r[0] = _mm512_shuffle_ps(a, c, 0x44);
+        r[1] = _mm512_shuffle_ps(a, c, 0xee);
+        r[2] = _mm512_shuffle_ps(b, d, 0x44);
+        r[3] = _mm512_shuffle_ps(b, d, 0xee);
+    }
+    // r[k] = lane i from p[i * ld + k], i, k < W.
     static inline void load_transposed(const T *p, int64_t ld, V (&r)[W]) {
-        for (int k = 0; k < W; k += 4) {
-            V x[4];
-            for (int j = 0; j < 4; ++j) {
-                const T *q = p + j * ld + k;
-                V v = _mm512_castps128_ps512(_mm_loadu_ps(q));
-                v = _mm512_insertf32x4(v, _mm_loadu_ps(q + 4 * ld), 1);
-                v = _mm512_insertf32x4(v, _mm_loadu_ps(q + 8 * ld), 2);
-                x[j] = _mm512_insertf32x4(v, _mm_loadu_ps(q + 12 * ld), 3);
+        for (int k = 0; k < W; k += 4) load_four((const char *)(p + k), 4 * ld, r + k);
+    }
+    static inline void load_transposed(const Bf16 *p, int64_t ld, V (&r)[W]) {
+        for (int k = 0; k < W; k += 8) { // pairs are moved as one
+            V pairs[4];
+            load_four((const char *)(p + k), 2 * ld, pairs);
+            for (int i = 0; i < 4; ++i) {
+                r[k + 2 * i] = even_of(_mm512_castps_si512(pairs[i]));
+                r[k + 2 * i + 1] = odd_of(_mm512_castps_si512(pairs[i]));
             }
-            V a = _mm512_unpacklo_ps(x[0], x[1]), b = _mm512_unpackhi_ps(x[0], x[1]);
-            V c = _mm512_unpacklo_ps(x[2], x[3]), d = _mm512_unpackhi_ps(x[2], x[3]);
-            r[k] = _mm512_shuffle_ps(a, c, 0x44);
-            r[k + 1] = _mm512_shuffle_ps(a, c, 0xee);
-            r[k + 2] = _mm512_shuffle_ps(b, d, 0x44);
-            r[k + 3] = _mm512_shuffle_ps(b, d, 0xee);
         }
     }
-    template <class S> static inline void load_transposed(const S *p, int64_t ld, V (&r)[W]) {
+    static inline void load_transposed(const F16 *p, int64_t ld, V (&r)[W]) {
         for (int i = 0; i < W; ++i) r[i] = load(p + i * ld);
         transpose(r);
     }
@@ -143,12 +156,14 @@ struct F32 {
     }
     static inline V round_bf16(V a) { return _mm512_castsi512_ps(_mm512_slli_epi32(upper(a), 16)); }
     // Of W pairs of bfloat16 the even elements, or the odd ones.
-    static inline V load_even(const Bf16 *p) {
-        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16));
+    static inline V load_even(const Bf16 *p) { return even_of(_mm512_loadu_si512(p)); }
+    static inline V load_odd(const Bf16 *p) { return odd_of(_mm512_loadu_si512(p)); }
+    static inline V even_of(__m512i pairs) {
+        return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
     }
-    static inline V load_odd(const Bf16 *p) {
-        return _mm512_castsi512_ps(
-            _mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32((int)0xffff0000)));
+    static inline V odd_of(__m512i pairs) {
+        const __m512i upper_half = _mm512_set1_epi32((int)0xffff0000);
+        return _mm512_castsi512_ps(_mm512_and_si512(pairs, upper_half));
     }
     static inline void store_pairs(Bf16 *p, V even, V odd) {
         _mm512_storeu_si512(p, _mm512_or_si512(upper(even), _mm512_slli_epi32(upper(odd), 16)));

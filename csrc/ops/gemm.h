@@ -39,7 +39,8 @@ template <class T> struct RowTile {
 struct Panel {
     const void *data;
     int64_t ld;
-    bool narrow = false;
+    bool narrow = false; // 16 bits
+    bool leaves = false; // what the first tile has widened goes to the others
 };
 
 // One thread's buffers for a product.
@@ -164,7 +165,7 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         for (int64_t p = block.p0; p < block.p1; ++p) {
             bool turns = false;
             if constexpr (kTurns) turns = b.turns() && height <= kMaxTurned && a.contiguous();
-            const Panel panel = turns ? Panel{} : get(block, b, p);
+            Panel panel = turns ? Panel{} : get(block, b, p);
             const Ahead ahead = fetch_plan(follow(block, p), panel, block.depth, tiles);
             const Columns columns = columns_of(p);
             int64_t i = 0, n;
@@ -185,7 +186,10 @@ template <class T, class A, class B, class Epilogue> class Multiply {
                 }
                 if constexpr (kTurns)
                     if (turns) turned_tile(block, t, b, r, n, p);
+                t.keep = s_.b;
+                t.keep_step = w_.panel;
                 if (!turns) one_tile(block, t, panel, r, n, p, columns);
+                if (panel.leaves) panel = {s_.b, w_.panel};
             }
         }
     }
@@ -325,7 +329,7 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         t.add = block.add;
         if constexpr (kAnnounces)
             if (block.last) epilogue_.begin(r, n, p, p * w_.panel, columns.count);
-        (panel.narrow ? narrow_tiles() : k_.tile[vectors])[n * unit_](t);
+        tiles(panel, vectors)[n * unit_](t);
         if (block.last) epilogue_(r, n, p, p * w_.panel, columns.count, t.c);
     }
 
@@ -354,13 +358,12 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         if (block.last) epilogue_(r, n, p, p * w_.panel, columns_of(p).count, c);
     }
 
-    // Of packed panels of 16-bit elements, which are two vectors wide.
-    auto narrow_tiles() const {
+    // Panels of pairs, and packed ones of 16-bit elements, are two vectors wide.
+    auto tiles(const Panel &panel, int64_t vectors) const {
         if (w_.pairs) return k_.pairs;
         if constexpr (requires { b_->type(); })
-            return k_.of[b_->type()].tile;
-        else
-            return k_.tile[2];
+            if (panel.narrow) return k_.of[b_->type()].tile[panel.leaves];
+        return k_.tile[vectors];
     }
 
     static constexpr int64_t kBytes = sizeof(T);

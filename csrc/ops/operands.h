@@ -121,21 +121,18 @@ template <class T> struct TokenPanels {
     }
 };
 
-// Panels of 16-bit elements are widened by the tiles, or (widens) block by block before them.
+// Panels of 16-bit elements are widened by the tiles.
 template <class T> struct PackedPanels {
     const char *data;
     Element of;
     int64_t depth, width; // width of a tile: a panel, or half of one
-    bool widens = false, pairs = false;
+    bool leaves = false, pairs = false;
     Element type() const { return of; }
     int64_t terms() const { return pairs ? 2 : 1; } // of a step
-    Panel get(const Kernels<T> &kernels, int64_t p, int64_t k, int64_t steps, T *to) const {
+    Panel get(const Kernels<T> &, int64_t p, int64_t k, int64_t, T *) const {
         const int64_t lane = of == kBfloat16 ? 2 : 1; // elements from column to column
-        const char *from = line(p, k) + p % share() * width * lane * element_bytes(of);
-        if (of == kOwn<T>) return {from, kPanel<T>};
-        if (!widens) return {from, kPanel<T>, true};
-        kernels.of[of].widen(from, steps, width, to);
-        return {to, width};
+        return {line(p, k) + p % share() * width * lane * element_bytes(of), kPanel<T>,
+                of != kOwn<T>, leaves};
     }
     int64_t share() const { return kPanel<T> / width; }
     int64_t line_bytes() const { return packed_step<T>(of) * terms(); }
@@ -151,13 +148,15 @@ template <class T> struct RawPanels {
     Weights<T> weights; // the up phase of it; or, with `down`, its down matrix
     bool down;
     int64_t width;
+    bool pairs = false;                             // weights are pair_view()'s
+    int64_t terms() const { return pairs ? 2 : 1; } // of a step
 
     bool gated() const { return weights.gated && !down; }
     const Input &last() const { return down ? weights.down : weights.up; }
     int64_t outputs() const { return down ? weights.d : weights.f; }
     Element type() const { return weights.type; }
 
-    bool turns() const { return last().col == 1 && (!gated() || weights.gate.col == 1); }
+    bool turns() const { return !pairs && last().col == 1 && (!gated() || weights.gate.col == 1); }
     // Vector v of panel p from block k on.
     TurnedArgs<T> turn(int64_t p, int64_t v, int64_t k) const {
         const int64_t half = width / 2;

@@ -49,7 +49,7 @@ namespace {
 // are read 8 KiB at a time, columns across 16 panels, 1 or 2 KiB at a time.
 struct Pieces {
     int64_t panels, depth;      // of the matrix
-    int64_t some_panels, piece; // of a task
+    int64_t some_panels, piece; // of a task; a piece is even
     template <class Byte>
     Pieces(const Array<Byte> &m, int64_t panels, int64_t depth) : panels(panels), depth(depth) {
         const bool by_rows = std::abs(m.col) <= std::abs(m.row);
@@ -89,8 +89,7 @@ void read_panel(const Kernels<T> &kernels, Element type, int64_t n, const char *
     if (type == kOwn<T>) return use(0, n, (const T *)panel);
     alignas(64) T numbers[kSteps * kPanel<T>];
     for (int64_t k = 0; k < n; k += kSteps) {
-        kernels.of[type].widen(panel + k * packed_step<T>(type), std::min(kSteps, n - k), kPanel<T>,
-                               numbers);
+        kernels.of[type].widen(panel + k * packed_step<T>(type), std::min(kSteps, n - k), numbers);
         use(k, std::min(kSteps, n - k), numbers);
     }
 }
@@ -117,26 +116,38 @@ void pack_weights(const Weights<T> &w, const PackedHeader &header, const Kernels
     const int64_t neurons = w.gated ? panel / 2 : panel, step = packed_step<T>(type);
     char *const up = to + at.up, *const down = to + at.down;
     const Pieces ups(w.up, ceil_div(w.f, neurons), w.d), downs(w.down, ceil_div(w.d, panel), w.f);
+    // Steps [k, k + n) of a panel of a matrix, by what packs them: bfloat16 goes pair by pair where
+    // pairs lie together, as numbers of 32 bits; a last odd step does not.
+    const bool moves = type == kBfloat16 && has_pairs(w);
+    const Weights<T> pairs = moves ? pair_view(w) : w;
+    auto write = [&, moves](int64_t n, char *to, const auto &pack) {
+        const int64_t whole = moves ? n / 2 : 0;
+        if (whole > 0) pack(pairs, 2, 0, whole, (T *)to);
+        write_panel(kernels, type, n - 2 * whole, to + 2 * whole * step,
+                    [&](int64_t i, int64_t steps, T *numbers) {
+                        pack(w, 1, 2 * whole + i, steps, numbers);
+                    });
+    };
     Schedule s;
     s.phase();
     s.job(ups.tasks(), [&](int64_t task, int) {
         ups.run(task, [&](int64_t p, int64_t k, int64_t n) {
-            write_panel(kernels, type, n, up + (p * packed_depth(type, w.d) + k) * step,
-                        [&](int64_t i, int64_t steps, T *numbers) {
-                            pack_up_panel(kernels, w, p * neurons, kGroup<T>, panel, k + i, steps,
-                                          numbers);
-                        });
+            write(n, up + (p * packed_depth(type, w.d) + k) * step,
+                  [&](const Weights<T> &from, int64_t terms, int64_t i, int64_t steps, T *to) {
+                      pack_up_panel(kernels, from, p * neurons, kGroup<T>, panel, k / terms + i,
+                                    steps, to);
+                  });
         });
     });
     s.job(downs.tasks(), [&](int64_t task, int) {
         downs.run(task, [&](int64_t p, int64_t k, int64_t n) {
-            write_panel(kernels, type, n, down + (p * packed_depth(type, w.f) + k) * step,
-                        [&](int64_t i, int64_t steps, T *numbers) {
-                            const Input &m = w.down;
-                            kernels.of[m.type].pack(m.at(p * panel, k + i), m.row, m.col,
-                                                    std::min(panel, w.d - p * panel), steps,
-                                                    numbers, panel, panel);
-                        });
+            write(n, down + (p * packed_depth(type, w.f) + k) * step,
+                  [&](const Weights<T> &from, int64_t terms, int64_t i, int64_t steps, T *to) {
+                      const Input &m = from.down;
+                      kernels.of[m.type].pack(m.at(p * panel, k / terms + i), m.row, m.col,
+                                              std::min(panel, w.d - p * panel), steps, to, panel,
+                                              panel);
+                  });
         });
     });
     run_region(s, threads);

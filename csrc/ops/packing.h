@@ -64,6 +64,17 @@ inline int64_t packed_depth(Element type, int64_t depth) {
 }
 template <class T> int64_t packed_step(Element type) { return kPanel<T> * element_bytes(type); }
 
+// Raw weights of bfloat16 whose pairs along a row can be named by the place of a T each, and these.
+template <class T> bool has_pairs(const Weights<T> &w) {
+    auto even = [](const Input &m) { return !m.data || (m.col == 1 && m.row % 2 == 0); };
+    return w.type == kBfloat16 && even(w.gate) && even(w.up) && even(w.down);
+}
+template <class T> Weights<T> pair_view(Weights<T> w) {
+    for (Input *m : {&w.gate, &w.up, &w.down}) *m = {m->data, m->row / 2, 1, kOwn<T>};
+    w.type = kOwn<T>;
+    return w;
+}
+
 struct PackedHeader {
     uint64_t magic;
     int64_t dtype, d, f, gated;

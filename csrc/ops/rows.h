@@ -81,20 +81,17 @@ template <class T> struct Rows {
         });
     }
 
-    // Packed weights with sums of `depth`. Tiles that widen 16 bits take 8 to 17 % longer; widening
-    // a block for all tiles takes as long as 0.6 of one, since what it writes goes to L2.
+    // Packed weights with sums of `depth`. A tile that widens 16 bits takes 8 (bfloat16) to 17 %
+    // longer; to leave what it has widened to other tiles costs as much as widening for two or
+    // three.
     PackedPanels<T> packed(const char *panels, const Weights<T> &w, int64_t depth, int64_t tokens,
                            bool pairs) const {
-        constexpr int64_t kTiles = 3;
-        const bool widens = w.type != kOwn<T> && tokens > kTiles * tile;
-        return {panels, w.type, depth, width, widens && !pairs, pairs};
+        const int64_t most = w.type == kBfloat16 ? 3 : 2; // tiles that widen
+        const bool leaves = w.type != kOwn<T> && !pairs && tokens > most * tile;
+        return {panels, w.type, depth, width, leaves, pairs};
     }
 
-    // Whether rows that go through packed weights are bfloat16, for an instruction that takes them
-    // in pairs. Such rows are even: an odd one has +0 behind it.
-    bool pairs(const Weights<T> &w) const {
-        return w.packed() && w.type == kBfloat16 && k->pairs[1];
-    }
+    // Rows of bfloat16 for an instruction that takes pairs are even: an odd one has +0 behind it.
     // They are named by the place of a pair, which is that of one T.
     static StridedRows<T> pairs_of(const Input &rows) {
         return {(const T *)rows.data, rows.row / 2, 1, kBlock / 2};
@@ -127,10 +124,13 @@ template <class T> struct Rows {
         if constexpr (requires { b[0].copies(); }) copies = b[0].copies();
         Walk<T> walk{};
         walk.depth = depth;
-        if constexpr (std::is_same_v<Panels, PackedPanels<T>>) {
+        if constexpr (requires { b[0].pairs; }) {
+            const int64_t of_step = b[0].terms();
             walk.pairs = b[0].pairs;
-            if (!b[0].widens) walk.step = sum_step(depth) / b[0].terms();
-            walk.depth = ceil_div(depth, b[0].terms());
+            walk.step = kBlock / of_step;
+            if constexpr (std::is_same_v<Panels, PackedPanels<T>>)
+                if (!b[0].leaves) walk.step = sum_step(depth) / of_step; // else there is one block
+            walk.depth = ceil_div(depth, of_step);
         }
         walk.panel = width;
         walk.cols = cols;
