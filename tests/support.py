@@ -196,6 +196,17 @@ def yardsticks(x, w, grad_y, activation):
     return rounded(y).reshape(x.shape), {name: rounded(a) for name, a in grads.items()}
 
 
+def in_every_isa(compute):
+    """What compute() gives, a tuple of arrays: the same bits in every instruction set."""
+    answers = {}
+    for isa in fc.available_isas():
+        with fc.using_isa(isa):
+            answers[isa] = compute()
+        for answer, scalar in zip(answers[isa], answers["scalar"], strict=True):
+            assert same_bits(answer, scalar), isa
+    return answers["scalar"]
+
+
 def rms(error):
     return float(np.sqrt(np.mean(np.square(error)))) if error.size else 0.0
 

@@ -15,6 +15,7 @@ from support import (
     NARROW,
     TOLERANCE,
     all_biases,
+    in_every_isa,
     make_weights,
     normal,
     same_bits,
@@ -74,6 +75,19 @@ def test_rounding_to_16_bits(isa, narrow):
     assert same_bits(fc.pack(w, dtype=narrow).unpack().up, expected)
 
 
+@pytest.mark.skipif(not BFLOAT16, reason="ml_dtypes is not installed")
+def test_float64_is_rounded_once(isa):
+    """Beside every tie, by less than float32 can tell; and by way of no float32 that overflows."""
+    ties = (1 + (2 * np.arange(64) + 1) * 2.0**-8) * 2.0 ** np.arange(-120, 120, 4)[:, None]
+    beside = ties * (1 + 2.0**-40), ties * (1 - 2.0**-40)
+    up = np.concatenate([a * sign for a in (*beside, ties) for sign in (1, -1)])
+    spacing = 2.0 ** (np.floor(np.log2(np.abs(up))) - 7)
+    expected = np.round(up / spacing) * spacing  # to nearest even
+    up[0, 0], expected[0, 0] = 1e300, np.inf
+    w = fc.FFNWeights(up=up, down=np.zeros(up.shape[::-1]))
+    assert same_bits(fc.pack(w, dtype=BFLOAT16[0]).unpack().up, expected.astype(BFLOAT16[0]))
+
+
 def test_packed_weights_of_half_the_size(narrow, gated, rng):
     w = make_weights(rng, 70, 130, gated=gated, biases=all_biases(gated), dtype=np.float32)
     p = fc.pack(w, dtype=narrow)
@@ -95,14 +109,12 @@ def test_every_value_through_every_activation(name, narrow):
     """Within a rounding of the exact result, and the same bits in every instruction set."""
     values = every_value(narrow)
     one = np.ones_like(values)
-    answers = {}
-    for isa in fc.available_isas():
-        with fc.using_isa(isa):
-            h = fc.activation(values, activation=name)
-            answers[isa] = h, fc.activation_backward(one, values, activation=name).x
-    for answer in answers.values():
-        assert same_bits(answer[0], answers["scalar"][0])
-        assert same_bits(answer[1], answers["scalar"][1])
+    answers = in_every_isa(
+        lambda: (
+            fc.activation(values, activation=name),
+            fc.activation_backward(one, values, activation=name).x,
+        )
+    )
 
     wide = values.astype(np.float64)
     if narrow.name == "bfloat16":
@@ -110,7 +122,7 @@ def test_every_value_through_every_activation(name, narrow):
     finite = np.isfinite(wide)
     exact = reference.activation(wide, activation=name)
     slope = reference.activation_backward(np.ones_like(wide), wide, activation=name).x
-    for ours, theirs in zip(answers["scalar"], (exact, slope), strict=True):
+    for ours, theirs in zip(answers, (exact, slope), strict=True):
         rounded = theirs.astype(np.float32).astype(narrow)
         assert np.isnan(ours[np.isnan(wide)]).all() or (name == "identity" and theirs is slope)
         numbers = finite & ~np.isnan(theirs)

@@ -3,8 +3,8 @@
 //   c [MR][NV * W] (+)= sum_k A(r, k) * b[k][NV * W],   block by block
 //
 // MR * NV accumulators stay in registers; each step of k loads NV vectors of b and broadcasts MR
-// elements of A. Vectors run over outputs, never over k, so each output is one fma chain in
-// increasing k within a block of 512: the contract, with the same bits for every tile shape. A
+// elements of A. Vectors run over outputs, never over k, so each output is one fma chain, in one
+// order of k, within a block of 512: the contract, with the same bits for every tile shape. A
 // call may run through several blocks: starting one and what the driver does before it costs 2 to
 // 4 % of 512 steps. 14 x 2 and 6 x 4 AVX-512 vectors use 28 and 24 of 32 accumulators and need 16
 // and 10 loads for 28 and 24 fma: the two fma ports are the limit, not the two load ports. AVX2 has
@@ -68,7 +68,7 @@ void tile(const TileArgs<typename F::T> &t) {
                 for (int v = 0; v < NV; ++v)
                     if constexpr (sizeof(S) == 2) {
                         bv[v] = load_step<F, next>(b + v * F::W * kLaneStep<S>);
-                        if (Keep) F::store(keep + next * t.keep_step + v * F::W, bv[v]);
+                        if (Keep) F::store(keep + (next * NV + v) * F::W, bv[v]);
                     } else {
                         bv[v] = F::load(b + next * ldb + v * F::W);
                     }
@@ -89,7 +89,7 @@ void tile(const TileArgs<typename F::T> &t) {
                 a0 += steps * step;
                 a1 += steps * step;
                 b += steps * ldb;
-                if (Keep) keep += steps * t.keep_step;
+                if (Keep) keep += steps * NV * F::W;
             };
             const auto steps = [&]() __attribute__((always_inline)) {
                 if constexpr (kTogether == 1) {

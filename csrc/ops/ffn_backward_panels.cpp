@@ -85,8 +85,8 @@ template <class T> class BackwardPanels {
         dy_ = take(needs_.dh || (needs_.down && one_slice()), slice_ * w_.d);
         grads_ = take(needs_.dh, held_ * units * sides_);
         h_ = take(needs_.h, held_ * units);
-        carried_ = plan.units_outer ? round_up(g.tokens, width_) : held_;
-        carry_ = take(plan.carry && needs_.x, carried_ * w_.d);
+        const int64_t carried = plan.units_outer ? round_up(g.tokens, width_) : held_; // tokens
+        carry_ = take(plan.carry && needs_.x, carried * w_.d);
         again_ = (char *)take(recompute_, saved_elements(held_, units, w_.gated));
         if (needs_.xielu) xielu_.take(arena, w_.f, units, held_);
         const int64_t kept = plan.units_outer ? units : w_.f;
@@ -187,7 +187,8 @@ template <class T> class BackwardPanels {
             recompute_
                 ? ReadPreactivations(again_, g_.x.type, tokens, part.f, w_.gated)
                 : ReadPreactivations(g_.saved, g_.x.type, g_.tokens, w_.f, w_.gated).from(t0, f0);
-        if (!one_slice() || f0 == 0 || plan_.units_outer) {
+        const bool packed = one_slice() && f0 > 0 && !(plan_.units_outer && plan_.keeps_sums);
+        if (!packed) { // for this chunk of tokens
             s_.phase();
             if (recompute_) panels_.pack(g_.x, t0 + t, n, panels_.full(x_, w_.d));
             if (dy_) panels_.pack(g_.grad_y, t0 + t, n, panels_.full(dy_, w_.d));
@@ -286,7 +287,6 @@ template <class T> class BackwardPanels {
     const bool recompute_;
     const int64_t width_, sides_;
     const int64_t held_, slice_; // tokens of a chunk, whole panels; tokens packed at once
-    int64_t carried_;            // tokens whose dx is carried
     T *x_, *dy_, *grads_, *h_, *carry_;
     char *again_; // gate and up, computed again
     XieluSums<T> xielu_{};

@@ -187,7 +187,6 @@ template <class T, class A, class B, class Epilogue> class Multiply {
                 if constexpr (kTurns)
                     if (turns) turned_tile(block, t, b, r, n, p);
                 t.keep = s_.b;
-                t.keep_step = w_.panel;
                 if (!turns) one_tile(block, t, panel, r, n, p, columns);
                 if (panel.leaves) panel = {s_.b, w_.panel};
             }

@@ -28,7 +28,7 @@ import numpy as np
 
 import ffncore as fc
 
-from ._arrays import SUPPORTED, as_dtype
+from ._arrays import SUPPORTED, as_dtype, converted
 from .activations import ALIASES, as_activation
 from .layers import FFN
 
@@ -173,7 +173,7 @@ class Checkpoint:
         if stored == "bfloat16":
             _import("ml_dtypes")
         tensor: np.ndarray[Any, Any] = self._where[name].get_tensor(name)
-        return tensor if dtype is None else tensor.astype(as_dtype("dtype", dtype), copy=False)
+        return tensor if dtype is None else converted(tensor, as_dtype("dtype", dtype))
 
 
 def load(

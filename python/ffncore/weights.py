@@ -35,6 +35,7 @@ from ._arrays import (
     check_same_dtype,
     check_shape,
     check_size,
+    converted,
     is_narrow,
     owners,
     share_memory,
@@ -347,7 +348,7 @@ def pack(
 def _converted(weights: FFNWeights, wanted: np.dtype[Any]) -> FFNWeights:
     if wanted is weights.dtype:
         return weights
-    return FFNWeights(**{name: a.astype(wanted) for name, a in weights.arrays().items()})
+    return FFNWeights(**{name: converted(a, wanted) for name, a in weights.arrays().items()})
 
 
 def _check_refill(out: object, weights: FFNWeights, dtype: np.dtype[Any]) -> None:

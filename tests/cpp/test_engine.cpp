@@ -22,40 +22,12 @@
 
 #include "../../csrc/core/workspace.h"
 #include "../../csrc/include/ffncore.h"
+#include "half.h"
 
 namespace {
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN(), kMark = 777; // no result is 777
 
-// 16 bits with so many for the fraction, as numbers: 7 is bfloat16, 10 float16.
-template <int Fraction> struct Half {
-    uint16_t bits = 0;
-    static constexpr int kBias = (1 << (14 - Fraction)) - 1;
-    Half() = default;
-    explicit Half(double v) {
-        const int least = 1 - kBias;
-        const int exponent = v == 0 || v != v ? least : std::max(std::ilogb(v), least);
-        const double steps = std::nearbyint(std::ldexp(std::abs(v), Fraction - exponent));
-        const int highest = (2 * kBias + 1) << Fraction;
-        const int rounded =
-            v != v ? highest + 1 : int(steps) + ((exponent + kBias - 1) << Fraction);
-        bits = uint16_t(std::signbit(v) << 15 | (v != v ? rounded : std::min(rounded, highest)));
-    }
-    operator double() const {
-        const int exponent = bits >> Fraction & (2 * kBias + 1), fraction = bits % (1 << Fraction);
-        const double steps = exponent ? fraction + (1 << Fraction) : fraction;
-        const double size = exponent == 2 * kBias + 1
-                                ? (fraction ? kNan : INFINITY)
-                                : std::ldexp(steps, std::max(exponent, 1) - kBias - Fraction);
-        return bits >> 15 ? -size : size;
-    }
-};
-template <class T> constexpr int32_t kType = FFNCORE_FLOAT64;
-template <> constexpr int32_t kType<float> = FFNCORE_FLOAT32;
-template <> constexpr int32_t kType<Half<7>> = FFNCORE_BFLOAT16;
-template <> constexpr int32_t kType<Half<10>> = FFNCORE_FLOAT16;
-template <class T> constexpr double kEpsilon = std::numeric_limits<T>::epsilon();
-template <int Fraction> constexpr double kEpsilon<Half<Fraction>> = 1.0 / (1 << Fraction);
 std::string where;         // the case at hand, for a failure's message
 double worst = 0;          // the largest error found, as a share of what is allowed
 char *forbidden = nullptr; // the end of the workspace
@@ -443,6 +415,16 @@ void test_refusals() {
     CHECK(std::strstr(ffncore_last_error(), "avx9"));
 }
 
+// The level whose instruction this build emulates is there wherever its other instructions are: its
+// known answers hold.
+void test_levels() {
+#if defined(FFNCORE_EMULATE_BF16)
+    where = "levels";
+    if (!std::strstr(ffncore_cpu_features(), "avx512vnni")) return;
+    CHECK(!std::strcmp(ffncore_isa_name(ffncore_isa_count() - 1), "avx512bf16"));
+#endif
+}
+
 } // namespace
 
 extern "C" __attribute__((visibility("default"))) void __asan_on_error() {
@@ -450,6 +432,7 @@ extern "C" __attribute__((visibility("default"))) void __asan_on_error() {
 }
 
 int main() {
+    test_levels();
     test_layers<float>();
     test_layers<double>();
     test_layers<Half<7>>();
