@@ -25,7 +25,7 @@ enum Level { kScalar, kAvx2, kAvx512, kAvx512Bf16, kLevels };
 constexpr const char *kNames[kLevels] = {"scalar", "avx2", "avx512", "avx512bf16"};
 
 #if defined(__x86_64__)
-bool is_intel() {
+[[maybe_unused]] bool is_intel() {
     uint32_t a = 0, b = 0, c = 0, d = 0;
     return __get_cpuid(0, &a, &b, &c, &d) && b == signature_INTEL_ebx;
 }
@@ -61,7 +61,7 @@ Machine look() {
     bool all[kLevels] = {true, true, true, true};
     const auto feature = [&](const char *name, uint32_t word, int bit, bool state, int level) {
         const bool has = state && (word >> bit & 1);
-        if (has) m.features += (m.features.empty() ? "" : " ") + std::string(name);
+        if (has) (m.features += m.features.empty() ? "" : " ") += name;
         for (int above = level; above < kLevels; ++above) all[above] = all[above] && has;
     };
     feature("avx2", leaf7b, 5, ymm, kAvx2);

@@ -11,6 +11,7 @@
 #include "math.inl"
 
 #include "pack.inl"
+#include "pairs.inl"
 
 #include "gemm.inl"
 
@@ -33,10 +34,10 @@ inline __m512 pair_terms(__m512 a, __m512 b, __m512 c) {
 }
 
 // Elements are pairs of bfloat16, in the place of a float.
-struct Pairs : F32 {
+struct PairF32 : F32 {
     static inline V fma(V a, V b, V c) { return pair_terms(a, b, c); }
 };
-template <> constexpr int64_t kTerms<Pairs> = 2;
+template <> constexpr int64_t kTerms<PairF32> = 2;
 
 struct Known {
     uint32_t c, a, b, result; // of a and b the odd element is the upper half
@@ -68,21 +69,31 @@ bool works() {
             return _mm512_castsi512_ps(_mm512_set1_epi32((int)hidden));
         };
         float lanes[F32::W];
-        F32::store(lanes, Pairs::fma(all(known.a), all(known.b), all(known.c)));
+        F32::store(lanes, PairF32::fma(all(known.a), all(known.b), all(known.c)));
         for (float lane : lanes) same = same && float_bits(lane) == known.result;
     }
     _mm_setcsr(before);
     return same;
 }
 
+// Heights as in avx512's table.
+template <int NV, int Rows> void add_tiles(Kernels<float> &kernels) {
+    for_heights<Rows>([&](auto height) {
+        kernels.pairs.tile[NV][height.kValue] = tile<PairF32, float, kRising, NV, height.kValue>;
+    });
+}
+
 const KernelTable *add_pairs(KernelTable &table) {
     table = *ffncore_kernels_avx512();
     table.name = "avx512bf16";
     table.works = works;
-    constexpr int kRows = 14; // of avx512's tiles of two vectors
-    for_heights<kRows>([&](auto height) {
-        table.bf16.pairs[height.kValue] = tile<Pairs, float, kRising, 2, height.kValue>;
-    });
+    add_tiles<1, 10>(table.bf16);
+    add_tiles<2, 14>(table.bf16);
+    add_tiles<3, 8>(table.bf16);
+    add_tiles<4, 6>(table.bf16);
+    table.bf16.pairs.pack = pack_pairs<F32>;
+    table.bf16.pairs.pack_tiles = pack_pair_tiles<F32>;
+    table.bf16.pairs.join_rows = join_rows<F32>;
     return &table;
 }
 

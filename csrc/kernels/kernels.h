@@ -143,15 +143,28 @@ template <class T> struct Access {
     void (*narrow)(const T *src, int64_t depth, void *panel);
 };
 
+// Products of bfloat16 by an instruction that takes pairs of terms, each in the place of one T, the
+// odd one first (pairs.inl). Where a level has none: nullptr.
+template <class T> struct Pairs {
+    void (*tile[kMaxVectors + 1][kMaxRows + 1])(const TileArgs<T> &); // as Kernels::tile
+    // As Access's, of bfloat16; depth counts numbers.
+    void (*pack)(const void *src, int64_t row, int64_t step, int64_t rows, int64_t depth, T *dst,
+                 int64_t ld, int64_t width);
+    void (*pack_tiles)(const void *src, int64_t row, int64_t step, int64_t rows, int64_t depth,
+                       T *dst, int64_t tile);
+    // Rows [r0, r0 + n) of numbers, rounded, into pairs of rows: dst[(r / 2) * dst_ld + c]. last:
+    // behind an even last row comes +0.
+    void (*join_rows)(const T *numbers, int64_t ld, int64_t r0, int64_t n, int64_t cols, bool last,
+                      T *dst, int64_t dst_ld);
+};
+
 template <class T> struct Kernels {
     int width;                     // lanes of a vector
     int vectors;                   // widest tile; token panels are vectors * width columns
     int max_rows[kMaxVectors + 1]; // highest tile for each width in vectors
     void (*tile[kMaxVectors + 1][kMaxRows + 1])(const TileArgs<T> &);
     Access<T> of[kElements]; // those that an arithmetic does not know are empty
-    // Tiles of two vectors whose a and b hold pairs of bfloat16, each in the place of one T: a step
-    // of k is two terms, the odd one first. Where a level has no such instruction: nullptr.
-    void (*pairs[kMaxRows + 1])(const TileArgs<T> &);
+    Pairs<T> pairs;
 
     // A tile of two vectors whose 32-byte groups alternate, gate and up: first all of gate, then
     // all of up, in place.

@@ -168,6 +168,23 @@ struct F32 {
     static inline void store_pairs(Bf16 *p, V even, V odd) {
         _mm512_storeu_si512(p, _mm512_or_si512(upper(even), _mm512_slli_epi32(upper(odd), 16)));
     }
+    // One half of each pair alone.
+    static inline void store_even(Bf16 *p, V a) {
+        _mm512_mask_storeu_epi16(p, 0x55555555, upper(a));
+    }
+    static inline void store_odd(Bf16 *p, V a) {
+        _mm512_mask_storeu_epi16(p, 0xaaaaaaaa, _mm512_slli_epi32(upper(a), 16));
+    }
+    // Pairs of the numbers of two rows, and of n numbers of one.
+    static inline V pair(V even, V odd) {
+        const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(even), 16);
+        return _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_castps_si512(odd)));
+    }
+    static inline V load_pairs(const Bf16 *p, int64_t n) {
+        const __m512i pairs =
+            n == 2 * W ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi16((1u << n) - 1, p);
+        return _mm512_castsi512_ps(pairs);
+    }
     static inline V widened(__m256i a) {
         return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(a), 16));
     }

@@ -41,15 +41,10 @@ template <class T> bool run_schedule(const Call<T> &call, const auto &add) {
     return true;
 }
 
-template <class T> bool forward_in_rows(const Call<T> &call, const ForwardGroup<T> &g) {
-    return tokens_in_rows(g.tokens, g.weights.packed()) ||
-           takes_pairs(call.kernels, g.weights, g.tokens);
-}
-
 template <class T> auto forward_phases(const std::vector<ForwardGroup<T>> &groups) {
     return [&groups](const Build<T> &build) {
         for (const ForwardGroup<T> &group : groups) {
-            if (forward_in_rows(build.call, group))
+            if (tokens_in_rows(group.tokens, group.weights.packed()))
                 add_forward_rows(build, group);
             else
                 add_forward_panels(build, group);
@@ -161,7 +156,7 @@ static PlanRequest request(const Call<T> &call, const Weights<T> &w, int64_t tok
 }
 
 template <class T> PlanRequest forward_request(const Call<T> &call, const ForwardGroup<T> &g) {
-    return request(call, g.weights, g.tokens, forward_in_rows(call, g));
+    return request(call, g.weights, g.tokens, tokens_in_rows(g.tokens, g.weights.packed()));
 }
 
 template <class T> PlanRequest backward_request(const Call<T> &call, const BackwardGroup<T> &g) {

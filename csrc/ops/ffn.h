@@ -108,15 +108,10 @@ template <class T> struct Call {
 // bfloat16's arithmetic has no subnormals.
 template <class T> bool flushes(const Kernels<T> &kernels) { return kernels.round != nullptr; }
 
-// Whether the forward pass goes by an instruction that takes pairs of bfloat16: then rows of tokens
-// and of h are bfloat16, too. Raw weights are packed on the way, which few tokens would not pay
-// for.
-template <class T>
-bool takes_pairs(const Kernels<T> &kernels, const Weights<T> &w, int64_t tokens) {
-    if (w.type != kBfloat16 || !kernels.pairs[1]) return false;
-    if (w.packed()) return true;
-    const bool whole = has_pairs(w) && w.d % 2 == 0 && w.f % 2 == 0;
-    return tokens > kRawRowTokens && whole && plan_override.rows != 0;
+// Whether there is an instruction that takes pairs of bfloat16. The forward pass through packed
+// weights goes by it, and so does all that has tokens as panels.
+template <class T> bool takes_pairs(const Kernels<T> &kernels, const Weights<T> &w) {
+    return w.type == kBfloat16 && kernels.pairs.pack;
 }
 
 // Hands out parts of one buffer; with base == nullptr it only adds up.

@@ -5,7 +5,9 @@
 //   dgate, dup across * x rows           -> dW_gate, dW_up  [units][d]
 //   dy across * h turned                 -> dW_down [d][units]
 //
-// Weights are copied block by block, once for a whole chunk of tokens.
+// Weights are copied block by block, once for a whole chunk of tokens. Where products take pairs of
+// bfloat16, dgate and dup are held twice, in 2 x 16 bits: as pairs of units for dx, and as rows of
+// tokens, like h, for the sums over these; dW_down is h across * dy rows then, and turned.
 #include "panels.h"
 #include "xielu.h"
 
@@ -13,25 +15,42 @@ namespace ffncore {
 
 namespace {
 
-// dh -> dgate, dup, h of the chunk. Panels are of full width: h [token panel][units][width], and
-// dgate and dup one behind the other in [token panel][units of both][width].
+// One of dgate, dup, h of a chunk, in token panels of full width: [token panel][units][width].
+// dgate and dup share panels, one behind the other. With pairs these rows are bfloat16, and for dx
+// there are pairs of units beside them, [token panel][pairs][width].
+template <class T> struct HiddenPanels {
+    T *rows = nullptr;      // or Bf16; nullptr: not needed
+    T *pairs = nullptr;     // nullptr: no product sums over units
+    int64_t units = 0;      // of a token panel
+    int64_t unit_pairs = 0; // likewise
+};
+
+// dh -> dgate, dup, h of the chunk.
 template <class T> struct HiddenGradientEpilogue {
     const Kernels<T> *k;
     ActivationParams act;
     ReadPreactivations saved; // of the chunk: the caller's, or computed again
     int64_t width;
-    int64_t slice0;            // first token of the slice, within the chunk
-    int64_t units, grad_units; // of a panel of h, and of dgate and dup together
-    T *dgate, *dup, *h;
+    int64_t slice0; // first token of the slice, within the chunk
+    int64_t units;  // of the chunk
+    bool pairs;
+    HiddenPanels<T> dgate, dup, h;
     T *xielu_p, *xielu_n; // [units][groups of tokens]
     int64_t ld_xielu;
     void operator()(int64_t r, int64_t n, int64_t, int64_t col, int64_t cols, T *c) const {
-        const int64_t t = slice0 + col, at = t * units + r * width;
-        const int64_t grad_at = t * grad_units + r * width;
+        const int64_t t = slice0 + col;
         alignas(64) T copy[2 * kMaxRows * kSavedPanel];
         const SavedTile<T> pre(*k, saved, t, r, n, round_up(cols, k->width), copy);
-        auto round = [&](T *to, int64_t columns) {
-            if (to && k->round) k->round(to, width, n, columns);
+        alignas(64) T numbers[3][kMaxRows * kSavedPanel]; // before they become pairs
+        auto place = [&](const HiddenPanels<T> &m, T *tile) {
+            return !m.rows ? nullptr : pairs ? tile : m.rows + t * m.units + r * width;
+        };
+        auto finish = [&](const HiddenPanels<T> &m, T *tile, int64_t columns) {
+            if (!tile) return;
+            if (pairs)
+                join(m, t, r, n, cols, tile);
+            else if (k->round)
+                k->round(tile, width, n, columns);
         };
         if (!c) { // h alone, from the preactivations
             ActForwardArgs<T> a{};
@@ -40,10 +59,10 @@ template <class T> struct HiddenGradientEpilogue {
             a.gate = pre.gate;
             a.up = pre.up;
             a.ld = pre.ld;
-            a.h = h + at;
+            a.h = place(h, numbers[2]);
             a.ldh = width;
             k->act_forward(act, a);
-            return round(a.h, a.cols);
+            return finish(h, a.h, a.cols);
         }
         ActBackwardArgs<T> a{};
         a.rows = n;
@@ -53,9 +72,9 @@ template <class T> struct HiddenGradientEpilogue {
         a.gate = pre.gate;
         a.up = pre.up;
         a.ld_pre = pre.ld;
-        a.dgate = dgate ? dgate + grad_at : nullptr;
-        a.dup = dup ? dup + grad_at : nullptr;
-        a.h = h ? h + at : nullptr;
+        a.dgate = place(dgate, numbers[0]);
+        a.dup = place(dup, numbers[1]);
+        a.h = place(h, numbers[2]);
         a.ld_out = width;
         if (xielu_p) {
             a.xielu_p = xielu_p + r * ld_xielu + t / kXieluGroup;
@@ -63,7 +82,21 @@ template <class T> struct HiddenGradientEpilogue {
             a.ld_xielu = ld_xielu;
         }
         k->act_backward(act, a);
-        for (T *to : {a.dgate, a.dup, a.h}) round(to, a.cols);
+        finish(dgate, a.dgate, a.cols);
+        finish(dup, a.dup, a.cols);
+        finish(h, a.h, a.cols);
+    }
+
+  private:
+    // Rows of tokens, whose last pair may lack its odd one; and pairs of units.
+    void join(const HiddenPanels<T> &m, int64_t t, int64_t r, int64_t n, int64_t cols,
+              T *tile) const {
+        for (int64_t i = 0; cols % 2 && i < n; ++i) tile[i * width + cols] = 0;
+        k->of[kBfloat16].store(tile, width, n, round_up(cols, 2), nullptr, 0, 0,
+                               (Bf16 *)m.rows + t * m.units + r * width, width, 1, false);
+        if (m.pairs)
+            k->pairs.join_rows(tile, width, r, n, cols, r + n == units,
+                               m.pairs + t / width * m.unit_pairs * width, width);
     }
 };
 
@@ -71,8 +104,9 @@ template <class T> struct HiddenGradientEpilogue {
 template <class T> class BackwardPanels {
   public:
     BackwardPanels(const Build<T> &build, BackwardGroup<T> &g, const Plan &plan)
-        : build_(build), panels_(build), s_(build.schedule), g_(g), w_(g.weights), plan_(plan),
-          needs_(g), recompute_(!g.saved && needs_.preactivation), width_(panels_.width),
+        : build_(build), panels_(build, takes_pairs(build.call.kernels, g.weights)),
+          s_(build.schedule), g_(g), w_(g.weights), plan_(plan), needs_(g),
+          recompute_(!g.saved && needs_.preactivation), width_(panels_.width),
           sides_(w_.gated ? 2 : 1),
           held_(round_up(std::min(plan.token_chunk, g.tokens), panels_.width)),
           slice_(std::min(plan.token_slice, held_)) {
@@ -81,10 +115,12 @@ template <class T> class BackwardPanels {
             return needed ? arena.template take<T>(n) : nullptr;
         };
         const int64_t units = plan.ff_chunk;
-        x_ = take(recompute_, slice_ * w_.d);
-        dy_ = take(needs_.dh || (needs_.down && one_slice()), slice_ * w_.d);
-        grads_ = take(needs_.dh, held_ * units * sides_);
-        h_ = take(needs_.h, held_ * units);
+        x_ = take(recompute_, slice_ * panels_.steps(w_.d));
+        dy_ = take(needs_.dh || dy_across(), slice_ * panels_.steps(w_.d));
+        const int64_t per_step = panels_.per_step;
+        grads_ = take(needs_.dh, held_ * units * sides_ / per_step);
+        h_ = take(needs_.h, held_ * units / per_step);
+        grad_pairs_ = take(needs_.x && panels_.pairs, held_ * panels_.steps(units) * sides_);
         const int64_t carried = plan.units_outer ? round_up(g.tokens, width_) : held_; // tokens
         carry_ = take(plan.carry && needs_.x, carried * w_.d);
         again_ = (char *)take(recompute_, saved_elements(held_, units, w_.gated));
@@ -116,6 +152,8 @@ template <class T> class BackwardPanels {
 
   private:
     bool one_slice() const { return slice_ == held_; }
+    // Whether dy's panels, of all the chunk's tokens, give the rows of dW_down.
+    bool dy_across() const { return needs_.down && one_slice() && !panels_.pairs; }
 
     // ---- gradients of 16 bits, summed over several chunks of tokens
 
@@ -161,27 +199,33 @@ template <class T> class BackwardPanels {
     void chunk(int64_t t0, int64_t f0) {
         const int64_t tokens = std::min(plan_.token_chunk, g_.tokens - t0);
         const Weights<T> part = slice_units(w_, f0, std::min(plan_.ff_chunk, w_.f - f0));
-        T *dgate = w_.gated ? grads_ : nullptr;
-        T *dup = w_.gated ? grads_ + part.f * width_ : grads_;
+        const int64_t both = part.f * sides_, pairs = panels_.steps(part.f), width = width_;
+        const bool joined = grad_pairs_ != nullptr;
+        HiddenPanels<T> dup{grads_, grad_pairs_, both, pairs * sides_};
+        HiddenPanels<T> dgate = w_.gated ? dup : HiddenPanels<T>{};
+        if (w_.gated) {
+            dup.rows = grads_ + part.f * width / panels_.per_step;
+            dup.pairs = joined ? grad_pairs_ + pairs * width : nullptr;
+        }
         for (int64_t t = 0; t < tokens; t += slice_)
             hidden_gradient(part, t0, f0, t, std::min(slice_, tokens - t), tokens, dgate, dup);
         s_.phase();
-        if (needs_.x) input_gradient(part, t0, f0, tokens, dup);
+        if (needs_.x) input_gradient(part, t0, f0, tokens, dgate, dup);
         weight_gradients(part, t0, f0, tokens, dgate, dup);
-        const int64_t both = part.f * sides_;
         auto bias = [&](const Output &gradient, const T *from) {
+            const Input rows{(const char *)from, 0, 1, panels_.pairs ? kBfloat16 : kOwn<T>};
             if (gradient.data)
-                panels_.bias_gradient(input(from, 0), both, part.f, tokens, of_units(gradient, f0),
+                panels_.bias_gradient(rows, both, part.f, tokens, of_units(gradient, f0),
                                       adds(gradient, t0));
         };
-        bias(g_.grad_b_gate, dgate);
-        bias(g_.grad_b_up, dup);
+        bias(g_.grad_b_gate, dgate.rows);
+        bias(g_.grad_b_up, dup.rows);
         if (needs_.xielu) xielu_.add_chunk(s_, f0, part.f, tokens, t0 == 0);
     }
 
     // dgate, dup and h of the chunk's tokens [t, t + n).
     void hidden_gradient(const Weights<T> &part, int64_t t0, int64_t f0, int64_t t, int64_t n,
-                         int64_t tokens, T *dgate, T *dup) {
+                         int64_t tokens, const HiddenPanels<T> &dgate, const HiddenPanels<T> &dup) {
         const Preactivations again(again_, g_.x.type, tokens, part.f, w_.gated);
         const auto saved =
             recompute_
@@ -190,15 +234,15 @@ template <class T> class BackwardPanels {
         const bool packed = one_slice() && f0 > 0 && !(plan_.units_outer && plan_.keeps_sums);
         if (!packed) { // for this chunk of tokens
             s_.phase();
-            if (recompute_) panels_.pack(g_.x, t0 + t, n, panels_.full(x_, w_.d));
-            if (dy_) panels_.pack(g_.grad_y, t0 + t, n, panels_.full(dy_, w_.d));
+            if (recompute_) panels_.pack(g_.x, w_.d, t0 + t, n, full(x_));
+            if (dy_) panels_.pack(g_.grad_y, w_.d, t0 + t, n, full(dy_));
         }
         if (recompute_) {
             s_.phase();
             panels_.product(
-                walk_of<T>(w_.d, n), part.f, {up_rows(part)}, {panels_.full(x_, w_.d)},
+                walk_of<T>(w_.d, n), part.f, {panels_.up_rows(part)}, {full(x_)},
                 HiddenEpilogue<T>{
-                    panels_.k, build_.call.activation, part, width_, {}, again.from(t, 0)});
+                    panels_.k, build_.call.activation, part, width_, false, {}, again.from(t, 0)});
         }
         const HiddenGradientEpilogue<T> epilogue{panels_.k,
                                                  build_.call.activation,
@@ -206,76 +250,83 @@ template <class T> class BackwardPanels {
                                                  width_,
                                                  t,
                                                  part.f,
-                                                 part.f * sides_,
+                                                 panels_.pairs,
                                                  dgate,
                                                  dup,
-                                                 h_,
+                                                 {h_, nullptr, part.f, 0},
                                                  xielu_.p,
                                                  xielu_.n,
                                                  xielu_.ld};
         s_.phase();
         if (needs_.dh)
-            panels_.product(walk_of<T>(w_.d, n), part.f, {columns<T>(part.down)},
-                            {panels_.full(dy_, w_.d)}, epilogue);
+            panels_.product(walk_of<T>(w_.d, n), part.f, {panels_.columns(part.down, w_.d)},
+                            {full(dy_)}, epilogue);
         else
             panels_.hidden(part.f, n, epilogue);
     }
 
-    void input_gradient(const Weights<T> &part, int64_t t0, int64_t f0, int64_t tokens, T *dup) {
-        const int64_t both = part.f * sides_;
+    void input_gradient(const Weights<T> &part, int64_t t0, int64_t f0, int64_t tokens,
+                        const HiddenPanels<T> &dgate, const HiddenPanels<T> &dup) {
         Walk<T> walk = walk_of<T>(part.f, tokens);
         walk.carry = carry_ && plan_.units_outer ? carry_ + t0 * w_.d : carry_;
         walk.carry_rows = w_.d;
         walk.carried = f0 > 0;
         walk.finish = f0 + part.f == w_.f;
-        std::vector<WeightRows<T>> a{columns<T>(w_.gated ? part.gate : part.up)};
-        std::vector<TokenPanels<T>> b{panels_.full(grads_, both)};
-        if (w_.gated) {
-            a.push_back(columns<T>(part.up));
-            b.push_back(panels_.full(dup, both));
-        }
+        std::vector<WeightRows<T>> a;
+        std::vector<TokenPanels<T>> b;
+        auto term = [&](const Input &weights, const HiddenPanels<T> &m) {
+            a.push_back(panels_.columns(weights, part.f));
+            b.push_back(panels_.pairs ? panels_.full(m.pairs, m.unit_pairs)
+                                      : panels_.full(m.rows, m.units));
+        };
+        if (w_.gated) term(part.gate, dgate);
+        term(part.up, dup);
         panels_.product(
             walk, w_.d, a, b,
             OutputEpilogue<T>{panels_.k, g_.grad_x.from(t0), nullptr, width_, g_.accumulate});
     }
 
-    void weight_gradients(const Weights<T> &part, int64_t t0, int64_t f0, int64_t tokens, T *dgate,
-                          T *dup) {
+    void weight_gradients(const Weights<T> &part, int64_t t0, int64_t f0, int64_t tokens,
+                          const HiddenPanels<T> &dgate, const HiddenPanels<T> &dup) {
         const int64_t both = part.f * sides_, d = w_.d, width = width_;
+        const int64_t row = width / panels_.per_step; // of a token panel, in steps
         const Input x = g_.x.from(t0), dy = g_.grad_y.from(t0);
-        const auto x_panels = [=](int64_t t) {
-            return MatrixPanels<T>{x.from(t), d, width, false};
+        const auto of_tokens = [=, pairs = panels_.pairs](const Input &m) {
+            return [=](int64_t t) {
+                return MatrixPanels<T>{m.from(t), d, width, false, pairs ? tokens - t : 0};
+            };
         };
+        const auto x_panels = of_tokens(x);
         const Output gate = of_units(g_.grad_gate, f0), up = of_units(g_.grad_up, f0);
         const bool alike = adds(g_.grad_gate, t0) == adds(g_.grad_up, t0) && gate.type == up.type;
         if (needs_.gate && needs_.up && alike) {
-            panels_.weight_gradient({grads_, both, width, part.f}, both, d, tokens, x_panels, gate,
+            panels_.weight_gradient({grads_, both, row, part.f}, both, d, tokens, x_panels, gate,
                                     up, adds(g_.grad_up, t0));
         } else {
             if (needs_.gate)
-                panels_.weight_gradient({dgate, both, width, part.f}, part.f, d, tokens, x_panels,
-                                        gate, {}, adds(g_.grad_gate, t0));
+                panels_.weight_gradient({dgate.rows, both, row, part.f}, part.f, d, tokens,
+                                        x_panels, gate, {}, adds(g_.grad_gate, t0));
             if (needs_.up)
-                panels_.weight_gradient({dup, both, width, part.f}, part.f, d, tokens, x_panels, up,
-                                        {}, adds(g_.grad_up, t0));
+                panels_.weight_gradient({dup.rows, both, row, part.f}, part.f, d, tokens, x_panels,
+                                        up, {}, adds(g_.grad_up, t0));
         }
         if (!needs_.down) return;
         const Output down = of_units(g_.grad_down, f0); // [units][d]
         const bool add = adds(g_.grad_down, t0);
-        if (one_slice() && dy_) {
+        if (dy_across()) {
             const T *h = h_;
             const int64_t units = part.f;
             panels_.weight_gradient(
                 {dy_, d, width, d}, d, units, tokens,
                 [=](int64_t t) { return UnitPanels<T>{h + t * units, units, width, width}; },
                 down.transposed(), {}, add);
-        } else { // dy's panels are gone: units are rows, the result goes out turned
-            panels_.weight_gradient(
-                {h_, part.f, width, part.f}, part.f, d, tokens,
-                [=](int64_t t) { return MatrixPanels<T>{dy.from(t), d, width, false}; }, down, {},
-                add);
+        } else { // no panels of dy: units are rows, the result goes out turned
+            panels_.weight_gradient({h_, part.f, row, part.f}, part.f, d, tokens, of_tokens(dy),
+                                    down, {}, add);
         }
     }
+
+    TokenPanels<T> full(const T *data) const { return panels_.full(data, panels_.steps(w_.d)); }
 
     const Build<T> &build_;
     Panels<T> panels_;
@@ -288,7 +339,8 @@ template <class T> class BackwardPanels {
     const int64_t width_, sides_;
     const int64_t held_, slice_; // tokens of a chunk, whole panels; tokens packed at once
     T *x_, *dy_, *grads_, *h_, *carry_;
-    char *again_; // gate and up, computed again
+    T *grad_pairs_; // of units
+    char *again_;   // gate and up, computed again
     XieluSums<T> xielu_{};
     std::vector<Kept> kept_;
 };

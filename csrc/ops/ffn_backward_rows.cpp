@@ -165,11 +165,12 @@ template <class T> class Backward {
             const TokenPanels<T> packed =
                 token_panels<T>(x_panels_, w_.d, n, width, panels_.k->width);
             if (t > 0) build_.schedule.phase();
-            panels_.pack(x.from(t), 0, n, packed);
+            panels_.pack(x.from(t), w_.d, 0, n, packed);
             build_.schedule.phase();
-            panels_.product(walk_of<T>(w_.d, n), part.f, {up_rows(part)}, {packed},
-                            HiddenEpilogue<T>{
-                                panels_.k, build_.call.activation, part, width, {}, to.from(t, 0)});
+            panels_.product(
+                walk_of<T>(w_.d, n), part.f, {panels_.up_rows(part)}, {packed},
+                HiddenEpilogue<T>{
+                    panels_.k, build_.call.activation, part, width, false, {}, to.from(t, 0)});
         }
     }
 

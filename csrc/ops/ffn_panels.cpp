@@ -7,20 +7,21 @@
 namespace ffncore {
 
 template <class T> void add_forward_panels(const Build<T> &build, const ForwardGroup<T> &g) {
-    Panels<T> panels(build);
     const Weights<T> &w = g.weights;
+    Panels<T> panels(build, takes_pairs(build.call.kernels, w));
     const int64_t width = panels.width, vector = panels.k->width;
     const Plan plan = make_plan(forward_request(build.call, g));
     const int64_t held = round_up(std::min(plan.token_chunk, g.tokens), width);
-    T *x = build.arena.template take<T>(held * w.d);
-    T *h = build.arena.template take<T>(held * plan.ff_chunk);
+    const int64_t x_steps = panels.steps(w.d);
+    T *x = build.arena.template take<T>(held * x_steps);
+    T *h = build.arena.template take<T>(held * panels.steps(plan.ff_chunk));
     T *carry = plan.carry ? build.arena.template take<T>(held * w.d) : nullptr;
     const Preactivations saved(g.saved, g.x.type, g.tokens, w.f, w.gated);
 
     build.schedule.phase();
     auto pack_x = [&](int64_t t0) {
         const int64_t tokens = std::min(plan.token_chunk, g.tokens - t0);
-        panels.pack(g.x, t0, tokens, token_panels<T>(x, w.d, tokens, width, vector));
+        panels.pack(g.x, w.d, t0, tokens, token_panels<T>(x, x_steps, tokens, width, vector));
     };
     pack_x(0);
     for (int64_t t0 = 0; t0 < g.tokens; t0 += plan.token_chunk) {
@@ -28,19 +29,20 @@ template <class T> void add_forward_panels(const Build<T> &build, const ForwardG
         for (int64_t f0 = 0; f0 < w.f; f0 += plan.ff_chunk) {
             const Weights<T> part = slice_units(w, f0, std::min(plan.ff_chunk, w.f - f0));
             const bool last = f0 + part.f == w.f;
-            const TokenPanels<T> hidden = token_panels<T>(h, part.f, tokens, width, vector);
+            const TokenPanels<T> hidden =
+                token_panels<T>(h, panels.steps(part.f), tokens, width, vector);
             build.schedule.phase();
-            panels.product(walk_of<T>(w.d, tokens), part.f, {up_rows(part)},
-                           {token_panels<T>(x, w.d, tokens, width, vector)},
-                           HiddenEpilogue<T>{panels.k, build.call.activation, part, width, hidden,
-                                             saved.from(t0, f0)});
+            panels.product(walk_of<T>(w.d, tokens), part.f, {panels.up_rows(part)},
+                           {token_panels<T>(x, x_steps, tokens, width, vector)},
+                           HiddenEpilogue<T>{panels.k, build.call.activation, part, width,
+                                             panels.pairs, hidden, saved.from(t0, f0)});
             Walk<T> down = walk_of<T>(part.f, tokens);
             down.carry = carry;
             down.carry_rows = w.d;
             down.carried = f0 > 0;
             down.finish = last;
             build.schedule.phase();
-            panels.product(down, w.d, {WeightRows<T>{part.down, {}}}, {hidden},
+            panels.product(down, w.d, {panels.rows(part.down, {}, part.f)}, {hidden},
                            OutputEpilogue<T>{panels.k, g.y.from(t0), w.b_down, width, false});
             // The next chunk's x is packed beside the last product of this one.
             if (last && t0 + plan.token_chunk < g.tokens) pack_x(t0 + plan.token_chunk);

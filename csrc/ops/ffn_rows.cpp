@@ -66,8 +66,7 @@ void add_up_rows(const Build<T> &build, const Weights<T> &part, const Input &x, 
                      std::vector{rows.packed(part.packed_up, part, part.d, tokens, pairs)}, {},
                      hidden, other);
     else
-        rows.product(tokens, part.d, cols, {mine},
-                     std::vector{RawPanels<T>{pairs ? pair_view(part) : part, false, width, pairs}},
+        rows.product(tokens, part.d, cols, {mine}, std::vector{RawPanels<T>{part, false, width}},
                      {}, hidden, other);
 }
 
@@ -80,7 +79,7 @@ template <class T> void add_forward_rows(const Build<T> &build, const ForwardGro
     const int64_t width = rows.width;
     const Plan plan = make_plan(forward_request(build.call, g));
     const int64_t chunk = std::min(plan.token_chunk, std::max<int64_t>(g.tokens, 1));
-    const bool pairs = takes_pairs(*k, w, g.tokens);
+    const bool pairs = w.packed() && takes_pairs(*k, w);
     const bool whole = pairs ? g.x.col == 1 && g.x.row % 2 == 0 && w.d % 2 == 0 : g.x.col == 1;
     const bool copy = chunk > kRowsInPlace || (!whole && (pairs || g.x.template holds<T>()));
     const int64_t terms = pairs ? 2 : 1; // of an element of x's rows and h's
@@ -120,10 +119,8 @@ template <class T> void add_forward_rows(const Build<T> &build, const ForwardGro
                              std::vector{rows.packed(part.packed_down, w, w.f, tokens, pairs)},
                              sums, output);
             else
-                rows.product(
-                    tokens, part.f, w.d, {hidden},
-                    std::vector{RawPanels<T>{pairs ? pair_view(part) : part, true, width, pairs}},
-                    sums, output);
+                rows.product(tokens, part.f, w.d, {hidden},
+                             std::vector{RawPanels<T>{part, true, width}}, sums, output);
         }
     }
 }

@@ -76,7 +76,7 @@ template <class T> struct Walk {
     bool carried = false;     // carry holds earlier blocks' sums
     bool finish = true;       // the last block of the sum is in this call
     bool full_panels = false; // panels are padded to their full width (packed weights)
-    bool pairs = false;       // a step is a pair of bfloat16 (Kernels::pairs)
+    bool pairs = false;       // a step is a pair of bfloat16 (kernels.h, Pairs)
 };
 
 template <class T, class A, class B, class Epilogue> class Multiply {
@@ -321,7 +321,7 @@ template <class T, class A, class B, class Epilogue> class Multiply {
                 t.ldc = epilogue_.of(r).row;
                 t.add = epilogue_.add;
                 fetch_lines((const char *)t.c, t.ldc * kBytes, n, w_.panel * kBytes);
-                return k_.tile[vectors][n](t);
+                return tiles(panel, vectors)[n](t);
             }
         t.ldc = w_.panel;
         t.c = sums(block, r, p);
@@ -357,9 +357,9 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         if (block.last) epilogue_(r, n, p, p * w_.panel, columns_of(p).count, c);
     }
 
-    // Panels of pairs, and packed ones of 16-bit elements, are two vectors wide.
+    // Packed panels of 16-bit elements are two vectors wide.
     auto tiles(const Panel &panel, int64_t vectors) const {
-        if (w_.pairs) return k_.pairs;
+        if (w_.pairs) return k_.pairs.tile[vectors];
         if constexpr (requires { b_->type(); })
             if (panel.narrow) return k_.of[b_->type()].tile[panel.leaves];
         return k_.tile[vectors];

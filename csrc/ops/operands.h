@@ -46,6 +46,7 @@ template <class T> struct StridedRows {
 // hold T and k is contiguous in memory; else copied, to rows or (k not contiguous) to tiles.
 template <class T> struct WeightRows {
     Input first, second;       // element (r, k)
+    int64_t paired = 0;        // copied to pairs of bfloat16 (Walk::pairs): a row's length; else 0
     int64_t second_offset = 0; // of the second matrix's copy: copy_size of a strip
 
     // Elements of a copied block of `units` rows: whole tiles, or that many rows.
@@ -55,7 +56,7 @@ template <class T> struct WeightRows {
     bool pair() const { return second.data != nullptr; }
     bool contiguous() const { return false; }
     int64_t tile_rows(int64_t, int64_t n) const { return n; }
-    bool by_rows() const { return first.col == 1 && (!second.data || second.col == 1); }
+    bool by_rows() const { return !paired && first.col == 1 && (!second.data || second.col == 1); }
     bool copies() const {
         return !by_rows() || !first.holds<T>() || // one tile, one stride
                (second.data && second.row != first.row);
@@ -67,7 +68,10 @@ template <class T> struct WeightRows {
         auto copy = [&](const Input &m, T *out) {
             if (!m.data) return;
             const Access<T> &of = kernels.of[m.type];
-            if (by_rows())
+            if (paired)
+                kernels.pairs.pack_tiles(m.at(r0, 2 * k), m.row, m.col, r1 - r0,
+                                         std::min(2 * depth, paired - 2 * k), out, tile);
+            else if (by_rows())
                 of.pack(m.at(r0, k), 1, m.row, depth, r1 - r0, out, kCopiedRow, depth);
             else
                 of.pack_tiles(m.at(r0, k), m.row, m.col, r1 - r0, depth, out, tile);
@@ -148,15 +152,13 @@ template <class T> struct RawPanels {
     Weights<T> weights; // the up phase of it; or, with `down`, its down matrix
     bool down;
     int64_t width;
-    bool pairs = false;                             // weights are pair_view()'s
-    int64_t terms() const { return pairs ? 2 : 1; } // of a step
 
     bool gated() const { return weights.gated && !down; }
     const Input &last() const { return down ? weights.down : weights.up; }
     int64_t outputs() const { return down ? weights.d : weights.f; }
     Element type() const { return weights.type; }
 
-    bool turns() const { return !pairs && last().col == 1 && (!gated() || weights.gate.col == 1); }
+    bool turns() const { return last().col == 1 && (!gated() || weights.gate.col == 1); }
     // Vector v of panel p from block k on.
     TurnedArgs<T> turn(int64_t p, int64_t v, int64_t k) const {
         const int64_t half = width / 2;
@@ -188,13 +190,19 @@ template <class T> struct MatrixPanels {
     // Full panels of T are read where they lie: good for rows that spread over the sets of L2 (see
     // row_stride), or that are read by few tiles.
     bool in_place;
-    MatrixPanels(const Input &m, int64_t cols, int64_t width, bool in_place)
-        : m(m), cols(cols), width(width), in_place(in_place && m.holds<T>()) {}
+    int64_t paired; // copied to pairs of bfloat16 (Walk::pairs): length of the sum; else 0
+    MatrixPanels(const Input &m, int64_t cols, int64_t width, bool in_place, int64_t paired = 0)
+        : m(m), cols(cols), width(width), in_place(in_place && m.holds<T>()), paired(paired) {}
     bool copies() const { return !in_place; }
     Panel get(const Kernels<T> &kernels, int64_t p, int64_t k, int64_t depth, T *to) const {
         const int64_t have = std::min(width, cols - p * width);
         if (in_place && m.col == 1 && have == width) return {m.at(k, p * width), m.row};
-        kernels.of[m.type].pack(m.at(k, p * width), m.col, m.row, have, depth, to, width, width);
+        if (paired)
+            kernels.pairs.pack(m.at(2 * k, p * width), m.col, m.row, have,
+                               std::min(2 * depth, paired - 2 * k), to, width, width);
+        else
+            kernels.of[m.type].pack(m.at(k, p * width), m.col, m.row, have, depth, to, width,
+                                    width);
         return {to, width};
     }
     // Some rows of all panels at a time: a row's columns are read together.

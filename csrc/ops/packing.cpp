@@ -118,8 +118,10 @@ void pack_weights(const Weights<T> &w, const PackedHeader &header, const Kernels
     const Pieces ups(w.up, ceil_div(w.f, neurons), w.d), downs(w.down, ceil_div(w.d, panel), w.f);
     // Steps [k, k + n) of a panel of a matrix, by what packs them: bfloat16 goes pair by pair where
     // pairs lie together, as numbers of 32 bits; a last odd step does not.
-    const bool moves = type == kBfloat16 && has_pairs(w);
-    const Weights<T> pairs = moves ? pair_view(w) : w;
+    const bool moves =
+        type == kBfloat16 && has_pairs(w.gate) && has_pairs(w.up) && has_pairs(w.down);
+    Weights<T> pairs = w;
+    for (Input *m : {&pairs.gate, &pairs.up, &pairs.down}) *m = pair_view<T>(*m);
     auto write = [&, moves](int64_t n, char *to, const auto &pack) {
         const int64_t whole = moves ? n / 2 : 0;
         if (whole > 0) pack(pairs, 2, 0, whole, (T *)to);

@@ -64,16 +64,12 @@ inline int64_t packed_depth(Element type, int64_t depth) {
 }
 template <class T> int64_t packed_step(Element type) { return kPanel<T> * element_bytes(type); }
 
-// Raw weights of bfloat16 whose pairs along a row can be named by the place of a T each, and these.
-template <class T> bool has_pairs(const Weights<T> &w) {
-    auto even = [](const Input &m) { return !m.data || (m.col == 1 && m.row % 2 == 0); };
-    return w.type == kBfloat16 && even(w.gate) && even(w.up) && even(w.down);
+// Whether pairs of bfloat16 along a row can be named by the place of a T each; and the matrix of
+// these.
+inline bool has_pairs(const Input &m) {
+    return !m.data || (m.type == kBfloat16 && m.col == 1 && m.row % 2 == 0);
 }
-template <class T> Weights<T> pair_view(Weights<T> w) {
-    for (Input *m : {&w.gate, &w.up, &w.down}) *m = {m->data, m->row / 2, 1, kOwn<T>};
-    w.type = kOwn<T>;
-    return w;
-}
+template <class T> Input pair_view(const Input &m) { return {m.data, m.row / 2, 1, kOwn<T>}; }
 
 struct PackedHeader {
     uint64_t magic;

@@ -7,6 +7,9 @@
 // Weights stream once per chunk of tokens (plan.h), a tile of 6 rows x 64 tokens at a time
 // (AVX-512); the chunk's panels stay in L2. Products with a transposed weight copy it block by
 // block into tiles. Sums over tokens run in blocks of 512 into the gradient itself.
+//
+// With an instruction that takes pairs of bfloat16, all operands are pairs along the sum: a step of
+// a panel is two terms, of d, of units, or of tokens.
 #pragma once
 #include "ffn.h"
 #include "operands.h"
@@ -29,14 +32,34 @@ template <class T> struct Panels {
     const Kernels<T> *k;
     Schedule &s;
     const int64_t width; // tokens of a token panel, columns of a weight gradient's panel
+    const bool pairs;
+    const int64_t per_step; // terms of a step
     static constexpr int64_t kBytes = sizeof(T);
 
-    explicit Panels(const Build<T> &build)
-        : build(build), k(&build.call.kernels), s(build.schedule), width(k->vectors * k->width) {}
+    explicit Panels(const Build<T> &build, bool pairs = false)
+        : build(build), k(&build.call.kernels), s(build.schedule), width(k->vectors * k->width),
+          pairs(pairs), per_step(pairs ? 2 : 1) {}
+
+    int64_t steps(int64_t depth) const { return ceil_div(depth, per_step); }
+
+    // Rows of `depth` numbers, of a weight matrix or (`second`) two.
+    WeightRows<T> rows(const Input &first, const Input &second, int64_t depth) const {
+        if (!pairs) return {first, second};
+        if (depth % 2 == 0 && has_pairs(first) && has_pairs(second))
+            return {pair_view<T>(first), pair_view<T>(second)};
+        return {first, second, depth};
+    }
+    // gate and up as the forward pass reads them, and a matrix's columns as the backward pass does.
+    WeightRows<T> up_rows(const Weights<T> &w) const {
+        return rows(w.gated ? w.gate : w.up, w.gated ? w.up : Input{}, w.d);
+    }
+    WeightRows<T> columns(const Input &m, int64_t depth) const {
+        return rows(m.transposed(), {}, depth);
+    }
 
     // Panels that are all of full width: the backward pass reads them across, too.
-    TokenPanels<T> full(const T *data, int64_t depth) const {
-        return {data, depth, width, 0, width};
+    TokenPanels<T> full(const T *data, int64_t steps) const {
+        return {data, steps, width, 0, width};
     }
 
     int64_t tile_rows(int64_t cols) const {
@@ -45,15 +68,17 @@ template <class T> struct Panels {
     }
 
     // Tokens [t0, t0 + tokens) of m [., depth] into panels. Tasks: a panel, a block of depth.
-    void pack(const Input &m, int64_t t0, int64_t tokens, const TokenPanels<T> &panels) {
-        const int64_t depth = panels.depth, blocks = std::max<int64_t>(ceil_div(depth, kBlock), 1);
-        s.job(ceil_div(tokens, width) * blocks, [=, k = k, width = width](int64_t task, int) {
-            const int64_t p = task / blocks, i = task % blocks * kBlock;
-            const Panel panel = panels.get(*k, p, i, 0, nullptr);
-            k->of[m.type].pack(m.at(t0 + p * width, i), m.row, m.col,
-                               std::min(width, tokens - p * width), std::min(kBlock, depth - i),
-                               (T *)panel.data, panel.ld, panel.ld);
-        });
+    void pack(const Input &m, int64_t depth, int64_t t0, int64_t tokens,
+              const TokenPanels<T> &panels) {
+        const int64_t blocks = std::max<int64_t>(ceil_div(depth, kBlock), 1);
+        const auto pack = pairs ? k->pairs.pack : k->of[m.type].pack;
+        s.job(ceil_div(tokens, width) * blocks,
+              [=, k = k, width = width, per_step = per_step](int64_t task, int) {
+                  const int64_t p = task / blocks, i = task % blocks * kBlock;
+                  const Panel panel = panels.get(*k, p, i / per_step, 0, nullptr);
+                  pack(m.at(t0 + p * width, i), m.row, m.col, std::min(width, tokens - p * width),
+                       std::min(kBlock, depth - i), (T *)panel.data, panel.ld, panel.ld);
+              });
     }
 
     // Weight rows x tokens: the rows stream past the panels, which stay in L2. With two terms, the
@@ -64,6 +89,9 @@ template <class T> struct Panels {
         const int n = (int)terms.size();
         std::array<WeightRows<T>, 2> a{terms[0], terms[n - 1]};
         const std::array<TokenPanels<T>, 2> b{panels[0], panels[n - 1]};
+        walk.depth = steps(walk.depth);
+        walk.step = kBlock / per_step;
+        walk.pairs = pairs;
         walk.pair = a[0].pair();
         const int64_t unit = walk.pair ? 2 : 1, count = ceil_div(walk.cols, width);
         walk.panel = width;
@@ -102,7 +130,7 @@ template <class T> struct Panels {
 
     // A weight gradient: out [rows, cols] (+)= the sum over the chunk's tokens of a row's value
     // times a column's; rows from a.cut on go to `second`. `make` gives B for the block from token
-    // t on. Blocks of tokens are added in a gradient of T itself, else in scratch.
+    // t on. Blocks of tokens are added in a gradient of T itself, else in scratch. a counts steps.
     template <class MakePanels>
     void weight_gradient(PanelRows<T> a, int64_t rows, int64_t cols, int64_t tokens,
                          const MakePanels &make, const Output &out, const Output &second,
@@ -112,6 +140,8 @@ template <class T> struct Panels {
         walk.cols = cols;
         walk.rows_outer = false;
         walk.strip = 1;
+        walk.step = kBlock / per_step;
+        walk.pairs = pairs;
         walk.tile_rows = tile_rows(cols);
         const int64_t panels = ceil_div(cols, width);
         const bool narrow =
@@ -122,26 +152,25 @@ template <class T> struct Panels {
         const int64_t most = depth == kBlock ? rows : std::max<int64_t>(tiles, 1) * walk.tile_rows;
         const Grid grid(rows, walk.tile_rows, panels, 1, build.call.threads);
         build.scratch.need(0, kBlock * width, depth == kBlock ? 0 : most * width);
-        s.job(grid.tasks(),
-              [=, k = k, width = width, buffers = &build.scratch](int64_t task, int thread) {
-                  const Scratch<T> mine = buffers->at(thread);
-                  auto part = [&](int64_t r0, int64_t r1, int64_t p0, int64_t p1) {
-                      for (int64_t t = 0; t < tokens; t += depth) {
-                          Walk<T> block = walk;
-                          block.depth = std::min(depth, tokens - t);
-                          PanelRows<T> from = a;
-                          from.data += t * a.rows;
-                          const auto panel = make(t);
-                          const GradientTiles<T> write{
-                              k, width, out, second, a.cut, add || t > 0, depth == kBlock};
-                          multiply(*k, block, &from, &panel, 1, mine, r0, r1, p0, p1, write);
-                      }
-                  };
-                  grid.run(task, [&](int64_t r0, int64_t r1, int64_t p0, int64_t p1) {
-                      for (int64_t r = r0; r < r1; r += most)
-                          part(r, std::min(r + most, r1), p0, p1);
-                  });
-              });
+        s.job(grid.tasks(), [=, k = k, width = width, per_step = per_step,
+                             buffers = &build.scratch](int64_t task, int thread) {
+            const Scratch<T> mine = buffers->at(thread);
+            auto part = [&](int64_t r0, int64_t r1, int64_t p0, int64_t p1) {
+                for (int64_t t = 0; t < tokens; t += depth) {
+                    Walk<T> block = walk;
+                    block.depth = ceil_div(std::min(depth, tokens - t), per_step);
+                    PanelRows<T> from = a;
+                    from.data += t / per_step * a.rows;
+                    const auto panel = make(t);
+                    const GradientTiles<T> write{
+                        k, width, out, second, a.cut, add || t > 0, depth == kBlock};
+                    multiply(*k, block, &from, &panel, 1, mine, r0, r1, p0, p1, write);
+                }
+            };
+            grid.run(task, [&](int64_t r0, int64_t r1, int64_t p0, int64_t p1) {
+                for (int64_t r = r0; r < r1; r += most) part(r, std::min(r + most, r1), p0, p1);
+            });
+        });
     }
 
     // sums [rows, cols] -> out (+)=, rounded.
@@ -155,7 +184,7 @@ template <class T> struct Panels {
     }
 
     // A bias gradient: out[j] (+)= the chunk's sum over tokens of element (t, j), in blocks. m is
-    // token panels of panel_rows units of T, or (0) rows.
+    // token panels of panel_rows units, or (0) rows.
     void bias_gradient(const Input &m, int64_t panel_rows, int64_t rows, int64_t tokens,
                        const Output &out, bool add) {
         constexpr int64_t kUnits = 64; // per task
@@ -171,8 +200,8 @@ template <class T> struct Panels {
                 const int64_t depth = std::min(kBlock, tokens - t);
                 if (panel_rows == 0) of.sum_along(m.at(t, j0), m.col, m.row, n, depth, sums);
                 for (int64_t i = 0; panel_rows && i < depth; i += width)
-                    of.sum_along(own<T>(m) + (t + i) * panel_rows + j0 * width, width, 1, n,
-                                 std::min(width, depth - i), sums);
+                    of.sum_along(m.data + ((t + i) * panel_rows + j0 * width) * m.bytes(), width, 1,
+                                 n, std::min(width, depth - i), sums);
                 for (int64_t j = 0; j < n; ++j)
                     total[j] = first || t > 0 ? total[j] + sums[j] : sums[j];
             }
@@ -202,18 +231,13 @@ template <class T> struct SavedTile {
     }
 };
 
-// Weight rows as the forward pass reads them, and their columns as the backward pass does.
-template <class T> WeightRows<T> up_rows(const Weights<T> &w) {
-    return {w.gated ? w.gate : w.up, w.gated ? w.up : Input{}};
-}
-template <class T> WeightRows<T> columns(const Input &m) { return {m.transposed(), {}}; }
-
 // Preactivations -> h (and saved). Called by the up phase for each finished tile.
 template <class T> struct HiddenEpilogue {
     const Kernels<T> *k;
     ActivationParams act;
     Weights<T> w; // of the chunk
     int64_t width;
+    bool pairs;           // of units, in h
     TokenPanels<T> h;     // data == nullptr: not needed
     Preactivations saved; // up == nullptr: not saved
     void operator()(int64_t r, int64_t n, int64_t p, int64_t col, int64_t cols, T *c) const {
@@ -226,10 +250,11 @@ template <class T> struct HiddenEpilogue {
         a.b_gate = w.b_gate ? w.b_gate + r : nullptr;
         a.b_up = w.b_up ? w.b_up + r : nullptr;
         a.bias_row = 1;
+        alignas(64) T numbers[kMaxRows * kSavedPanel]; // of h, before they become pairs
+        const Panel to = h.data ? h.get(*k, p, pairs ? 0 : r, 0, nullptr) : Panel{};
         if (h.data) {
-            const Panel to = h.get(*k, p, r, 0, nullptr);
-            a.h = (T *)to.data;
-            a.ldh = to.ld;
+            a.h = pairs ? numbers : (T *)to.data;
+            a.ldh = pairs ? width : to.ld;
         }
         // A saved panel is at least as wide as a token panel, and begins where one begins.
         const int64_t at = saved.up ? saved.at(col, r) : 0, ld = saved.up ? saved.width(col) : 0;
@@ -240,7 +265,10 @@ template <class T> struct HiddenEpilogue {
             a.ld_save = direct ? ld : width;
         }
         k->act_forward(act, a);
-        if (a.h && k->round) k->round(a.h, a.ldh, n, a.cols);
+        if (a.h && pairs)
+            k->pairs.join_rows(a.h, a.ldh, r, n, a.cols, r + n == w.f, (T *)to.data, to.ld);
+        else if (a.h && k->round)
+            k->round(a.h, a.ldh, n, a.cols);
         if (!saved.up || direct) return;
         auto put = [&](const T *tile, char *to) {
             k->of[saved.type].store(tile, width, n, a.cols, nullptr, 0, 0, to + at, ld, 1, false);

@@ -124,13 +124,12 @@ template <class T> struct Rows {
         if constexpr (requires { b[0].copies(); }) copies = b[0].copies();
         Walk<T> walk{};
         walk.depth = depth;
-        if constexpr (requires { b[0].pairs; }) {
-            const int64_t of_step = b[0].terms();
+        if constexpr (std::is_same_v<Panels, PackedPanels<T>>) {
+            const int64_t terms_of_step = b[0].terms();
             walk.pairs = b[0].pairs;
-            walk.step = kBlock / of_step;
-            if constexpr (std::is_same_v<Panels, PackedPanels<T>>)
-                if (!b[0].leaves) walk.step = sum_step(depth) / of_step; // else there is one block
-            walk.depth = ceil_div(depth, of_step);
+            // What is left widened is one block.
+            walk.step = (b[0].leaves ? kBlock : sum_step(depth)) / terms_of_step;
+            walk.depth = ceil_div(depth, terms_of_step);
         }
         walk.panel = width;
         walk.cols = cols;
