@@ -138,9 +138,10 @@ template <class T> struct Access {
     // 16-bit elements: packed panels (ops/packing.h), which tiles of two vectors widen on the way;
     // [1]: and leave in TileArgs::keep.
     void (*tile[2][kMaxRows + 1])(const TileArgs<T> &);
-    // A panel's numbers, [depth][32], and a panel from its numbers.
+    // A panel's numbers, [depth][32], and a panel from its numbers, or from pairs of steps.
     void (*widen)(const void *panel, int64_t depth, T *dst);
     void (*narrow)(const T *src, int64_t depth, void *panel);
+    void (*part)(const T *pairs, int64_t depth, void *panel); // nullptr: pairs are a panel
 };
 
 // Products of bfloat16 by an instruction that takes pairs of terms, each in the place of one T, the
@@ -169,6 +170,10 @@ template <class T> struct Kernels {
     // A tile of two vectors whose 32-byte groups alternate, gate and up: first all of gate, then
     // all of up, in place.
     void (*split_groups)(T *c, int64_t ldc, int64_t rows);
+    // From L1 to memory that nobody reads soon, past the caches, in whole lines; and what a thread
+    // does before others read it.
+    void (*stream)(const void *from, int64_t bytes, void *to);
+    void (*drain)();
     // To the numbers that the hidden state can hold, in place; nullptr: it holds any T.
     void (*round)(T *c, int64_t ldc, int64_t rows, int64_t cols);
 

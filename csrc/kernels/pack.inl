@@ -45,29 +45,28 @@ void pack(const void *from, int64_t row, int64_t step, int64_t rows, int64_t dep
     if (step == 1) {
         for (int64_t r = 0; r < width; r += W) {
             const int to = (int)smaller(width - r, W);
-            for (int64_t k = 0; k < depth; k += W) {
+            const S *from = src + r * row;
+            typename F::T *out = dst + r;
+            int64_t k = 0;
+            for (; k + W <= depth && to == W && r + W <= rows; k += W, from += W) {
+                const S *next = from + 3 * kLine<S>; // a line takes less time than memory's latency
+#pragma GCC unroll 16
+                for (int i = 0; i < W; ++i, next += row) __builtin_prefetch(next);
+                V v[W];
+                F::load_transposed(from, row, v);
+#pragma GCC unroll 16
+                for (int i = 0; i < W; ++i, out += ld) F::store(out, v[i]);
+            }
+            for (; k < depth; k += W, from += W) {
                 const int n = (int)smaller(depth - k, W);
                 V v[W];
-                // Each row's next line: for the next columns, or for the next tile of the caller.
-                for (int i = 0; i < W && r + i < rows; ++i)
-                    __builtin_prefetch(src + (r + i) * row + k + kLine<S>);
-                if (n == W && r + W <= rows) {
-                    F::load_transposed(src + r * row + k, row, v);
-                } else {
 #pragma GCC unroll 16
-                    for (int i = 0; i < W; ++i)
-                        v[i] = r + i < rows ? F::load_n(src + (r + i) * row + k, n) : F::zero();
-                    F::transpose(v);
-                }
-                typename F::T *out = dst + k * ld + r;
-                if (n == W && to == W) {
-#pragma GCC unroll 16
-                    for (int i = 0; i < W; ++i) F::store(out + i * ld, v[i]);
-                } else {
+                for (int i = 0; i < W; ++i)
+                    v[i] = r + i < rows ? F::load_n(from + i * row, n) : F::zero();
+                F::transpose(v);
 #pragma GCC unroll 16 // indices known to the compiler: v stays in registers
-                    for (int i = 0; i < W; ++i)
-                        if (i < n) F::store_n(out + i * ld, v[i], to);
-                }
+                for (int i = 0; i < W; ++i, out += ld)
+                    if (i < n) F::store_n(out, v[i], to);
             }
         }
         return;
@@ -243,6 +242,26 @@ template <class F, class S> void narrow(const typename F::T *src, int64_t depth,
             store_steps<F>(panel + c * kLaneStep<S>, F::load(src + c),
                            both ? F::load(src + kPanelColumns + c) : F::zero(), both);
         }
+}
+
+// Pairs of steps, [pairs][columns][2], into a panel of steps.
+inline void part_pairs(const float *pairs, int64_t depth, void *packed) {
+    uint16_t *panel = (uint16_t *)packed;
+    for (int64_t k = 0; k < depth; k += 2, panel += 2 * kPanelColumns, pairs += kPanelColumns)
+        for (int64_t c = 0; c < kPanelColumns; ++c) {
+            const uint32_t both = float_bits(pairs[c]);
+            panel[c] = (uint16_t)both;
+            panel[kPanelColumns + c] = (uint16_t)(both >> 16);
+        }
+}
+
+inline void stream(const void *from, int64_t bytes, void *to) {
+    if ((uintptr_t)to % 64) {
+        __builtin_memcpy(to, from, bytes);
+        return;
+    }
+    for (int64_t i = 0; i < bytes / (int64_t)sizeof(float); i += F32::W)
+        F32::stream((float *)to + i, F32::load((const float *)from + i));
 }
 
 template <class F> void round_bf16(typename F::T *c, int64_t ldc, int64_t rows, int64_t cols) {

@@ -37,6 +37,7 @@ template <class F, class S, Order order, int Rows> void fill_access(Access<typen
     if constexpr (sizeof(S) == 2) {
         a.widen = widen<F, S>;
         a.narrow = narrow<F, S>;
+        if constexpr (kLaneStep<S> == 1) a.part = part_pairs;
         for_heights<Rows>([&](auto height) {
             a.tile[0][height.kValue] = tile<F, S, order, 2, height.kValue>;
             a.tile[1][height.kValue] = tile<F, S, order, 2, height.kValue, true>;
@@ -62,6 +63,8 @@ template <class F, Order order, int... Rows> void fill_kernels(Kernels<typename 
         fill_tiles<F, order, 3, rows[2]>(k);
         fill_tiles<F, order, 4, rows[3]>(k);
     }
+    k.stream = stream;
+    k.drain = F32::drain;
     k.act_forward = act_forward<F>;
     k.act_backward = act_backward<F>;
     // Where a vector is one 32-byte group, a tile of two is gate and up already.

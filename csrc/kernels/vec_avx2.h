@@ -28,6 +28,8 @@ struct F32 {
     }
     static inline V load(const T *p) { return _mm256_loadu_ps(p); }
     static inline void store(T *p, V a) { _mm256_storeu_ps(p, a); }
+    static inline void stream(T *p, V a) { _mm256_stream_ps(p, a); }
+    static inline void drain() { _mm_sfence(); }
     static inline V load_n(const T *p, int64_t n) { return _mm256_maskload_ps(p, tail(n)); }
     static inline void store_n(T *p, V a, int64_t n) { _mm256_maskstore_ps(p, tail(n), a); }
     static inline V set1(T x) { return _mm256_set1_ps(x); }

@@ -27,6 +27,8 @@ struct F32 {
     static inline M first(int64_t n) { return (M)((1u << n) - 1); }
     static inline V load(const T *p) { return _mm512_loadu_ps(p); }
     static inline void store(T *p, V a) { _mm512_storeu_ps(p, a); }
+    static inline void stream(T *p, V a) { _mm512_stream_ps(p, a); }
+    static inline void drain() { _mm_sfence(); }
     static inline V load_n(const T *p, int64_t n) { return _mm512_maskz_loadu_ps(first(n), p); }
     static inline void store_n(T *p, V a, int64_t n) { _mm512_mask_storeu_ps(p, first(n), a); }
     static inline V set1(T x) { return _mm512_set1_ps(x); }
@@ -95,12 +97,13 @@ struct F32 {
     // of 16 to do.
     static inline void load_four(const char *p, int64_t ld, V *r) {
         V x[4];
+        const char *const q[4] = {p, p + 4 * ld, p + 8 * ld, p + 12 * ld}; // few address registers
         for (int j = 0; j < 4; ++j) {
-            const auto row = [&](int i) { return _mm_loadu_ps((const float *)(p + (i + j) * ld)); };
+            const auto row = [&](int i) { return _mm_loadu_ps((const float *)(q[i] + j * ld)); };
             V v = _mm512_castps128_ps512(row(0));
-            v = _mm512_insertf32x4(v, row(4), 1);
-            v = _mm512_insertf32x4(v, row(8), 2);
-            x[j] = _mm512_insertf32x4(v, row(12), 3);
+            v = _mm512_insertf32x4(v, row(1), 1);
+            v = _mm512_insertf32x4(v, row(2), 2);
+            x[j] = _mm512_insertf32x4(v, row(3), 3);
         }
         V a = _mm512_unpacklo_ps(x[0], x[1]), b = _mm512_unpackhi_ps(x[0], x[1]);
         V c = _mm512_unpacklo_ps(x[2], x[3]), d = _mm512_unpackhi_ps(x[2], x[3]);

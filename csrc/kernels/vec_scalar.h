@@ -64,6 +64,10 @@ template <class Value, class Bits, int Lanes, int Fraction> struct ScalarVector 
     template <class S> static inline void store(S *p, V a) {
         for (int i = 0; i < W; ++i) put(p + i, a.v[i]);
     }
+    // To whole, aligned lines of memory, past the caches where there is a way; seen by other
+    // threads after drain().
+    static inline void stream(T *p, V a) { store(p, a); }
+    static inline void drain() {}
     // The first n lanes, 0 <= n <= W; the others are zero and their memory is not touched.
     template <class S> static inline V load_n(const S *p, int64_t n) {
         V r;

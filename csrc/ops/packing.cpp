@@ -66,23 +66,11 @@ struct Pieces {
     }
 };
 
-// A panel of 16-bit elements is made of numbers, and read as numbers, so many steps at a time: 8
-// KiB of L1. An even number.
-constexpr int64_t kSteps = 64;
+// A panel is made in L1, so many steps at a time, and read as numbers: 16 KiB of these. An even
+// number.
+constexpr int64_t kSteps = 128;
 
-// Steps [0, n) of a panel: make(first step, steps, where to), [step][P].
-template <class T, class Make>
-void write_panel(const Kernels<T> &kernels, Element type, int64_t n, char *panel,
-                 const Make &make) {
-    if (type == kOwn<T>) return make(0, n, (T *)panel);
-    alignas(64) T numbers[kSteps * kPanel<T>];
-    for (int64_t k = 0; k < n; k += kSteps) {
-        make(k, std::min(kSteps, n - k), numbers);
-        kernels.of[type].narrow(numbers, std::min(kSteps, n - k), panel + k * packed_step<T>(type));
-    }
-}
-
-// The way back: use(first step, steps, numbers).
+// Steps [k, k + n) of a panel to numbers: use(first step, steps, numbers).
 template <class T, class Use>
 void read_panel(const Kernels<T> &kernels, Element type, int64_t n, const char *panel,
                 const Use &use) {
@@ -116,30 +104,39 @@ void pack_weights(const Weights<T> &w, const PackedHeader &header, const Kernels
     const int64_t neurons = w.gated ? panel / 2 : panel, step = packed_step<T>(type);
     char *const up = to + at.up, *const down = to + at.down;
     const Pieces ups(w.up, ceil_div(w.f, neurons), w.d), downs(w.down, ceil_div(w.d, panel), w.f);
-    // Steps [k, k + n) of a panel of a matrix, by what packs them: bfloat16 goes pair by pair where
-    // pairs lie together, as numbers of 32 bits; a last odd step does not.
-    const bool moves =
-        type == kBfloat16 && has_pairs(w.gate) && has_pairs(w.up) && has_pairs(w.down);
+    // Steps [0, n) of a panel of a matrix, by what packs some of them: pack(weights, terms of a
+    // step, first step, steps, where to). 16 bits are moved pair by pair where pairs lie together,
+    // as numbers of 32 bits; a last odd step is not.
+    const bool moves = w.type == type && has_pairs(w.gate) && has_pairs(w.up) && has_pairs(w.down);
     Weights<T> pairs = w;
     for (Input *m : {&pairs.gate, &pairs.up, &pairs.down}) *m = pair_view<T>(*m);
     auto write = [&, moves](int64_t n, char *to, const auto &pack) {
-        const int64_t whole = moves ? n / 2 : 0;
-        if (whole > 0) pack(pairs, 2, 0, whole, (T *)to);
-        write_panel(kernels, type, n - 2 * whole, to + 2 * whole * step,
-                    [&](int64_t i, int64_t steps, T *numbers) {
-                        pack(w, 1, 2 * whole + i, steps, numbers);
-                    });
+        alignas(64) T numbers[kSteps * kPanel<T>], elements[kSteps * kPanel<T>];
+        const int64_t whole = moves ? n / 2 * 2 : 0;
+        for (int64_t k = 0, steps; k < n; k += steps) {
+            steps = std::min(kSteps, (k < whole ? whole : n) - k);
+            const bool by_pairs = k < whole;
+            by_pairs ? pack(pairs, 2, k / 2, steps / 2, numbers) : pack(w, 1, k, steps, numbers);
+            const auto convert = by_pairs ? kernels.of[type].part : kernels.of[type].narrow;
+            if (convert) convert(numbers, steps, elements);
+            kernels.stream(convert ? elements : numbers, packed_depth(type, steps) * step,
+                           to + k * step);
+        }
     };
+    // Groups of a whole vector; to split them is to alternate their halves, too.
+    const int64_t group = kernels.split_groups ? panel / 2 : kGroup<T>;
     Schedule s;
     s.phase();
     s.job(ups.tasks(), [&](int64_t task, int) {
         ups.run(task, [&](int64_t p, int64_t k, int64_t n) {
             write(n, up + (p * packed_depth(type, w.d) + k) * step,
                   [&](const Weights<T> &from, int64_t terms, int64_t i, int64_t steps, T *to) {
-                      pack_up_panel(kernels, from, p * neurons, kGroup<T>, panel, k / terms + i,
-                                    steps, to);
+                      pack_up_panel(kernels, from, p * neurons, group, panel, k / terms + i, steps,
+                                    to);
+                      if (w.gated && kernels.split_groups) kernels.split_groups(to, panel, steps);
                   });
         });
+        kernels.drain();
     });
     s.job(downs.tasks(), [&](int64_t task, int) {
         downs.run(task, [&](int64_t p, int64_t k, int64_t n) {
@@ -151,6 +148,7 @@ void pack_weights(const Weights<T> &w, const PackedHeader &header, const Kernels
                                               panel);
                   });
         });
+        kernels.drain();
     });
     run_region(s, threads);
 }

@@ -64,10 +64,10 @@ inline int64_t packed_depth(Element type, int64_t depth) {
 }
 template <class T> int64_t packed_step(Element type) { return kPanel<T> * element_bytes(type); }
 
-// Whether pairs of bfloat16 along a row can be named by the place of a T each; and the matrix of
-// these.
+// Whether pairs of 16-bit elements along a row can be named by the place of a T each; and the
+// matrix of these.
 inline bool has_pairs(const Input &m) {
-    return !m.data || (m.type == kBfloat16 && m.col == 1 && m.row % 2 == 0);
+    return !m.data || (m.bytes() == 2 && m.col == 1 && m.row % 2 == 0);
 }
 template <class T> Input pair_view(const Input &m) { return {m.data, m.row / 2, 1, kOwn<T>}; }
 
