@@ -171,6 +171,12 @@ def test_run_writes_rows(dtype, x_dtype, tmp_path, capsys, monkeypatch):
         ("8x24:silu:gated", "raw", 1),
     ]
     assert len(cases) == 2 * 3 * 2
+    packs = [row for row in rows if row["kind"] == "pack"]
+    assert [(r["shape"], r["source"]) for r in packs] == [
+        (name, x_dtype) for name in ("8x24:silu:gated", "odd")
+    ]
+    for row in packs:
+        assert row["share"] == pytest.approx(row["bytes_per_second"] / 1e11, rel=1e-4)
     for row in cases:
         assert row["dtype"] == (dtype if x_dtype == dtype else f"{dtype} under {x_dtype}")
         assert row["gflops"] == pytest.approx(row["flops"] / row["seconds"] / 1e9, rel=1e-4)

@@ -60,9 +60,12 @@ void tile(const TileArgs<typename F::T> &t) {
         for (; k0 < end; k0 += t.segment, ++s) {
             const T *a0 = t.a0 + s * t.jump, *a1 = t.a1 + s * t.jump;
             const int64_t n = end - k0 < t.segment ? end - k0 : t.segment;
-            // The terms of this step, or (1) of the next one.
+            // The terms of this step, or (1) of the next one, whose pointers are the same offsets
+            // from others: so these stay in registers.
             const auto terms = [&](auto ahead) __attribute__((always_inline)) {
                 constexpr int next = ahead.kValue;
+                const T *a0_at = a0 + next * step, *a1_at = a1 + next * step;
+                if (next) __asm__("" : "+r"(a0_at), "+r"(a1_at));
                 V bv[NV];
 #pragma GCC unroll 4
                 for (int v = 0; v < NV; ++v)
@@ -74,8 +77,7 @@ void tile(const TileArgs<typename F::T> &t) {
                     }
 #pragma GCC unroll 16
                 for (int r = 0; r < MR; ++r) {
-                    const V av = F::set1(r < half ? a0[r * row + next * step]
-                                                  : a1[(r - half) * row + next * step]);
+                    const V av = F::set1(r < half ? a0_at[r * row] : a1_at[(r - half) * row]);
 #pragma GCC unroll 4
                     for (int v = 0; v < NV; ++v) acc[r][v] = F::fma(av, bv[v], acc[r][v]);
                 }

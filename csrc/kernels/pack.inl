@@ -26,18 +26,16 @@ void pack(const void *from, int64_t row, int64_t step, int64_t rows, int64_t dep
     constexpr int W = F::W;
     const S *src = (const S *)from;
     if (row == 1 || (step != 1 && rows == 0)) {
-        for (int64_t k = 0; k < depth; ++k) {
+        const int64_t whole = smaller(rows, width) / W * W;
+        for (int64_t k = 0; k < depth; ++k, src += step, dst += ld) {
             for (int64_t r = 0; r < rows; r += kLine<S>)
-                __builtin_prefetch(src + (k + kAhead) * step + r);
-            for (int64_t r = 0; r < width; r += W) {
+                __builtin_prefetch(src + kAhead * step + r);
+#pragma GCC unroll 4
+            for (int64_t r = 0; r < whole; r += W) F::store(dst + r, F::load(src + r));
+            for (int64_t r = whole; r < width; r += W) {
                 const int64_t have = rows - r;
-                const V v = have >= W  ? F::load(src + k * step + r)
-                            : have > 0 ? F::load_n(src + k * step + r, (int)have)
-                                       : F::zero();
-                if (width - r >= W)
-                    F::store(dst + k * ld + r, v);
-                else
-                    F::store_n(dst + k * ld + r, v, (int)(width - r));
+                const V v = have > 0 ? F::load_n(src + r, smaller(have, W)) : F::zero();
+                F::store_n(dst + r, v, smaller(width - r, W));
             }
         }
         return;

@@ -107,7 +107,7 @@ Blocking<T>::Blocking(int64_t depth, int64_t width, int64_t panels, int64_t tile
         return ceil_div(panels, ceil_div(panels, std::clamp<int64_t>(n, 1, most)));
     };
     // A strip in a quarter of L2, its running sums in another, two panels' blocks in the rest. It
-    // pays from 3 panels on; copied rows stay anyway.
+    // pays from 3 panels on; copied tiles stay anyway.
     rows_stay = copied || panels > 2;
     if (rows_stay) {
         const int64_t tile_bytes = block * unit * (copied ? kTileStride : tile);

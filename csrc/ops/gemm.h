@@ -142,7 +142,8 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         const B &b = b_[block.term];
         for (int64_t r = block.r0; r < block.r1;) {
             const int64_t n = a.tile_rows(r, std::min(w_.tile_rows, block.r1 - r));
-            TileArgs<T> t = tile_args(block, a, r, n, w_.tile_rows);
+            a.prepare(k_, r, r + n, block.k, block.depth, w_.tile_rows, s_.a);
+            TileArgs<T> t = tile_args(block, a, r, r, n, w_.tile_rows);
             for (int64_t p = block.p0; p < block.p1; ++p) {
                 fetch_rows(block, a, r + n, p - block.p0, t);
                 const Panel panel = b.get(k_, p, block.k, block.depth, s_.b);
@@ -172,7 +173,7 @@ template <class T, class A, class B, class Epilogue> class Multiply {
             for (int64_t r = block.r0; r < block.r1; r += n, ++i) {
                 n = a.copies() ? height : least + (i < higher);
                 n = a.tile_rows(r, std::min(n, block.r1 - r));
-                TileArgs<T> t = tile_args(block, a, r, n, height);
+                TileArgs<T> t = tile_args(block, a, block.r0, r, n, height);
                 if (p == block.p0 && !a.copies() && w_.rows_outer) {
                     fetch_rows(block, a, r + n, 0, t);
                 } else if (t.jump != t.segment * t.step) {
@@ -225,12 +226,13 @@ template <class T, class A, class B, class Epilogue> class Multiply {
     void fetch_rows(const Block &block, const A &a, int64_t r, int64_t panel,
                     TileArgs<T> &t) const {
         t.prefetch = nullptr;
-        if (r >= block.r1 || panel > 1 || t.step != 1) return;
-        const int64_t n = std::min(w_.tile_rows, block.r1 - r);
-        const RowTile<T> next = a.get(r, n, block.r0, block.k, block.depth, w_.tile_rows, s_.a);
-        t.prefetch = (const char *)(panel ? next.a1 : next.a0);
-        t.prefetch_step = next.row * (int64_t)sizeof(T); // a line of each row
-        t.prefetch_run = kRunLength * (int64_t)sizeof(T);
+        if constexpr (requires { a.second; }) {
+            const auto &m = panel ? a.second : a.first;
+            if (r >= block.r1 || panel > 1 || t.step != 1 || !m.data) return;
+            t.prefetch = m.at(r, block.k);
+            t.prefetch_step = m.row * m.bytes(); // a line of each row
+            t.prefetch_run = kRunLength * m.bytes();
+        }
     }
 
     // Panels read across: in each segment the next tile's rows follow this one's.
@@ -279,9 +281,10 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         return {};
     }
 
-    TileArgs<T> tile_args(const Block &block, const A &a, int64_t r, int64_t n,
+    // first: where prepared rows begin.
+    TileArgs<T> tile_args(const Block &block, const A &a, int64_t first, int64_t r, int64_t n,
                           int64_t height) const {
-        const RowTile<T> rows = a.get(r, n, block.r0, block.k, block.depth, height, s_.a);
+        const RowTile<T> rows = a.get(r, n, first, block.k, block.depth, height, s_.a);
         TileArgs<T> t{};
         t.a0 = rows.a0;
         t.a1 = rows.a1;

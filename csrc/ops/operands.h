@@ -51,7 +51,7 @@ template <class T> struct WeightRows {
 
     // Elements of a copied block of `units` rows: whole tiles, or that many rows.
     static int64_t copy_size(int64_t units, int64_t tile) {
-        return ceil_div(units, tile) * kTileStride * kCopiedRow;
+        return ceil_div(units, tile) * std::max<int64_t>(tile, kTileStride) * kCopiedRow;
     }
     bool pair() const { return second.data != nullptr; }
     bool contiguous() const { return false; }

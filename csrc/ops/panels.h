@@ -96,13 +96,15 @@ template <class T> struct Panels {
         const int64_t unit = walk.pair ? 2 : 1, count = ceil_div(walk.cols, width);
         walk.panel = width;
         const bool copies = a[0].copies() || a[1].copies();
+        const bool tiles = !a[0].by_rows() || !a[1].by_rows(); // of a copy
         walk.tile_rows = tile_rows(walk.cols) / unit;
-        if (copies) walk.tile_rows = std::min<int64_t>(walk.tile_rows, kTileStride);
-        const Blocking<T> blocks(walk.depth * n, width, count, walk.tile_rows, unit, copies,
+        if (tiles) walk.tile_rows = std::min<int64_t>(walk.tile_rows, kTileStride);
+        const Blocking<T> blocks(walk.depth * n, width, count, walk.tile_rows, unit, tiles,
                                  build.call.l2);
         walk.strip = blocks.strip;
         walk.rows_stay = blocks.rows_stay;
-        const int64_t copy = WeightRows<T>::copy_size(walk.strip, walk.tile_rows);
+        const int64_t copied = walk.rows_stay ? walk.strip : walk.tile_rows;
+        const int64_t copy = WeightRows<T>::copy_size(copied, walk.tile_rows);
         a[0].second_offset = a[1].second_offset = copy;
         build.scratch.need(copies ? copy * unit : 0, 0,
                            walk.strip * unit * blocks.together * width);

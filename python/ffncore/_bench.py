@@ -1,9 +1,10 @@
 """`python -m ffncore bench`: how much of the machine's limit each shape reaches.
 
 For every shape, number of tokens and mode ("packed", "raw", "train"; see _shapes.py) it prints a
-row as soon as it is measured: time, GFLOP/s, GB/s, and the share of the limit (_limits.py). Before
-the rows come the limits themselves, after them the cost of a call beyond its kernel and each
-activation's rate. --json writes the same as JSON lines, with the machine's facts first.
+row as soon as it is measured: time, GFLOP/s, GB/s, and the share of the limit (_limits.py); for
+every shape also what packing reaches of the read bandwidth. Before the rows come the limits
+themselves, after them the cost of a call beyond its kernel and each activation's rate. --json
+writes the same as JSON lines, with the machine's facts first.
 
 A case runs in rounds of some 20 ms, each next to a fresh measurement of its limit; `share` is the
 median of the rounds' ratios, `best` the fastest limit over the fastest round. Where there are
@@ -28,6 +29,7 @@ import ffncore as fc
 
 from . import _core, _shapes
 from ._arrays import as_dtype, is_narrow
+from ._bench_cases import Case, errors, make_weights
 from ._bench_rows import describe
 from ._limits import LimitError, Limits, machine_facts
 from ._shapes import Shape
@@ -38,7 +40,6 @@ ROUND_SECONDS = 0.02  # long against starting a thread, short against a change o
 LIMIT_SECONDS = 0.004
 MIN_ROUNDS, MAX_ROUNDS = 5, 25
 PATIENCE = 4  # a case may take so many times its seconds until MIN_ROUNDS were quiet
-FRESH_BYTES = 2**20  # from here on a new y is new pages, whose first touch is the system's time
 MEMORY_SHARE = 0.7  # of what is free; a shape that wants more is left out
 
 Row = dict[str, Any]
@@ -136,66 +137,11 @@ def rows(plan: Plan) -> Iterator[Row]:
 # Cases
 
 
-class Case:
-    """One shape's arrays; `call(mode)` is what is timed."""
-
-    def __init__(self, shape: Shape, tokens: int, x_dtype: str, weights: fc.FFNWeights) -> None:
-        rng = np.random.default_rng(tokens)
-        self.shape, self.weights = shape, weights
-        dtype = as_dtype("x_dtype", x_dtype)
-        self.x = rng.standard_normal((tokens, shape.d)).astype(dtype)
-        self.grad_y = rng.standard_normal((tokens, shape.d)).astype(dtype)
-
-    def forward(self, weights: Any) -> Callable[[], object]:
-        x, activation = self.x, self.shape.activation
-        if x.nbytes < FRESH_BYTES:
-            return lambda: fc.ffn(x, weights, activation=activation)
-        y = np.empty_like(x)
-        return lambda: fc.ffn(x, weights, activation=activation, out=y)
-
-    def train(self, grads: Any) -> Callable[[], object]:
-        x, grad_y, w, activation = self.x, self.grad_y, self.weights, self.shape.activation
-        y = np.empty_like(x)
-
-        def step() -> None:
-            _, saved = fc.ffn_forward(x, w, activation=activation, out=y)
-            fc.ffn_backward(grad_y, saved, out=grads)
-
-        return step
-
-    def gradients(self) -> Any:
-        """Arrays for every gradient, to be filled again and again."""
-        _, saved = fc.ffn_forward(self.x, self.weights, activation=self.shape.activation)
-        return fc.ffn_backward(self.grad_y, saved)
-
-
-def make_weights(shape: Shape, name: str) -> fc.FFNWeights:
-    """Random weights that keep preactivations and outputs near 1."""
-    rng = np.random.default_rng(0)
-    dtype = as_dtype("dtype", name)
-
-    def matrix(rows: int, columns: int) -> Any:
-        m = rng.standard_normal((rows, columns), dtype=np.float32)
-        m *= columns**-0.5
-        return m.astype(dtype, copy=False)
-
-    def vector(length: int, wanted: bool) -> Any:
-        return rng.standard_normal(length).astype(dtype) if wanted else None
-
-    return fc.FFNWeights(
-        gate=matrix(shape.f, shape.d) if shape.gated else None,
-        up=matrix(shape.f, shape.d),
-        down=matrix(shape.d, shape.f),
-        b_gate=vector(shape.f, shape.gated and shape.bias),
-        b_up=vector(shape.f, shape.bias),
-        b_down=vector(shape.d, shape.bias),
-    )
-
-
 def _shape_rows(shape: Shape, plan: Plan, limits: Limits) -> Iterator[Row]:
     itemsize = as_dtype("dtype", plan.dtype).itemsize
     # raw, packed, gradients, the buffer of the bandwidth; activations of the largest case
     wanted = shape.parameters * itemsize * (5 if "train" in plan.modes else 3)
+    wanted += shape.parameters * 4 if plan.x_dtype != plan.dtype else 0  # to be packed from
     wanted += max(plan.tokens) * (5 * shape.d + 2 * shape.f) * max(4, itemsize)
     if wanted > MEMORY_SHARE * _free_memory():
         yield {"kind": "skipped", "shape": shape.name, "reason": f"needs {wanted / 2**30:.1f} GiB"}
@@ -215,33 +161,28 @@ def _shape_rows(shape: Shape, plan: Plan, limits: Limits) -> Iterator[Row]:
             else:
                 call = case.forward(packed if mode == "packed" else weights)
             yield measure_case(shape, tokens, mode, call, plan.dtype, limits, plan.seconds)
+    if packed is not None:
+        yield pack_row(shape, plan.x_dtype, packed, limits)
 
 
-def errors(shape: Shape, weights: fc.FFNWeights, x_dtype: str, tokens: int = 4) -> dict[str, float]:
-    """rms error of y over its rms, ours and that of the same formula in numpy, in x's dtype.
-
-    For 16 bits that formula is exact but for one rounding of h (bfloat16) and one of y.
-    """
-    x = Case(shape, tokens, x_dtype, weights).x
-    act = shape.activation
-    exact = fc.reference.ffn(x, weights, activation=act)
-
-    def relative(y: Any) -> float:
-        error = y.astype(np.float64) - exact
-        return float(np.sqrt(np.mean(error**2) / np.mean(exact**2)))
-
-    if is_narrow(x.dtype):
-        gate, up = fc.reference.preactivations(x, weights)
-        pair = (up, None) if gate is None else (gate, up)
-        h = fc.reference.activation(*pair, activation=act)
-        h = h if x.dtype == np.float16 else h.astype(x.dtype).astype(np.float64)
-        bias = 0.0 if weights.b_down is None else weights.b_down.astype(np.float64)
-        plain = (h @ weights.down.astype(np.float64).T + bias).astype(x.dtype)
-    else:
-        plain = fc.reference.ffn(x, weights, activation=act, dtype=x.dtype)
+def pack_row(shape: Shape, source: str, packed: fc.PackedWeights, limits: Limits) -> Row:
+    """From raw weights of dtype `source` into memory that is there; bytes are those read."""
+    weights = make_weights(shape, source)
+    nbytes = sum(array.nbytes for array in weights.arrays().values())
+    rounds = []
+    for _ in range(MIN_ROUNDS):
+        bandwidth = limits.measure("read", LIMIT_SECONDS, nbytes)
+        took = timed(lambda: fc.pack(weights, dtype=packed.dtype, out=packed), 1)
+        rounds.append((nbytes / took, nbytes / took / bandwidth))
+    rates, shares = (list(column) for column in zip(*rounds, strict=True))
     return {
-        "error": relative(fc.ffn(x, weights, activation=shape.activation)),
-        "numpy_error": relative(plain),
+        "kind": "pack",
+        "shape": shape.name,
+        **_facts(shape, packed.dtype.name, limits),
+        "source": source,
+        "bytes_per_second": median(rates),
+        "share": median(shares),
+        "best_share": max(shares),
     }
 
 

@@ -25,6 +25,11 @@ def describe(row: dict[str, Any]) -> str:
             f"{'mode':>8} {'tokens':>6} {'ms':>10} {'GFLOP/s':>9} {'GB/s':>7} "
             f"{'share':>6} {'best':>6} {'quiet':>7}  bound"
         )
+    if kind == "pack":
+        return (
+            f"    pack, from {row['source']}: {row['bytes_per_second'] / 1e9:.1f} GB/s, "
+            f"{row['share']:.2f} of read bandwidth (best {row['best_share']:.2f})"
+        )
     if kind == "skipped":
         return f"{row['shape']}: left out, {row['reason']}"
     if kind == "case":
