@@ -44,7 +44,7 @@ template <class T> bool run_schedule(const Call<T> &call, const auto &add) {
 template <class T> auto forward_phases(const std::vector<ForwardGroup<T>> &groups) {
     return [&groups](const Build<T> &build) {
         for (const ForwardGroup<T> &group : groups) {
-            if (tokens_in_rows(group.tokens, group.weights.packed()))
+            if (forward_in_rows(build.call.kernels, group.weights, group.tokens))
                 add_forward_rows(build, group);
             else
                 add_forward_panels(build, group);
@@ -156,7 +156,7 @@ static PlanRequest request(const Call<T> &call, const Weights<T> &w, int64_t tok
 }
 
 template <class T> PlanRequest forward_request(const Call<T> &call, const ForwardGroup<T> &g) {
-    return request(call, g.weights, g.tokens, tokens_in_rows(g.tokens, g.weights.packed()));
+    return request(call, g.weights, g.tokens, forward_in_rows(call.kernels, g.weights, g.tokens));
 }
 
 template <class T> PlanRequest backward_request(const Call<T> &call, const BackwardGroup<T> &g) {

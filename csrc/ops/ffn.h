@@ -114,6 +114,18 @@ template <class T> bool takes_pairs(const Kernels<T> &kernels, const Weights<T> 
     return w.type == kBfloat16 && kernels.pairs.pack;
 }
 
+// Whether the forward pass has tokens as rows. Raw weights of 16 bits are widened either way: to
+// turn them as well costs as much as a quarter of a vector of tokens, so that panels are better
+// only where their last vector of tokens is nearly full. With many tokens the difference is small.
+template <class T>
+bool forward_in_rows(const Kernels<T> &kernels, const Weights<T> &w, int64_t tokens) {
+    constexpr int64_t kMany = 256;
+    const int64_t idle = round_up(tokens, kernels.width) - tokens;
+    const bool better = tokens <= kernels.max_rows[2] || 4 * idle > kernels.width;
+    const bool widened = w.type != kOwn<T> && !takes_pairs(kernels, w);
+    return tokens_in_rows(tokens, w.packed(), widened && better && tokens <= kMany);
+}
+
 // Hands out parts of one buffer; with base == nullptr it only adds up.
 class Arena {
   public:

@@ -155,7 +155,7 @@ template <class T> class Backward {
     }
 
   private:
-    bool recompute_in_rows() const { return tokens_in_rows(g_.tokens, w_.packed()); }
+    bool recompute_in_rows() const { return forward_in_rows(build_.call.kernels, w_, g_.tokens); }
 
     void preactivations(const Weights<T> &part, const Input &x, int64_t tokens) {
         const Preactivations to(again_, g_.x.type, tokens, part.f, w_.gated);

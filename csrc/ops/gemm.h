@@ -165,7 +165,7 @@ template <class T, class A, class B, class Epilogue> class Multiply {
             if (b.copies()) b.copy(k_, block.p0, block.p1, block.k, block.depth, s_.b);
         for (int64_t p = block.p0; p < block.p1; ++p) {
             bool turns = false;
-            if constexpr (kTurns) turns = b.turns() && height <= kMaxTurned && a.contiguous();
+            if constexpr (kTurns) turns = b.turns(tiles) && height <= kMaxTurned && a.contiguous();
             Panel panel = turns ? Panel{} : get(block, b, p);
             const Ahead ahead = fetch_plan(follow(block, p), panel, block.depth, tiles);
             const Columns columns = columns_of(p);
@@ -369,7 +369,7 @@ template <class T, class A, class B, class Epilogue> class Multiply {
     }
 
     static constexpr int64_t kBytes = sizeof(T);
-    static constexpr bool kTurns = requires(const B &b) { b.turns(); };
+    static constexpr bool kTurns = requires(const B &b) { b.turns(1); };
     static constexpr bool kFetches = requires(const B &b) { b.line_bytes(); };
     static constexpr bool kCopies = requires(const B &b) { b.copies(); };
     static constexpr bool kAnnounces = requires(const Epilogue &e) { e.begin(0, 0, 0, 0, 0); };

@@ -158,7 +158,11 @@ template <class T> struct RawPanels {
     int64_t outputs() const { return down ? weights.d : weights.f; }
     Element type() const { return weights.type; }
 
-    bool turns() const { return last().col == 1 && (!gated() || weights.gate.col == 1); }
+    // For each tile anew; 16 bits are rather turned and widened once, to memory.
+    bool turns(int64_t tiles) const {
+        return last().col == 1 && (!gated() || weights.gate.col == 1) &&
+               (tiles == 1 || last().template holds<T>());
+    }
     // Vector v of panel p from block k on.
     TurnedArgs<T> turn(int64_t p, int64_t v, int64_t k) const {
         const int64_t half = width / 2;

@@ -205,9 +205,9 @@ Plan make_plan(const PlanRequest &r) {
     return plan;
 }
 
-bool tokens_in_rows(int64_t tokens, bool packed) {
+bool tokens_in_rows(int64_t tokens, bool packed, bool widened) {
     if (packed) return true;
-    return plan_override.rows >= 0 ? plan_override.rows == 1 : tokens <= kRawRowTokens;
+    return plan_override.rows >= 0 ? plan_override.rows == 1 : widened || tokens <= kRawRowTokens;
 }
 
 bool backward_in_rows(int64_t tokens, bool packed) {

@@ -59,8 +59,9 @@ extern PlanOverride plan_override;
 
 // Few tokens, or packed weights: tokens are rows. Raw weights have to be turned in registers, which
 // costs about as much as multiplying 10 tokens; from there on they are better read in place.
+// widened: they have 16 bits, and cannot be; see forward_in_rows().
 constexpr int64_t kRawRowTokens = 10;
-bool tokens_in_rows(int64_t tokens, bool packed);
+bool tokens_in_rows(int64_t tokens, bool packed, bool widened = false);
 
 // The same for the backward pass. Rows take raw weights as they lie, panels copy them into tiles:
 // that is 2.5 times the time at 1 token, 1.1 times at 64, and less from about 100 on.
