@@ -160,8 +160,9 @@ template <class T> PlanRequest forward_request(const Call<T> &call, const Forwar
 }
 
 template <class T> PlanRequest backward_request(const Call<T> &call, const BackwardGroup<T> &g) {
-    PlanRequest r =
-        request(call, g.weights, g.tokens, backward_in_rows(g.tokens, g.weights.packed()));
+    PlanRequest r = request(
+        call, g.weights, g.tokens,
+        backward_in_rows(g.tokens, g.weights.packed(), takes_pairs(call.kernels, g.weights)));
     r.backward = true;
     r.recompute = !g.saved;
     r.converts = !g.x.template holds<T>();

@@ -49,9 +49,9 @@ template <class T> struct WeightRows {
     int64_t paired = 0;        // copied to pairs of bfloat16 (Walk::pairs): a row's length; else 0
     int64_t second_offset = 0; // of the second matrix's copy: copy_size of a strip
 
-    // Elements of a copied block of `units` rows: whole tiles, or that many rows.
-    static int64_t copy_size(int64_t units, int64_t tile) {
-        return ceil_div(units, tile) * std::max<int64_t>(tile, kTileStride) * kCopiedRow;
+    // Elements of a copied block of `units` rows: as tiles, or as rows of as many.
+    static int64_t copy_size(int64_t units, int64_t tile, bool as_tiles) {
+        return ceil_div(units, tile) * (as_tiles ? kTileStride : tile) * kCopiedRow;
     }
     bool pair() const { return second.data != nullptr; }
     bool contiguous() const { return false; }

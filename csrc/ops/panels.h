@@ -104,7 +104,7 @@ template <class T> struct Panels {
         walk.strip = blocks.strip;
         walk.rows_stay = blocks.rows_stay;
         const int64_t copied = walk.rows_stay ? walk.strip : walk.tile_rows;
-        const int64_t copy = WeightRows<T>::copy_size(copied, walk.tile_rows);
+        const int64_t copy = WeightRows<T>::copy_size(copied, walk.tile_rows, tiles);
         a[0].second_offset = a[1].second_offset = copy;
         build.scratch.need(copies ? copy * unit : 0, 0,
                            walk.strip * unit * blocks.together * width);

@@ -210,9 +210,10 @@ bool tokens_in_rows(int64_t tokens, bool packed, bool widened) {
     return plan_override.rows >= 0 ? plan_override.rows == 1 : widened || tokens <= kRawRowTokens;
 }
 
-bool backward_in_rows(int64_t tokens, bool packed) {
+bool backward_in_rows(int64_t tokens, bool packed, bool pairs) {
     if (packed) return true;
-    return plan_override.rows >= 0 ? plan_override.rows == 1 : tokens <= kBackwardRowTokens;
+    if (plan_override.rows >= 0) return plan_override.rows == 1;
+    return tokens <= (pairs ? kBackwardRowTokensBesidePairs : kBackwardRowTokens);
 }
 
 int64_t recompute_slice(int64_t d, int64_t element, int64_t panel) {

@@ -64,9 +64,10 @@ constexpr int64_t kRawRowTokens = 10;
 bool tokens_in_rows(int64_t tokens, bool packed, bool widened = false);
 
 // The same for the backward pass. Rows take raw weights as they lie, panels copy them into tiles:
-// that is 2.5 times the time at 1 token, 1.1 times at 64, and less from about 100 on.
-constexpr int64_t kBackwardRowTokens = 64;
-bool backward_in_rows(int64_t tokens, bool packed);
+// that is 2.5 times the time at 1 token, 1.05 to 1.4 times at 65, and less from 75 to 105 on. Where
+// panels take pairs of bfloat16, rows do not, and are better for fewer.
+constexpr int64_t kBackwardRowTokens = 72, kBackwardRowTokensBesidePairs = 64;
+bool backward_in_rows(int64_t tokens, bool packed, bool pairs);
 
 // With tokens as rows: whether a chunk's x and grad_y are copied to rows at a good distance. Rows
 // of d this long are read where they lie: they would fill the workspace.
