@@ -60,8 +60,9 @@ void tile(const TileArgs<typename F::T> &t) {
         for (; k0 < end; k0 += t.segment, ++s) {
             const T *a0 = t.a0 + s * t.jump, *a1 = t.a1 + s * t.jump;
             const int64_t n = end - k0 < t.segment ? end - k0 : t.segment;
-            // The terms of this step, or (1) of the next one, whose pointers are the same offsets
-            // from others: so these stay in registers.
+            // The terms of this step, or (1) of the next one. That has pointers of its own, which
+            // the compiler may not see through: so both share the rows' offsets, few enough to stay
+            // in registers.
             const auto terms = [&](auto ahead) __attribute__((always_inline)) {
                 constexpr int next = ahead.kValue;
                 const T *a0_at = a0 + next * step, *a1_at = a1 + next * step;

@@ -4,6 +4,7 @@
 //   pack_tiles  dst[tile][k][rows of the tile] <- src(r, k)
 //   store       out(r, c) (+)= tile[r][c] + bias
 //   widen       dst[k][columns] <- a packed panel of 16-bit elements; narrow: the way back
+//   part_pairs  a packed panel <- pairs of steps; stream: to memory, past the caches
 //
 // S is what the array holds: T, or a 16-bit type that is converted to T and back (one rounding).
 // Each has two fast cases, for the index that is contiguous in memory: a copy of vectors, or W x W
@@ -47,7 +48,7 @@ void pack(const void *from, int64_t row, int64_t step, int64_t rows, int64_t dep
             typename F::T *out = dst + r;
             int64_t k = 0;
             for (; k + W <= depth && to == W && r + W <= rows; k += W, from += W) {
-                const S *next = from + 3 * kLine<S>; // a line takes less time than memory's latency
+                const S *next = from + 3 * kLine<S>; // of W rows, a line each: memory's latency
 #pragma GCC unroll 16
                 for (int i = 0; i < W; ++i, next += row) __builtin_prefetch(next);
                 V v[W];

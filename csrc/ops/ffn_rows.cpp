@@ -4,7 +4,8 @@
 //   down  [tokens x f] * panels [f][P]  -> tile [tokens][outputs]   -> y [tokens, d]
 //
 // Packed weights stream once through the cores, whatever their number of tokens; raw ones are
-// turned in registers on the way (kernels.h), which pays for few tokens only.
+// turned on the way: in registers (kernels.h), for few tokens, or, of 16 bits, block by block into
+// panels of numbers, which all tiles of tokens then take.
 #include "rows.h"
 
 namespace ffncore {
