@@ -26,7 +26,7 @@ void pack_pairs(const void *from, int64_t row, int64_t step, int64_t rows, int64
     if (row == 1) {
         for (int64_t k = 0; k < depth; k += 2, dst += ld) {
             const Bf16 *even = src + k * step;
-            const int64_t odd = k + 1 < depth ? step : 0; // the last one is read, and dropped
+            const bool both = k + 1 < depth;
             for (int64_t r = 0; r < rows; r += kLine<Bf16>) {
                 __builtin_prefetch(even + kAhead * step + r);
                 __builtin_prefetch(even + (kAhead + 1) * step + r);
@@ -34,9 +34,9 @@ void pack_pairs(const void *from, int64_t row, int64_t step, int64_t rows, int64
             for (int64_t r = 0; r < width; r += W) {
                 const int64_t n = rows - r < 0 ? 0 : smaller(rows - r, W);
                 const V a = n == W ? F::load(even + r) : n ? F::load_n(even + r, n) : F::zero();
-                const V b = !odd || n == 0 ? F::zero()
-                            : n == W       ? F::load(even + odd + r)
-                                           : F::load_n(even + odd + r, n);
+                const V b = !both || n == 0 ? F::zero()
+                            : n == W        ? F::load(even + step + r)
+                                            : F::load_n(even + step + r, n);
                 F::store(dst + r, F::pair(a, b));
             }
         }
