@@ -6,7 +6,9 @@
 #include "table.inl"
 
 const ffncore::KernelTable *ffncore_kernels_avx512(void) noexcept {
-    static ffncore::KernelTable storage;
-    static const ffncore::KernelTable *table = ffncore::make_table<10, 14, 8, 6>(storage, "avx512");
+    using namespace ffncore;
+    static KernelTable storage;
+    static const KernelTable *table =
+        make_table<kTileRows[0], kTileRows[1], kTileRows[2], kTileRows[3]>(storage, "avx512");
     return table;
 }

@@ -76,9 +76,8 @@ bool works() {
     return same;
 }
 
-// Heights as in avx512's table.
-template <int NV, int Rows> void add_tiles(Kernels<float> &kernels) {
-    for_heights<Rows>([&](auto height) {
+template <int NV> void add_tiles(Kernels<float> &kernels) {
+    for_heights<kTileRows[NV - 1]>([&](auto height) {
         kernels.pairs.tile[NV][height.kValue] = tile<PairF32, float, kRising, NV, height.kValue>;
     });
 }
@@ -87,10 +86,10 @@ const KernelTable *add_pairs(KernelTable &table) {
     table = *ffncore_kernels_avx512();
     table.name = "avx512bf16";
     table.works = works;
-    add_tiles<1, 10>(table.bf16);
-    add_tiles<2, 14>(table.bf16);
-    add_tiles<3, 8>(table.bf16);
-    add_tiles<4, 6>(table.bf16);
+    add_tiles<1>(table.bf16);
+    add_tiles<2>(table.bf16);
+    add_tiles<3>(table.bf16);
+    add_tiles<4>(table.bf16);
     table.bf16.pairs.pack = pack_pairs<F32>;
     table.bf16.pairs.pack_tiles = pack_pair_tiles<F32>;
     table.bf16.pairs.join_rows = join_rows<F32>;

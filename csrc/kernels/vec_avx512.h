@@ -16,6 +16,9 @@
 namespace ffncore {
 namespace {
 
+// Tile heights for 1, 2, 3 and 4 vectors, see table.inl.
+constexpr int kTileRows[] = {10, 14, 8, 6};
+
 struct F32 {
     using T = float;
     using V = __m512;

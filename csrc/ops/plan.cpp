@@ -205,9 +205,10 @@ Plan make_plan(const PlanRequest &r) {
     return plan;
 }
 
-bool tokens_in_rows(int64_t tokens, bool packed, bool widened) {
+bool tokens_in_rows(int64_t tokens, bool packed, bool turned_once) {
     if (packed) return true;
-    return plan_override.rows >= 0 ? plan_override.rows == 1 : widened || tokens <= kRawRowTokens;
+    if (plan_override.rows >= 0) return plan_override.rows == 1;
+    return turned_once || tokens <= kRawRowTokens;
 }
 
 bool backward_in_rows(int64_t tokens, bool packed, bool pairs) {

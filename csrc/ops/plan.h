@@ -59,9 +59,9 @@ extern PlanOverride plan_override;
 
 // Few tokens, or packed weights: tokens are rows. Raw weights have to be turned in registers, which
 // costs about as much as multiplying 10 tokens; from there on they are better read in place.
-// widened: they have 16 bits, and cannot be; see forward_in_rows().
+// turned_once: 16-bit weights that are better turned once to memory, see forward_in_rows().
 constexpr int64_t kRawRowTokens = 10;
-bool tokens_in_rows(int64_t tokens, bool packed, bool widened = false);
+bool tokens_in_rows(int64_t tokens, bool packed, bool turned_once);
 
 // The same for the backward pass. Rows take raw weights as they lie, panels copy them into tiles:
 // that is 2.5 times the time at 1 token, 1.05 to 1.4 times at 65, and less from 75 to 105 on. Where

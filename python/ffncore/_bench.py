@@ -162,12 +162,12 @@ def _shape_rows(shape: Shape, plan: Plan, limits: Limits) -> Iterator[Row]:
                 call = case.forward(packed if mode == "packed" else weights)
             yield measure_case(shape, tokens, mode, call, plan.dtype, limits, plan.seconds)
     if packed is not None:
-        yield pack_row(shape, plan.x_dtype, packed, limits)
+        raw = weights if plan.x_dtype == plan.dtype else make_weights(shape, plan.x_dtype)
+        yield pack_row(shape, raw, packed, limits)
 
 
-def pack_row(shape: Shape, source: str, packed: fc.PackedWeights, limits: Limits) -> Row:
-    """From raw weights of dtype `source` into memory that is there; bytes are those read."""
-    weights = make_weights(shape, source)
+def pack_row(shape: Shape, weights: fc.FFNWeights, packed: fc.PackedWeights, limits: Limits) -> Row:
+    """Into memory that is there; bytes are those read."""
     nbytes = sum(array.nbytes for array in weights.arrays().values())
     rounds = []
     for _ in range(MIN_ROUNDS):
@@ -179,7 +179,7 @@ def pack_row(shape: Shape, source: str, packed: fc.PackedWeights, limits: Limits
         "kind": "pack",
         "shape": shape.name,
         **_facts(shape, packed.dtype.name, limits),
-        "source": source,
+        "source": weights.dtype.name,
         "bytes_per_second": median(rates),
         "share": median(shares),
         "best_share": max(shares),
