@@ -119,6 +119,38 @@ template <class T> struct ActBackwardArgs {
     int64_t ld_xielu;
 };
 
+// Routing: scores of a token's experts, the choice of k of them, their weights; see ffncore_router
+// in ffncore.h for the meaning and route.inl for the formulas.
+// Scratch memory is rows of experts and rows of slots, each of whole groups of kRouteLanes.
+constexpr int64_t kRouteLanes = 16;
+constexpr int kRouteExpertRows = 7, kRouteSlotRows = 4;
+struct RouteParams {
+    int score_fn;          // ffncore_score_fn
+    bool select_on_logits; // softmax_topk always does
+    bool normalize;        // softmax_topk: always
+    bool group_max;        // a group's score is its largest entry, not the sum of its largest two
+    int64_t experts, k, groups, top_groups; // top_groups == groups: no groups
+    double eps, min, factor, group_mask;
+};
+
+// One token. Rows are contiguous. An expert of -1 is none: its weight is 0, and it gets no
+// gradient.
+template <class T> struct RouteArgs {
+    const T *logits; // [experts]
+    const T *bias;   // [experts], or nullptr
+    bool given;      // ids are there already
+    int32_t *ids;    // [k]
+    T *weights;      // [k]
+    T *log_sum_exp;  // one number, or nullptr; softmax alone
+    T *scratch;      // aligned to 64 bytes
+};
+template <class T> struct RouteBackwardArgs {
+    const T *logits;       // [experts]
+    const int32_t *ids;    // [k]
+    const T *grad_weights; // [k]
+    T *grad_logits;        // [experts]
+    T *scratch;
+};
 // What reads and writes arrays whose elements are of one type, while T is computed with.
 template <class T> struct Access {
     // dst[k * ld + r] = src[r * row + k * step], r < rows, k < depth; zero for rows <= r < width.
@@ -179,6 +211,9 @@ template <class T> struct Kernels {
 
     void (*act_forward)(const ActivationParams &, const ActForwardArgs<T> &);
     void (*act_backward)(const ActivationParams &, const ActBackwardArgs<T> &);
+
+    void (*route)(const RouteParams &, const RouteArgs<T> &);
+    void (*route_backward)(const RouteParams &, const RouteBackwardArgs<T> &);
 };
 
 struct KernelTable {

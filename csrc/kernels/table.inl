@@ -10,6 +10,7 @@
 
 #include "activation.inl"
 #include "pack.inl"
+#include "route.inl"
 
 #include "gemm.inl"
 
@@ -67,6 +68,8 @@ template <class F, Order order, int... Rows> void fill_kernels(Kernels<typename 
     k.drain = F32::drain;
     k.act_forward = act_forward<F>;
     k.act_backward = act_backward<F>;
+    k.route = route<F>;
+    k.route_backward = route_backward<F>;
     // Where a vector is one 32-byte group, a tile of two is gate and up already.
     if constexpr (F::W * sizeof(typename F::T) > kGroupBytes) k.split_groups = split_groups<F>;
     if constexpr (sizeof(typename F::T) == 8) {

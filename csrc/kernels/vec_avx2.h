@@ -39,6 +39,7 @@ struct F32 {
     static inline V sub(V a, V b) { return _mm256_sub_ps(a, b); }
     static inline V mul(V a, V b) { return _mm256_mul_ps(a, b); }
     static inline V div(V a, V b) { return _mm256_div_ps(a, b); }
+    static inline V sqrt(V a) { return _mm256_sqrt_ps(a); }
     static inline V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
     static inline V fnma(V a, V b, V c) { return _mm256_fnmadd_ps(a, b, c); }
     static inline V fms(V a, V b, V c) { return _mm256_fmsub_ps(a, b, c); }
@@ -55,6 +56,7 @@ struct F32 {
     static inline M both(M a, M b) { return _mm256_and_ps(a, b); }
     static inline M either(M a, M b) { return _mm256_or_ps(a, b); }
     static inline bool any(M a) { return _mm256_movemask_ps(a) != 0; }
+    static inline uint32_t bits(M a) { return (uint32_t)_mm256_movemask_ps(a); }
     static inline M first(int64_t n) { return _mm256_castsi256_ps(tail(n)); }
     static inline V select(M m, V a, V b) { return _mm256_blendv_ps(b, a, m); }
     static inline V keep(M m, V a) { return _mm256_and_ps(m, a); }
@@ -181,6 +183,7 @@ struct F64 {
     static inline V sub(V a, V b) { return _mm256_sub_pd(a, b); }
     static inline V mul(V a, V b) { return _mm256_mul_pd(a, b); }
     static inline V div(V a, V b) { return _mm256_div_pd(a, b); }
+    static inline V sqrt(V a) { return _mm256_sqrt_pd(a); }
     static inline V fma(V a, V b, V c) { return _mm256_fmadd_pd(a, b, c); }
     static inline V fnma(V a, V b, V c) { return _mm256_fnmadd_pd(a, b, c); }
     static inline V fms(V a, V b, V c) { return _mm256_fmsub_pd(a, b, c); }
@@ -197,6 +200,7 @@ struct F64 {
     static inline M both(M a, M b) { return _mm256_and_pd(a, b); }
     static inline M either(M a, M b) { return _mm256_or_pd(a, b); }
     static inline bool any(M a) { return _mm256_movemask_pd(a) != 0; }
+    static inline uint32_t bits(M a) { return (uint32_t)_mm256_movemask_pd(a); }
     static inline M first(int64_t n) { return _mm256_castsi256_pd(tail(n)); }
     static inline V select(M m, V a, V b) { return _mm256_blendv_pd(b, a, m); }
     static inline V keep(M m, V a) { return _mm256_and_pd(m, a); }

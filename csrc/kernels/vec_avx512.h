@@ -41,6 +41,7 @@ struct F32 {
     static inline V sub(V a, V b) { return _mm512_sub_ps(a, b); }
     static inline V mul(V a, V b) { return _mm512_mul_ps(a, b); }
     static inline V div(V a, V b) { return _mm512_div_ps(a, b); }
+    static inline V sqrt(V a) { return _mm512_sqrt_ps(a); }
     static inline V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
     static inline V fnma(V a, V b, V c) { return _mm512_fnmadd_ps(a, b, c); }
     static inline V fms(V a, V b, V c) { return _mm512_fmsub_ps(a, b, c); }
@@ -57,6 +58,7 @@ struct F32 {
     static inline M both(M a, M b) { return (M)(a & b); }
     static inline M either(M a, M b) { return (M)(a | b); }
     static inline bool any(M a) { return a != 0; }
+    static inline uint32_t bits(M a) { return a; }
     static inline V select(M m, V a, V b) { return _mm512_mask_blend_ps(m, b, a); }
     static inline V keep(M m, V a) { return _mm512_maskz_mov_ps(m, a); }
 
@@ -228,6 +230,7 @@ struct F64 {
     static inline V sub(V a, V b) { return _mm512_sub_pd(a, b); }
     static inline V mul(V a, V b) { return _mm512_mul_pd(a, b); }
     static inline V div(V a, V b) { return _mm512_div_pd(a, b); }
+    static inline V sqrt(V a) { return _mm512_sqrt_pd(a); }
     static inline V fma(V a, V b, V c) { return _mm512_fmadd_pd(a, b, c); }
     static inline V fnma(V a, V b, V c) { return _mm512_fnmadd_pd(a, b, c); }
     static inline V fms(V a, V b, V c) { return _mm512_fmsub_pd(a, b, c); }
@@ -244,6 +247,7 @@ struct F64 {
     static inline M both(M a, M b) { return (M)(a & b); }
     static inline M either(M a, M b) { return (M)(a | b); }
     static inline bool any(M a) { return a != 0; }
+    static inline uint32_t bits(M a) { return a; }
     static inline V select(M m, V a, V b) { return _mm512_mask_blend_pd(m, b, a); }
     static inline V keep(M m, V a) { return _mm512_maskz_mov_pd(m, a); }
 

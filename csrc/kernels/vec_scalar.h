@@ -2,7 +2,7 @@
 //
 // A vector is a small array and every operation a plain loop over its lanes, so that this level
 // builds on any platform. The widths are those of AVX2. Compiled with -ffp-contract=off, each lane
-// operation is one IEEE operation; fma is the only one that may call libm.
+// operation is one IEEE operation; fma and sqrt are the only ones that may call libm.
 // The other levels (vec_avx2.h, vec_avx512.h) give the same bits lane by lane; NaN payloads aside.
 #pragma once
 #include <stdint.h>
@@ -16,6 +16,9 @@ namespace {
 
 inline float lane_fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 inline double lane_fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
+
+inline float lane_sqrt(float a) { return __builtin_sqrtf(a); }
+inline double lane_sqrt(double a) { return __builtin_sqrt(a); }
 
 template <class Value, class Bits> inline Bits lane_bits(Value x) {
     Bits bits;
@@ -122,6 +125,9 @@ template <class Value, class Bits, int Lanes, int Fraction> struct ScalarVector 
     static inline V fnms(V a, V b, V c) { // -a * b - c
         return map([&](int i) { return lane_fma(-a.v[i], b.v[i], -c.v[i]); });
     }
+    static inline V sqrt(V a) { // correctly rounded, as IEEE 754 asks for
+        return map([&](int i) { return lane_sqrt(a.v[i]); });
+    }
     // As minps and maxps: b where the two are equal or either is NaN.
     static inline V min_(V a, V b) {
         return map([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
@@ -154,6 +160,11 @@ template <class Value, class Bits, int Lanes, int Fraction> struct ScalarVector 
         Bits r = 0;
         for (int i = 0; i < W; ++i) r |= a.m[i];
         return r != 0;
+    }
+    static inline uint32_t bits(M a) { // lane i in bit i
+        uint32_t r = 0;
+        for (int i = 0; i < W; ++i) r |= (a.m[i] ? 1u : 0u) << i;
+        return r;
     }
     static inline M first(int64_t n) { // lanes below n
         return test([&](int i) { return i < n; });

@@ -1,0 +1,241 @@
+// Routing of one token: scores of E experts, choice of k, weights; and its backward pass.
+//
+//     s = softmax(z), sigmoid(z) or sqrt(softplus(z))      scores
+//     v = s or z, + bias; experts outside the best groups get the mask's value
+//     S = the k largest v, NaN before all numbers, ties to the lowest index
+//     w = factor s_S / D,   D = max(sum s_S + eps, min), or 1 without normalization
+//     softmax_topk: v = z + bias, w = factor softmax(z_S)
+//
+// Backward, with g = dL/dw, a = factor / D and G = sum g s_S (nothing flows through the choice):
+//     ds_S = a (g - G / D);   D constant (no normalization, or min reached): ds_S = a g
+//     sigmoid, sqrtsoftplus: dz_S = ds_S s'(z_S), all else 0
+//     softmax: dz = s (ds - r) for all E, with ds = 0 outside S, r = sum ds s, which is a G where D
+//     is constant and a G eps / D^2 else: exactly 0 without eps, and then S alone has a gradient
+//
+// Rows are copied to scratch memory first, padded to whole groups of 16, so that no loop has a
+// tail.
+#pragma once
+#include "activation_kinds.inl"
+
+#include "scores.inl"
+
+namespace ffncore {
+namespace {
+
+enum ScoreFn { kSoftmax, kSigmoid, kSqrtSoftplus, kSoftmaxTopk }; // as ffncore_score_fn
+
+template <class T> constexpr T kInfinity = T(__builtin_inf());
+
+// Copies n elements and pads them.
+template <class T> inline void copy_row(const T *from, int64_t n, T padding, T *to) {
+    for (int64_t i = 0; i < n; ++i) to[i] = from[i];
+    for (int64_t i = n; i < whole_lanes(n); ++i) to[i] = padding;
+}
+
+// The chosen experts' numbers; `none` for slots without an expert, and as padding.
+template <class T> inline void gather(const T *from, const int32_t *ids, int64_t k, T none, T *to) {
+    for (int64_t j = 0; j < k; ++j) to[j] = ids[j] < 0 ? none : from[ids[j]];
+    for (int64_t j = k; j < whole_lanes(k); ++j) to[j] = none;
+}
+
+// ---- choice
+
+// NaN is larger than any number, so that it is seen; equal ones keep their order.
+template <class T> inline bool larger(T a, T b) { return a > b || (a != a && b == b); }
+
+// Puts a value behind those that are not smaller; the last of `length` falls out.
+template <class T> inline void insert(T *best, int32_t *ids, int64_t length, T value, int64_t id) {
+    int64_t j = length - 1;
+    for (; j > 0 && larger(value, best[j - 1]); --j) {
+        best[j] = best[j - 1];
+        ids[j] = ids[j - 1];
+    }
+    best[j] = value;
+    ids[j] = (int32_t)id;
+}
+
+// The k largest of n, in order. A vector is looked into only where something in it beats the least
+// of those found so far; values has whole groups of lanes.
+template <class F>
+inline void choose(const typename F::T *values, int64_t n, int64_t k, typename F::T *best,
+                   int32_t *ids) {
+    constexpr uint32_t kAll = (uint32_t)((uint64_t(1) << F::W) - 1);
+    for (int64_t i = 0; i < k; ++i) insert(best, ids, i + 1, values[i], i);
+    for (int64_t c = k / F::W * F::W; c < n; c += F::W) {
+        const auto not_larger = F::le(F::load(values + c), F::set1(best[k - 1]));
+        uint32_t open = kAll & ~F::bits(not_larger);
+        if (c < k) open &= kAll << (k - c);
+        if (c + F::W > n) open &= kAll >> (c + F::W - n);
+        for (; open; open &= open - 1) {
+            const int64_t i = c + __builtin_ctz(open);
+            if (larger(values[i], best[k - 1])) insert(best, ids, k, values[i], i);
+        }
+    }
+}
+
+template <class T> inline T group_score(const T *values, int64_t n, bool max) {
+    T first = -kInfinity<T>, second = first;
+    for (int64_t i = 0; i < n; ++i) {
+        if (!larger(values[i], second)) continue;
+        const bool most = larger(values[i], first);
+        second = most ? first : values[i];
+        first = most ? values[i] : first;
+    }
+    return max ? first : first + second;
+}
+
+// Into `masked`: values of the best groups, the mask's value elsewhere. room: three rows.
+template <class F>
+inline void mask_groups(const RouteParams &p, const typename F::T *values, typename F::T *masked,
+                        typename F::T *room) {
+    using T = typename F::T;
+    const int64_t size = p.experts / p.groups, row = whole_lanes(p.experts);
+    T *scores = room, *best = room + row;
+    int32_t *ids = (int32_t *)(room + 2 * row);
+    for (int64_t g = 0; g < p.groups; ++g)
+        scores[g] = group_score(values + g * size, size, p.group_max);
+    for (int64_t g = p.groups; g < whole_lanes(p.groups); ++g) scores[g] = T(0);
+    choose<F>(scores, p.groups, p.top_groups, best, ids);
+    for (int64_t i = 0; i < row; ++i) masked[i] = T(p.group_mask);
+    for (int64_t g = 0; g < p.top_groups; ++g)
+        for (int64_t i = 0, at = ids[g] * size; i < size; ++i) masked[at + i] = values[at + i];
+}
+
+// ---- weights
+
+template <class F> inline void scores_of(int fn, typename F::T *row, int64_t n) {
+    if (fn == kSigmoid)
+        along_row<F>(n,
+                     [&](int64_t c) { F::store(row + c, Sigmoid::value<F>(0, F::load(row + c))); });
+    else
+        along_row<F>(
+            n, [&](int64_t c) { F::store(row + c, SqrtSoftplus::value<F>(F::load(row + c))); });
+}
+
+template <class T> struct Denominator {
+    T value;
+    bool constant; // of no gradient
+};
+
+template <class T> inline Denominator<T> denominator(const RouteParams &p, T sum) {
+    if (!p.normalize) return {T(1), true};
+    sum += T(p.eps);
+    if (sum < T(p.min)) return {T(p.min), true};
+    return {sum, false};
+}
+
+template <class F> void route(const RouteParams &p, const RouteArgs<typename F::T> &args) {
+    using T = typename F::T;
+    const RouteArgs<T> a = args; // a copy: vector stores may alias what args refers to
+    const int64_t n = p.experts, row = whole_lanes(n), k = p.k, slots = whole_lanes(k);
+    T *z = a.scratch, *s = z + row, *v = s + row, *masked = v + row, *room = masked + row;
+    T *picked = a.scratch + kRouteExpertRows * row, *best = picked + slots;
+
+    copy_row(a.logits, n, -kInfinity<T>, z);
+    if (p.score_fn != kSoftmaxTopk) {
+        copy_row(a.logits, n, -kInfinity<T>, s);
+        if (p.score_fn == kSoftmax) {
+            const SoftmaxParts<T> parts = softmax<F>(s, row);
+            if (a.log_sum_exp) *a.log_sum_exp = T((double)parts.largest + log((double)parts.sum));
+        } else {
+            scores_of<F>(p.score_fn, s, row);
+        }
+    }
+    if (!a.given) {
+        T *values = p.select_on_logits || p.score_fn == kSoftmaxTopk ? z : s;
+        if (a.bias) {
+            for (int64_t i = 0; i < n; ++i) v[i] = values[i] + a.bias[i];
+            for (int64_t i = n; i < row; ++i) v[i] = T(0);
+            values = v;
+        }
+        if (p.top_groups < p.groups) {
+            mask_groups<F>(p, values, masked, room);
+            values = masked;
+        }
+        choose<F>(values, n, k, best, a.ids);
+    }
+    T divisor;
+    if (p.score_fn == kSoftmaxTopk) {
+        gather(z, a.ids, k, -kInfinity<T>, picked);
+        softmax<F>(picked, slots);
+        divisor = T(1);
+    } else {
+        gather(s, a.ids, k, T(0), picked);
+        divisor = denominator(p, sum_row<F>(picked, slots)).value;
+    }
+    along_row<F>(slots, [&](int64_t c) {
+        auto share = F::div(F::load(picked + c), F::set1(divisor));
+        F::store(picked + c, F::mul(share, F::set1(T(p.factor))));
+    });
+    for (int64_t j = 0; j < k; ++j) a.weights[j] = a.ids[j] < 0 ? T(0) : picked[j];
+}
+
+// ---- backward
+
+// x = x * y; returns the sum.
+template <class F>
+inline typename F::T dot_row(typename F::T *x, const typename F::T *y, int64_t n) {
+    along_row<F>(n, [&](int64_t c) { F::store(x + c, F::mul(F::load(x + c), F::load(y + c))); });
+    return sum_row<F>(x, n);
+}
+
+template <class F>
+void route_backward(const RouteParams &p, const RouteBackwardArgs<typename F::T> &args) {
+    using T = typename F::T;
+    const RouteBackwardArgs<T> a = args;
+    const int64_t n = p.experts, row = whole_lanes(n), k = p.k, slots = whole_lanes(k);
+    T *probabilities = a.scratch, *grad = a.scratch + kRouteExpertRows * row;
+    T *score = grad + slots, *slope = score + slots, *product = slope + slots;
+
+    for (int64_t j = 0; j < slots; ++j)
+        product[j] = grad[j] = j < k && a.ids[j] >= 0 ? a.grad_weights[j] : T(0);
+    const T factor = T(p.factor);
+    T scale = factor, mean, shared = T(0);
+    if (p.score_fn == kSoftmaxTopk) {
+        gather(a.logits, a.ids, k, -kInfinity<T>, score);
+        softmax<F>(score, slots);
+        mean = dot_row<F>(product, score, slots);
+    } else {
+        if (p.score_fn == kSoftmax) {
+            copy_row(a.logits, n, -kInfinity<T>, probabilities);
+            softmax<F>(probabilities, row);
+            gather(probabilities, a.ids, k, T(0), score);
+        } else {
+            gather(a.logits, a.ids, k, T(0), score);
+            along_row<F>(slots, [&](int64_t c) {
+                typename F::V value, derivative;
+                if (p.score_fn == kSigmoid)
+                    Sigmoid::both<F>(0, F::load(score + c), value, derivative);
+                else
+                    SqrtSoftplus::both<F>(F::load(score + c), value, derivative);
+                F::store(score + c, value);
+                F::store(slope + c, derivative);
+            });
+            for (int64_t j = 0; j < slots; ++j)
+                if (j >= k || a.ids[j] < 0) score[j] = T(0);
+        }
+        const Denominator<T> d = denominator(p, sum_row<F>(score, slots));
+        const T total = dot_row<F>(product, score, slots), eps = T(p.eps);
+        scale = factor / d.value;
+        mean = d.constant ? T(0) : total / d.value;
+        if (p.score_fn == kSoftmax) {
+            if (d.constant)
+                shared = scale * total;
+            else if (eps != 0)
+                shared = scale * mean * eps;
+        }
+    }
+
+    const bool all = p.score_fn == kSoftmax; // every logit has a gradient
+    const T others = T(0) - shared;
+    for (int64_t i = 0; i < n; ++i) a.grad_logits[i] = all ? probabilities[i] * others : T(0);
+    for (int64_t j = 0; j < k; ++j) {
+        if (a.ids[j] < 0) continue;
+        const T grad_score = scale * (grad[j] - mean) - shared;
+        a.grad_logits[a.ids[j]] =
+            grad_score * (all || p.score_fn == kSoftmaxTopk ? score[j] : slope[j]);
+    }
+}
+
+} // namespace
+} // namespace ffncore
