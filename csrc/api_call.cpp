@@ -15,6 +15,7 @@ namespace {
 // at 80 G multiply-adds a second, 20 GB a second of weights, or 1 G activations a second.
 constexpr double kAloneMultiplyAdds = 1.6e6, kAloneBytes = 0.4e6;
 constexpr int64_t kAloneElements = 20000;
+constexpr int64_t kAloneLogits = 5000; // of 4 ns each
 
 std::atomic<bool> threads_always{false};
 
@@ -61,6 +62,7 @@ Call<T> elementwise_call(const ffncore_activation &a, bool gated, const ffncore_
 }
 
 int packing_threads(int64_t bytes) { return threads_for(double(bytes) < kAloneBytes); }
+int routing_threads(int64_t logits) { return threads_for(logits < kAloneLogits); }
 
 Line::Line(const char *op, int32_t dtype, bool gated, int threads, std::string sizes)
     : op_(op), dtype_(dtype), gated_(gated), threads_(threads), sizes_(std::move(sizes)),

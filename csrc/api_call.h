@@ -21,6 +21,7 @@ Call<T> call_of(const ffncore_activation &a, const Weights<T> &w, const ffncore_
 template <class T>
 Call<T> elementwise_call(const ffncore_activation &a, bool gated, const ffncore_matrix &m);
 int packing_threads(int64_t bytes);
+int routing_threads(int64_t logits);
 
 // One line a call, printed with the time of its scope when that ends.
 class Line {

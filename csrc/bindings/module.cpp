@@ -172,6 +172,52 @@ py::object activation_backward(const py::array &grad_h, py::object gate, const p
     return xielu ? py::object(py::make_tuple(alpha_p, alpha_n)) : py::none();
 }
 
+// RouterTuple and the bias.
+ffncore_router router(const py::tuple &t, py::handle bias) {
+    ffncore_router r{};
+    r.size = sizeof r;
+    r.score_fn = t[0].cast<int32_t>();
+    r.select_on_logits = t[1].cast<bool>();
+    r.norm_topk_prob = t[2].cast<bool>();
+    r.norm_eps = t[3].cast<double>();
+    r.norm_min = t[4].cast<double>();
+    r.routed_scaling_factor = t[5].cast<double>();
+    r.n_group = t[6].cast<int64_t>();
+    r.topk_group = t[7].cast<int64_t>();
+    r.group_score = t[8].cast<int32_t>();
+    r.group_mask_value = t[9].cast<double>();
+    r.e_score_correction_bias = vector(bias);
+    return r;
+}
+
+void route(const py::array &logits, const py::array &experts, bool given, const py::array &weights,
+           py::object log_sum_exp, const py::tuple &options, py::object bias) {
+    ffncore_route_args args{};
+    args.size = sizeof args;
+    args.router = router(options, bias);
+    args.logits = matrix(logits);
+    args.experts = static_cast<int32_t *>(data(experts));
+    args.expert_stride = experts.strides(0) / experts.itemsize();
+    args.experts_given = given;
+    args.weights = matrix(weights);
+    args.log_sum_exp = vector(log_sum_exp);
+    run([&] { return ffncore_route(&args); });
+}
+
+void route_backward(const py::array &grad_weights, const py::array &experts,
+                    const py::array &logits, const py::array &grad_logits,
+                    const py::tuple &options) {
+    ffncore_route_backward_args args{};
+    args.size = sizeof args;
+    args.router = router(options, py::none());
+    args.logits = matrix(logits);
+    args.experts = static_cast<const int32_t *>(data(experts));
+    args.expert_stride = experts.strides(0) / experts.itemsize();
+    args.grad_weights = matrix(grad_weights);
+    args.grad_logits = matrix(grad_logits);
+    run([&] { return ffncore_route_backward(&args); });
+}
+
 // A cost is asked for shapes alone: pointers that only have to be there point here. Biases cost
 // nothing, their gradients do.
 char present;
@@ -266,6 +312,8 @@ PYBIND11_MODULE(_core, m) {
     m.def("ffn_backward", &ffn_backward);
     m.def("activation_forward", &activation_forward);
     m.def("activation_backward", &activation_backward);
+    m.def("route", &route);
+    m.def("route_backward", &route_backward);
     m.def("saved_bytes", [](const py::array &x, int64_t tokens, int64_t f, bool gated) {
         return checked(ffncore_saved_bytes(dtype_of(x), tokens, f, gated));
     });

@@ -160,6 +160,61 @@ typedef struct ffncore_activation_args {
     double *grad_alpha_n;
 } ffncore_activation_args;
 
+typedef enum ffncore_score_fn {
+    FFNCORE_SCORE_SOFTMAX = 0,
+    FFNCORE_SCORE_SIGMOID = 1,
+    FFNCORE_SCORE_SQRTSOFTPLUS = 2, /* sqrt(log(1 + exp(z))) */
+    FFNCORE_SCORE_SOFTMAX_TOPK = 3  /* scores are the logits; weights are the softmax over the
+                                       chosen ones, and norm_topk_prob, _eps, _min are not read */
+} ffncore_score_fn;
+
+typedef enum ffncore_group_score {
+    FFNCORE_GROUP_TOP2_SUM = 0, /* the sum of a group's two largest values */
+    FFNCORE_GROUP_MAX = 1
+} ffncore_group_score;
+
+/* How a token chooses k of E experts by its logits z. Values to select by: scores s (or z), + bias;
+ * of n_group equal groups of experts the topk_group best keep theirs, the others get
+ * group_mask_value. The k largest are chosen, in falling order; ties to the lowest index, NaN
+ * before all numbers. Their weights: routed_scaling_factor s / D, where D is 1, or with
+ * norm_topk_prob max(sum of the chosen s + norm_eps, norm_min). Start from ffncore_router_init. */
+typedef struct ffncore_router {
+    size_t size;
+    int32_t score_fn; /* ffncore_score_fn */
+    int32_t select_on_logits;
+    int32_t norm_topk_prob;
+    int32_t group_score; /* ffncore_group_score */
+    int64_t n_group;     /* divides E; 1: no groups */
+    int64_t topk_group;
+    double group_mask_value; /* -inf, or 0 */
+    double norm_eps;
+    double norm_min;
+    double routed_scaling_factor;
+    ffncore_vector e_score_correction_bias; /* [E], may be absent; of no gradient */
+} ffncore_router;
+
+/* Logits, weights and gradients are all float32 or all float64. */
+typedef struct ffncore_route_args {
+    size_t size;
+    ffncore_router router;
+    ffncore_matrix logits;  /* [T, E] */
+    int32_t *experts;       /* [T, k], contiguous in k; written, but read where they are given */
+    int64_t expert_stride;  /* from token to token */
+    int32_t experts_given;  /* 1: chosen already; -1 is none, and gets weight 0 */
+    ffncore_matrix weights; /* [T, k], written */
+    ffncore_vector log_sum_exp; /* [T], log(sum of exp(logits)); softmax only, may be absent */
+} ffncore_route_args;
+
+typedef struct ffncore_route_backward_args {
+    size_t size;
+    ffncore_router router;  /* what was chosen by (bias, groups) is not read */
+    ffncore_matrix logits;  /* [T, E] */
+    const int32_t *experts; /* [T, k], different ones of a token, or -1 */
+    int64_t expert_stride;
+    ffncore_matrix grad_weights; /* [T, k] */
+    ffncore_matrix grad_logits;  /* [T, E], written */
+} ffncore_route_backward_args;
+
 /* What a call would cost: arithmetic, memory traffic and the plan that would run. */
 typedef struct ffncore_cost {
     size_t size;
@@ -191,6 +246,11 @@ int64_t ffncore_saved_bytes(int32_t dtype, int64_t tokens, int64_t d_ff, int32_t
 ffncore_status ffncore_forward_cost(const ffncore_forward_args *args, int32_t packed,
                                     ffncore_cost *cost);
 ffncore_status ffncore_backward_cost(const ffncore_backward_args *args, ffncore_cost *cost);
+
+/* routing of a mixture of experts */
+void ffncore_router_init(ffncore_router *router, int32_t score_fn);
+ffncore_status ffncore_route(const ffncore_route_args *args);
+ffncore_status ffncore_route_backward(const ffncore_route_backward_args *args);
 
 /* packed weights: pack once, run often; the layout is the same for every ISA, and equal weights
  * make equal bytes. dtype: of the packed matrices, the weights' own, or 16 bits of float32 (rounded

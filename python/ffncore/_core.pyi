@@ -22,6 +22,10 @@ WeightsTuple = tuple[MaybeArray, Array, Array, MaybeArray, MaybeArray, MaybeArra
 # packed buffer (uint8, 1-D), d, f, gated, has_b_gate, has_b_up, has_b_down
 PackedTuple = tuple[Array, int, int, bool, bool, bool, bool]
 
+# score_fn, select_on_logits, norm_topk_prob, norm_eps, norm_min, routed_scaling_factor, n_group,
+# topk_group, group_score, group_mask_value
+RouterTuple = tuple[int, bool, bool, float, float, float, int, int, int, float]
+
 def ffn_forward(
     x: Array,
     y: Array,
@@ -76,6 +80,18 @@ def activation_backward(
     activation: ActivationTuple,
     xielu: bool,
 ) -> tuple[float, float] | None: ...
+def route(
+    logits: Array,
+    experts: Array,
+    given: bool,
+    weights: Array,
+    log_sum_exp: MaybeArray,
+    router: RouterTuple,
+    bias: MaybeArray,
+) -> None: ...  # [T, E], int32 [T, k] contiguous in k, [T, k], [T], [E]; given: experts are read
+def route_backward(
+    grad_weights: Array, experts: Array, logits: Array, grad_logits: Array, router: RouterTuple
+) -> None: ...
 def packed_bytes(dtype: str, weights: WeightsTuple) -> int: ...  # dtype: of the packed matrices
 def pack(dtype: str, weights: WeightsTuple, packed: Array) -> None: ...
 def unpack(packed: PackedTuple, into: WeightsTuple) -> None: ...
