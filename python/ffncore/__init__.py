@@ -27,6 +27,14 @@ from .cost import Cost, cost
 from .elementwise import ActivationGrads, XieluGrads, activation, activation_backward
 from .functional import ffn, ffn_backward, ffn_forward
 from .gradcheck import GradientError, GradientReport, check_gradients
+from .losses import (
+    load_balancing_loss,
+    load_balancing_loss_backward,
+    router_z_loss,
+    router_z_loss_backward,
+)
+from .routers import sparsemixer, switch_capacity
+from .routing import Routing, route, route_backward
 from .threads import get_num_threads, num_threads, set_num_threads
 from .weights import FFNWeights, PackedWeights, pack
 
@@ -44,6 +52,7 @@ __all__ = [
     "GradientError",
     "GradientReport",
     "PackedWeights",
+    "Routing",
     "Saved",
     "XieluGrads",
     "__version__",
@@ -60,10 +69,18 @@ __all__ = [
     "ffn_forward",
     "get_num_threads",
     "load",
+    "load_balancing_loss",
+    "load_balancing_loss_backward",
     "num_threads",
     "pack",
     "reference",
+    "route",
+    "route_backward",
+    "router_z_loss",
+    "router_z_loss_backward",
     "set_num_threads",
     "show_config",
+    "sparsemixer",
+    "switch_capacity",
     "using_isa",
 ]

@@ -1,0 +1,200 @@
+"""Options of a router: checked, and as the compiled core takes them.
+
+    values to select by   v = s(z), or z (select_on="logits"), + e_score_correction_bias
+    groups                the topk_group best of n_group keep v, the others get group_mask_value
+    weights               c s / D over the chosen;  D = 1, or max(sum s + norm_eps, norm_min)
+
+An option that changes nothing in the case at hand raises: it was given in the belief that it does.
+Tests: tests/test_routing_errors.py.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from ._arrays import (
+    FLOAT32,
+    FLOAT64,
+    Array,
+    MaybeArray,
+    aligned,
+    as_array,
+    check_same_dtype,
+    check_shape,
+    dtype_name,
+    nearest,
+)
+from ._core import RouterTuple
+
+# The numbers are ffncore_score_fn and ffncore_group_score of ffncore.h.
+SCORE_FNS = {"softmax": 0, "sigmoid": 1, "sqrtsoftplus": 2, "softmax_topk": 3}
+GROUP_SCORES = {"top2_sum": 0, "max": 1}
+SELECT_ON = ("scores", "logits")
+
+# Expert ids are int32.
+MOST_EXPERTS = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Options:
+    """What fc.route takes beside logits and top_k, as it was given."""
+
+    score_fn: str = "softmax"
+    select_on: str = "scores"
+    norm_topk_prob: bool = True
+    norm_eps: float = 0.0
+    norm_min: float = 0.0
+    routed_scaling_factor: float = 1.0
+    e_score_correction_bias: MaybeArray = None
+    n_group: int = 1
+    topk_group: int = 1
+    group_score: str = "top2_sum"
+    group_mask_value: float = -math.inf
+
+    def checked(self, logits: Array, top_k: int, *, given: bool) -> tuple[RouterTuple, MaybeArray]:
+        """For the core: the options, and the bias. given: the experts are chosen already."""
+        score = known("score_fn", self.score_fn, SCORE_FNS)
+        if not isinstance(self.select_on, str) or self.select_on not in SELECT_ON:
+            raise ValueError(f"select_on is {self.select_on!r}; expected 'scores' or 'logits'")
+        if given:
+            self._check_chosen()
+        else:
+            self._check_groups(logits, top_k)
+        core = (
+            score,
+            self.select_on == "logits",
+            self._normalizes(logits.dtype),
+            float(self.norm_eps),
+            float(self.norm_min),
+            number("routed_scaling_factor", self.routed_scaling_factor, logits.dtype),
+            int(self.n_group),
+            int(self.topk_group),
+            known("group_score", self.group_score, GROUP_SCORES),
+            float(self.group_mask_value),
+        )
+        return core, self._bias(logits)
+
+    def _normalizes(self, dtype: np.dtype[Any]) -> bool:
+        if not isinstance(self.norm_topk_prob, (bool, np.bool_)):
+            raise TypeError(
+                f"norm_topk_prob is of type {type(self.norm_topk_prob).__name__}; expected a bool"
+            )
+        if self.score_fn == "softmax_topk" and not self.norm_topk_prob:
+            raise ValueError(
+                "norm_topk_prob is False, but softmax_topk is normalized by what it is; "
+                "expected True"
+            )
+        for name in ("norm_eps", "norm_min"):
+            value = number(name, getattr(self, name), dtype)
+            if value < 0:
+                raise ValueError(f"{name} is {value}; expected a number not below 0")
+            if value and not self.norm_topk_prob:
+                raise ValueError(f"{name} is {value} without norm_topk_prob; expected 0")
+            if value and self.score_fn == "softmax_topk":
+                raise ValueError(f"{name} is {value}, which softmax_topk does not use; expected 0")
+        return bool(self.norm_topk_prob)
+
+    def _check_groups(self, logits: Array, top_k: int) -> None:
+        experts = logits.shape[-1]
+        groups = integer("n_group", self.n_group)
+        best = integer("topk_group", self.topk_group)
+        score = known("group_score", self.group_score, GROUP_SCORES)
+        mask = self.group_mask_value
+        if not isinstance(mask, Real) or mask not in (0, -math.inf):
+            raise ValueError(f"group_mask_value is {mask!r}; expected -inf or 0")
+        if groups < 1 or experts % groups:
+            raise ValueError(f"n_group is {groups}; expected a divisor of the {experts} experts")
+        if not 1 <= best <= groups:
+            raise ValueError(f"topk_group is {best}; expected 1 to {groups}, which is n_group")
+        if groups == 1:
+            for name in ("group_score", "group_mask_value"):
+                if getattr(self, name) != getattr(Options, name):
+                    raise ValueError(f"{name} is {getattr(self, name)!r} without groups; n_group=1")
+        elif experts == groups and score == GROUP_SCORES["top2_sum"]:
+            raise ValueError(
+                f"n_group is {groups}, which leaves groups of one expert; expected two or more "
+                f"experts a group for group_score 'top2_sum'"
+            )
+        left = best * (experts // groups)
+        if top_k > left:
+            where = f"{best} of {groups} groups of " if groups > 1 else ""
+            raise ValueError(
+                f"top_k is {top_k}; expected 1 to {left}, the experts in {where}"
+                f"logits {logits.shape}"
+            )
+
+    def _check_chosen(self) -> None:
+        """Experts that are given are not selected: what selects them is not used."""
+        names = ("select_on", "e_score_correction_bias", "n_group", "topk_group")
+        for name in (*names, "group_score", "group_mask_value"):
+            value = getattr(self, name)
+            if value is not None and (name == names[1] or value != getattr(Options, name)):
+                raise ValueError(f"{name} selects experts, which are given; expected one of both")
+
+    def _bias(self, logits: Array) -> MaybeArray:
+        if self.e_score_correction_bias is None:
+            return None
+        name = "e_score_correction_bias"
+        bias = as_array(name, self.e_score_correction_bias)
+        check_same_dtype(name, bias, check_logits_dtype("logits", logits), "logits")
+        check_shape(name, bias, logits.shape[-1:], f"to match logits {logits.shape}")
+        return aligned(bias)
+
+
+def check_logits(value: object, name: str = "logits", rank: int = 1) -> Array:
+    """[..., E] of float32 or float64, with at least `rank` dimensions."""
+    logits = as_array(name, value)
+    check_logits_dtype(name, logits)
+    if logits.ndim < rank:
+        shape = "[..., E]" if rank == 1 else "[..., T, E]"
+        raise ValueError(f"{name} has shape {logits.shape}; expected {shape}")
+    if not 1 <= logits.shape[-1] <= MOST_EXPERTS:
+        raise ValueError(
+            f"{name} has shape {logits.shape}; expected from 1 to {MOST_EXPERTS} experts"
+        )
+    return logits
+
+
+def check_logits_dtype(name: str, array: Array) -> np.dtype[Any]:
+    """Routing is in float32 (float64), beside 16 bits too."""
+    for dtype in (FLOAT32, FLOAT64):
+        if array.dtype == dtype:
+            return dtype
+    raise TypeError(f"{name} has dtype {dtype_name(array.dtype)}; expected float32 or float64")
+
+
+def known(name: str, value: object, table: dict[str, int]) -> int:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is of type {type(value).__name__}; expected a name")
+    if value not in table:
+        raise ValueError(f"{name} {value!r} is not known; {nearest(value, table)}")
+    return table[value]
+
+
+def integer(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} is of type {type(value).__name__}; expected an integer")
+    return int(value)
+
+
+def number(name: str, value: object, dtype: np.dtype[Any] = FLOAT64) -> float:
+    """Finite, and neither zero nor infinity in dtype where it is not that here."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} is of type {type(value).__name__}; expected a number")
+    result = float(value)
+    if not math.isfinite(result):
+        raise ValueError(f"{name} is {result}; expected a finite number")
+    with np.errstate(over="ignore", under="ignore"):
+        there = dtype.type(result)
+    if (there == 0) != (result == 0) or not np.isfinite(there):
+        size = "large" if result and there else "small"
+        raise ValueError(
+            f"{name} is {result}, which is too {size} for {dtype.name}; "
+            f"expected a number that {dtype.name} can compute with"
+        )
+    return result
