@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from . import _core
 from ._arrays import (
     FLOAT32,
     FLOAT64,
@@ -29,12 +30,11 @@ from ._arrays import (
     dtype_name,
     nearest,
 )
-from ._core import RouterTuple
 
 # The numbers are ffncore_score_fn and ffncore_group_score of ffncore.h.
 SCORE_FNS = {"softmax": 0, "sigmoid": 1, "sqrtsoftplus": 2, "softmax_topk": 3}
 GROUP_SCORES = {"top2_sum": 0, "max": 1}
-SELECT_ON = ("scores", "logits")
+SELECT_ON = {"scores": 0, "logits": 1}
 
 # Expert ids are int32.
 MOST_EXPERTS = 2**31 - 1
@@ -56,18 +56,18 @@ class Options:
     group_score: str = "top2_sum"
     group_mask_value: float = -math.inf
 
-    def checked(self, logits: Array, top_k: int, *, given: bool) -> tuple[RouterTuple, MaybeArray]:
+    def checked(
+        self, logits: Array, top_k: int, *, given: bool
+    ) -> tuple[_core.RouterTuple, MaybeArray]:
         """For the core: the options, and the bias. given: the experts are chosen already."""
         score = known("score_fn", self.score_fn, SCORE_FNS)
-        if not isinstance(self.select_on, str) or self.select_on not in SELECT_ON:
-            raise ValueError(f"select_on is {self.select_on!r}; expected 'scores' or 'logits'")
         if given:
             self._check_chosen()
         else:
             self._check_groups(logits, top_k)
         core = (
             score,
-            self.select_on == "logits",
+            known("select_on", self.select_on, SELECT_ON) == SELECT_ON["logits"],
             self._normalizes(logits.dtype),
             float(self.norm_eps),
             float(self.norm_min),
@@ -104,9 +104,8 @@ class Options:
         groups = integer("n_group", self.n_group)
         best = integer("topk_group", self.topk_group)
         score = known("group_score", self.group_score, GROUP_SCORES)
-        mask = self.group_mask_value
-        if not isinstance(mask, Real) or mask not in (0, -math.inf):
-            raise ValueError(f"group_mask_value is {mask!r}; expected -inf or 0")
+        if self.group_mask_value not in (0, -math.inf):
+            raise ValueError(f"group_mask_value is {self.group_mask_value!r}; expected -inf or 0")
         if groups < 1 or experts % groups:
             raise ValueError(f"n_group is {groups}; expected a divisor of the {experts} experts")
         if not 1 <= best <= groups:

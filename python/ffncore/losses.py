@@ -16,8 +16,8 @@ import math
 
 import numpy as np
 
+from . import _core
 from ._arrays import FLOAT64, Array, check_shape
-from ._core import RouterTuple
 from ._router import Options, check_logits, known, number
 from .routing import Part, Routing, weigh
 
@@ -110,10 +110,10 @@ def router_z_loss_backward(grad: float, logits: Array) -> Array:
     logits = check_logits(logits)
     slope = _log_sum_exp(logits)
     slope *= slope.dtype.type(2 * scale / max(1, slope.size))
-    return _softmax(logits) * slope[..., None]
+    return np.asarray(_softmax(logits) * slope[..., None])
 
 
-def _softmax_core(logits: Array) -> RouterTuple:
+def _softmax_core(logits: Array) -> _core.RouterTuple:
     core, _ = Options(norm_topk_prob=False).checked(logits, 1, given=True)
     return core
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import _core
 from ._arrays import Array, MaybeArray, as_array, check_same_dtype, check_shape
 from ._router import Options, check_logits, check_logits_dtype, integer, number
 from .routing import Part, Routing, weigh
@@ -47,24 +46,22 @@ def sparsemixer(
     core, _ = Options(norm_topk_prob=False).checked(logits, 1, given=True)
 
     parts, weights = [], []
-    left = logits
+    left, first = logits, np.array(-1, np.int32)
     for i in range(2):
-        largest, masked = _masked(logits, left, width)
+        largest, masked = _masked(logits, left, first, width)
         chosen = largest
         if draws is not None:
-            chosen = _argmax(np.where(np.isneginf(masked), masked, masked + draws[0][..., i, :]))
-        if i == 1:
-            chosen, largest = (_not(first, expert, left) for expert in (chosen, largest))
-        _, weight = weigh(masked, 1, core, experts=chosen)
+            sampled = np.where(np.isneginf(masked), masked, masked + draws[0][..., i, :])
+            chosen = _other_than(first, _argmax(sampled))
+        weight = weigh(masked, 1, core, experts=chosen)[1]
         if draws is not None:
             full = (chosen == largest) | (draws[1][..., i : i + 1] > 0.75)
             weight = np.where(full, weight, weight / 3)
         parts.append(Part(masked, chosen, core))
         weights.append(weight)
-        if i == 0:
-            first = chosen
-            left = logits.copy()
-            np.put_along_axis(left, chosen.astype(np.intp), -np.inf, axis=-1)
+        first = chosen
+        left = logits.copy()
+        np.put_along_axis(left, first.astype(np.intp), -np.inf, axis=-1)
     experts = np.concatenate([part.experts for part in parts], axis=-1)
     return Routing._make(experts, np.concatenate(weights, axis=-1), n, *parts)
 
@@ -88,12 +85,12 @@ def _draws(logits: Array, gumbel: object, uniform: object) -> tuple[Array, Array
 
 
 @np.errstate(invalid="ignore", divide="ignore", over="ignore")
-def _masked(logits: Array, left: Array, width: float) -> tuple[Array, Array]:
+def _masked(logits: Array, left: Array, first: Array, width: float) -> tuple[Array, Array]:
     """Of what is left: the largest [..., 1], and all with -inf where it is too far below that."""
-    largest = _argmax(left)
+    largest = _other_than(first, _argmax(left))
     m = np.take_along_axis(left, largest.astype(np.intp), axis=-1)
     far = (m - logits) / np.maximum(np.abs(logits), m) > logits.dtype.type(width)
-    return largest, np.where(far, logits.dtype.type(-np.inf), left)
+    return largest, np.asarray(np.where(far, logits.dtype.type(-np.inf), left))
 
 
 def _argmax(values: Array) -> Array:
@@ -101,9 +98,9 @@ def _argmax(values: Array) -> Array:
     return values.argmax(axis=-1, keepdims=True).astype(np.int32)
 
 
-def _not(first: Array, expert: Array, left: Array) -> Array:
-    """expert, or where that is the first one (all others are -inf) the lowest index beside it."""
-    return np.where(expert == first, (first == 0).astype(np.int32), expert)
+def _other_than(first: Array, expert: Array) -> Array:
+    """expert; where that is the first one (all others are -inf), the lowest index beside it."""
+    return np.asarray(np.where(expert == first, (first == 0).astype(np.int32), expert))
 
 
 def switch_capacity(logits: Array, *, capacity: int, top_k: int = 1) -> Routing:
@@ -138,9 +135,9 @@ def switch_capacity(logits: Array, *, capacity: int, top_k: int = 1) -> Routing:
 
 def _places(wanted: Array, n_experts: int) -> Array:
     """[..., T, k]: how many of the batch row have asked for the slot's expert before it."""
-    rows = wanted.reshape(-1, *wanted.shape[-2:]) if wanted.size else wanted[..., :0]
     if not wanted.size:
         return np.zeros(wanted.shape, np.int64)
+    rows = wanted.reshape(-1, *wanted.shape[-2:])
     # First choices of a row, then its second ones; equal (row, expert) become neighbors in order.
     queue = rows.swapaxes(1, 2).reshape(len(rows), -1).astype(np.int64)
     keys = (queue + n_experts * np.arange(len(rows))[:, None]).reshape(-1)
@@ -150,4 +147,5 @@ def _places(wanted: Array, n_experts: int) -> Array:
     position = np.arange(len(keys))
     place = np.empty_like(position)
     place[order] = position - np.maximum.accumulate(np.where(start, position, 0))
-    return place.reshape(len(rows), wanted.shape[-1], -1).swapaxes(1, 2).reshape(wanted.shape)
+    by_slot = place.reshape(len(rows), wanted.shape[-1], -1)
+    return np.asarray(by_slot.swapaxes(1, 2).reshape(wanted.shape))
