@@ -63,7 +63,7 @@ def load_balancing_loss_backward(
     by_p = np.broadcast_to((scale * factors).astype(rows.dtype)[:, None, :], rows.shape)
     if from_logits:
         by_p = Part(rows, _every_expert(rows), _softmax_core(rows)).backward(by_p)
-    return np.array(by_p).reshape(logits.shape)
+    return np.asarray(np.array(by_p).reshape(logits.shape))
 
 
 def _factors(logits: object, routing: object, convention: str) -> tuple[Array, Array]:

@@ -7,7 +7,8 @@ rounding that numpy gives it (the yardstick for the kernels' error), complex128 
 derivatives by the complex step where the formula is analytic. Comparisons look at real parts, so
 piecewise formulas take it too; gelu needs erf, which numpy has for no type: real numbers only.
 
-weights is an FFNWeights or a mapping of the same names. Speed is no aim here.
+weights is an FFNWeights or a mapping of the same names. Speed is no aim here. Routing:
+_reference_routing.py.
 Tests: tests/test_reference.py.
 """
 
@@ -21,6 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ._arrays import Array
+from ._reference_routing import Routed as Routed
+from ._reference_routing import load_balancing_loss as load_balancing_loss
+from ._reference_routing import route as route
+from ._reference_routing import route_backward as route_backward
+from ._reference_routing import router_z_loss as router_z_loss
+from ._reference_routing import sparsemixer as sparsemixer
+from ._reference_routing import switch_capacity as switch_capacity
 from .activations import Activation, as_activation
 from .weights import NAMES, FFNWeights
 

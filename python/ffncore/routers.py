@@ -95,7 +95,7 @@ def _masked(logits: Array, left: Array, first: Array, width: float) -> tuple[Arr
 
 def _argmax(values: Array) -> Array:
     """[..., 1]: the lowest index of the largest; NaN is larger than any number."""
-    return values.argmax(axis=-1, keepdims=True).astype(np.int32)
+    return np.asarray(values.argmax(axis=-1, keepdims=True).astype(np.int32))
 
 
 def _other_than(first: Array, expert: Array) -> Array:
