@@ -6,12 +6,15 @@ that are saved and the packed buffer have to lie against guard pages too.
 
 # ruff: noqa: ARG001 (a test names the fixtures that it runs under)
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from support import all_biases, guarded, make_weights, normal
 
 import ffncore as fc
 from ffncore import _core
+from ffncore._router import Options
 from ffncore.activations import to_tuple
 
 SIZES = [
@@ -73,3 +76,26 @@ def test_elementwise(name, end, isa, dtype, gated, rng):
         up = up if gated else None
         fc.activation(x, up, activation=name, out=h)
         fc.activation_backward(grad, x, up, activation=name, out=(h, grad_up) if gated else (h,))
+
+
+@pytest.mark.parametrize("end", [True, False], ids=["behind", "before"])
+@pytest.mark.parametrize("wide", [np.float32, np.float64])
+@pytest.mark.parametrize("score_fn", ["softmax", "sigmoid", "sqrtsoftplus", "softmax_topk"])
+def test_routing(score_fn, wide, end, isa, rng):
+    inputs = ((1, 1, 1), (1, 7, 7), (3, 15, 2), (2, 16, 16), (5, 33, 17), (3, 100, 8), (2, 60, 40))
+    for t, n, k in inputs:
+        for order in ("C", "F"):
+
+            def fenced(array, order=order):
+                return guarded(array.T, end).T if order == "F" else guarded(array, end)
+
+            z, grad = fenced(normal(rng, t, n, dtype=wide)), fenced(normal(rng, t, k, dtype=wide))
+            bias = guarded(normal(rng, n, dtype=wide), end)
+            options = Options(score_fn, e_score_correction_bias=bias)
+            if n % 4 == 0 and k <= n // 2:
+                options = replace(options, n_group=4, topk_group=2)
+            core, bias = options.checked(z, k, given=False)
+            ids, weights = guarded(np.empty((t, k), np.int32), end), fenced(np.empty((t, k), wide))
+            sums = guarded(np.empty(t, wide), end) if score_fn == "softmax" else None
+            _core.route(z, ids, False, weights, sums, core, bias)
+            _core.route_backward(grad, ids, z, fenced(np.empty((t, n), wide)), core)

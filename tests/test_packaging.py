@@ -72,8 +72,9 @@ def test_isa_file_exports_one_symbol(isa, tmp_path):
     undefined = {
         line.split()[-1] for line in run("nm", "--undefined-only", compiled).split("\n") if line
     }
-    # What a compiler may ask for by itself, and fma of the scalar level.
+    # What a compiler may ask for by itself, and fma and sqrt of the scalar level.
     known = {"_GLOBAL_OFFSET_TABLE_", "memcpy", "memset", "memmove", "fma", "fmaf"}
+    known |= {"sqrt", "sqrtf"}
     known |= {"__cxa_guard_acquire", "__cxa_guard_release", "__cxa_guard_abort", "__stack_chk_fail"}
     known |= {"ffncore_kernels_avx512"} if isa == "avx512bf16" else set()  # it stands on that
     assert undefined <= known | {"__gxx_personality_v0", "_Unwind_Resume"}

@@ -128,8 +128,8 @@ def check_ids(value: object, n_experts: int | None) -> Array:
     if ids.size:
         for wrong in (int(ids.min()), int(ids.max())):
             if not -1 <= wrong < end:
-                what = "expert" if n_experts is None else f"of {n_experts} experts"
-                raise ValueError(f"experts has an entry {wrong}; expected -1 to {end - 1}, {what}")
+                of = "" if n_experts is None else f", of {n_experts} experts"
+                raise ValueError(f"experts has an entry {wrong}; expected -1 to {end - 1}{of}")
     return np.ascontiguousarray(ids, np.int32)
 
 
