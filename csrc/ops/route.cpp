@@ -11,7 +11,7 @@ namespace ffncore {
 
 namespace {
 
-// Logits of a task: some 30 us of work, and eight tasks a thread in a batch of a thousand tokens.
+// Logits of a task: some 30 us of work, beside which handing it out is nothing.
 constexpr int64_t kTaskLogits = 1 << 13;
 
 template <class T> struct Buffers {

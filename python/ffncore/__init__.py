@@ -10,6 +10,8 @@
     p = fc.pack(w)                                              # pack once, run often
     y = fc.ffn(x, p, activation="silu")                         # the same bits
 
+    routing = fc.route(logits, 8)                               # experts, weights [..., 8]
+
 float32, float64, float16 and bfloat16 (of ml_dtypes); float32 x goes with 16-bit weights, too. For
 each dtype the result has the same bits for any instruction set, number of threads, batch, plan, and
 for packed or raw weights. `ffncore.reference` says in plain numpy what every function computes;

@@ -129,11 +129,12 @@ class Options:
 
     def _check_chosen(self) -> None:
         """Experts that are given are not selected: what selects them is not used."""
-        names = ("select_on", "e_score_correction_bias", "n_group", "topk_group")
-        for name in (*names, "group_score", "group_mask_value"):
-            value = getattr(self, name)
-            if value is not None and (name == names[1] or value != getattr(Options, name)):
-                raise ValueError(f"{name} selects experts, which are given; expected one of both")
+        names = ("select_on", "n_group", "topk_group", "group_score", "group_mask_value")
+        used = [name for name in names if getattr(self, name) != getattr(Options, name)]
+        if self.e_score_correction_bias is not None:
+            used.append("e_score_correction_bias")
+        if used:
+            raise ValueError(f"{used[0]} selects experts, which are given; expected one of both")
 
     def _bias(self, logits: Array) -> MaybeArray:
         if self.e_score_correction_bias is None:
