@@ -6,8 +6,6 @@ that are saved and the packed buffer have to lie against guard pages too.
 
 # ruff: noqa: ARG001 (a test names the fixtures that it runs under)
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from support import all_biases, guarded, make_weights, normal
@@ -91,10 +89,9 @@ def test_routing(score_fn, wide, end, isa, rng):
 
             z, grad = fenced(normal(rng, t, n, dtype=wide)), fenced(normal(rng, t, k, dtype=wide))
             bias = guarded(normal(rng, n, dtype=wide), end)
-            options = Options(score_fn, e_score_correction_bias=bias)
-            if n % 4 == 0 and k <= n // 2:
-                options = replace(options, n_group=4, topk_group=2)
-            core, bias = options.checked(z, k, given=False)
+            grouped = n % 4 == 0 and k <= n // 2
+            options = Options(score_fn, **({"n_group": 4, "topk_group": 2} if grouped else {}))
+            core = options.core(z, k)
             ids, weights = guarded(np.empty((t, k), np.int32), end), fenced(np.empty((t, k), wide))
             sums = guarded(np.empty(t, wide), end) if score_fn == "softmax" else None
             _core.route(z, ids, False, weights, sums, core, bias)

@@ -10,10 +10,11 @@ Tests: tests/test_routing_errors.py.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
-from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,9 +41,8 @@ SELECT_ON = {"scores": 0, "logits": 1}
 MOST_EXPERTS = 2**31 - 1
 
 
-@dataclass(frozen=True)
-class Options:
-    """What fc.route takes beside logits and top_k, as it was given."""
+class Options(NamedTuple):
+    """What fc.route takes beside logits, top_k and arrays, as it was given."""
 
     score_fn: str = "softmax"
     select_on: str = "scores"
@@ -50,34 +50,40 @@ class Options:
     norm_eps: float = 0.0
     norm_min: float = 0.0
     routed_scaling_factor: float = 1.0
-    e_score_correction_bias: MaybeArray = None
     n_group: int = 1
     topk_group: int = 1
     group_score: str = "top2_sum"
     group_mask_value: float = -math.inf
 
-    def checked(
-        self, logits: Array, top_k: int, *, given: bool
-    ) -> tuple[_core.RouterTuple, MaybeArray]:
-        """For the core: the options, and the bias. given: the experts are chosen already."""
+    def core(self, logits: Array, top_k: int, *, given: bool = False) -> _core.RouterTuple:
+        """For the core, once they are checked; given: the experts are chosen already."""
+        case = (logits.shape[-1], top_k, logits.dtype, given)
+        with contextlib.suppress(TypeError):  # of an option that has no hash, or of a wrong type
+            return _cached(*case, *self)
+        return self._checked(*case)
+
+    def _checked(
+        self, experts: int, top_k: int, dtype: np.dtype[Any], given: bool
+    ) -> _core.RouterTuple:
         score = known("score_fn", self.score_fn, SCORE_FNS)
+        select = known("select_on", self.select_on, SELECT_ON)
+        group_score = known("group_score", self.group_score, GROUP_SCORES)
         if given:
             self._check_chosen()
         else:
-            self._check_groups(logits, top_k)
-        core = (
+            self._check_groups(experts, top_k)
+        return (
             score,
-            known("select_on", self.select_on, SELECT_ON) == SELECT_ON["logits"],
-            self._normalizes(logits.dtype),
+            select == SELECT_ON["logits"],
+            self._normalizes(dtype),
             float(self.norm_eps),
             float(self.norm_min),
-            number("routed_scaling_factor", self.routed_scaling_factor, logits.dtype),
+            number("routed_scaling_factor", self.routed_scaling_factor, dtype),
             int(self.n_group),
             int(self.topk_group),
-            known("group_score", self.group_score, GROUP_SCORES),
+            group_score,
             float(self.group_mask_value),
         )
-        return core, self._bias(logits)
 
     def _normalizes(self, dtype: np.dtype[Any]) -> bool:
         if not isinstance(self.norm_topk_prob, (bool, np.bool_)):
@@ -99,11 +105,9 @@ class Options:
                 raise ValueError(f"{name} is {value}, which softmax_topk does not use; expected 0")
         return bool(self.norm_topk_prob)
 
-    def _check_groups(self, logits: Array, top_k: int) -> None:
-        experts = logits.shape[-1]
+    def _check_groups(self, experts: int, top_k: int) -> None:
         groups = integer("n_group", self.n_group)
         best = integer("topk_group", self.topk_group)
-        score = known("group_score", self.group_score, GROUP_SCORES)
         if self.group_mask_value not in (0, -math.inf):
             raise ValueError(f"group_mask_value is {self.group_mask_value!r}; expected -inf or 0")
         if groups < 1 or experts % groups:
@@ -111,39 +115,49 @@ class Options:
         if not 1 <= best <= groups:
             raise ValueError(f"topk_group is {best}; expected 1 to {groups}, which is n_group")
         if groups == 1:
-            for name in ("group_score", "group_mask_value"):
-                if getattr(self, name) != getattr(Options, name):
-                    raise ValueError(f"{name} is {getattr(self, name)!r} without groups; n_group=1")
-        elif experts == groups and score == GROUP_SCORES["top2_sum"]:
+            for name in self._given("group_score", "group_mask_value"):
+                raise ValueError(f"{name} is {getattr(self, name)!r} without groups; n_group=1")
+        elif experts == groups and self.group_score == "top2_sum":
             raise ValueError(
                 f"n_group is {groups}, which leaves groups of one expert; expected two or more "
                 f"experts a group for group_score 'top2_sum'"
             )
         left = best * (experts // groups)
         if top_k > left:
-            where = f"{best} of {groups} groups of " if groups > 1 else ""
+            where = f" in {best} of {groups} groups" if groups > 1 else ""
             raise ValueError(
-                f"top_k is {top_k}; expected 1 to {left}, the experts in {where}"
-                f"logits {logits.shape}"
+                f"top_k is {top_k}; expected 1 to {left}, as many as there are experts{where}"
             )
 
     def _check_chosen(self) -> None:
         """Experts that are given are not selected: what selects them is not used."""
-        names = ("select_on", "n_group", "topk_group", "group_score", "group_mask_value")
-        used = [name for name in names if getattr(self, name) != getattr(Options, name)]
-        if self.e_score_correction_bias is not None:
-            used.append("e_score_correction_bias")
-        if used:
-            raise ValueError(f"{used[0]} selects experts, which are given; expected one of both")
+        selecting = ("select_on", "n_group", "topk_group", "group_score", "group_mask_value")
+        for name in self._given(*selecting):
+            raise ValueError(f"{name} selects experts, which are given; expected one of both")
 
-    def _bias(self, logits: Array) -> MaybeArray:
-        if self.e_score_correction_bias is None:
-            return None
-        name = "e_score_correction_bias"
-        bias = as_array(name, self.e_score_correction_bias)
-        check_same_dtype(name, bias, check_logits_dtype("logits", logits), "logits")
-        check_shape(name, bias, logits.shape[-1:], f"to match logits {logits.shape}")
-        return aligned(bias)
+    def _given(self, *names: str) -> list[str]:
+        return [name for name in names if getattr(self, name) != Options._field_defaults[name]]
+
+
+# A layer asks the same at every call. typed: True is not 1 here.
+@functools.lru_cache(maxsize=1024, typed=True)
+def _cached(
+    experts: int, top_k: int, dtype: np.dtype[Any], given: bool, *options: Any
+) -> _core.RouterTuple:
+    return Options(*options)._checked(experts, top_k, dtype, given)
+
+
+def check_bias(value: object, logits: Array, *, given: bool) -> MaybeArray:
+    """e_score_correction_bias [E], of the dtype of logits, or None."""
+    if value is None:
+        return None
+    name = "e_score_correction_bias"
+    if given:
+        raise ValueError(f"{name} selects experts, which are given; expected one of both")
+    bias = as_array(name, value)
+    check_same_dtype(name, bias, check_logits_dtype("logits", logits), "logits")
+    check_shape(name, bias, logits.shape[-1:], f"to match logits {logits.shape}")
+    return aligned(bias)
 
 
 def check_logits(value: object, name: str = "logits", rank: int = 1) -> Array:

@@ -114,8 +114,7 @@ def router_z_loss_backward(grad: float, logits: Array) -> Array:
 
 
 def _softmax_core(logits: Array) -> _core.RouterTuple:
-    core, _ = Options(norm_topk_prob=False).checked(logits, 1, given=True)
-    return core
+    return Options(norm_topk_prob=False).core(logits, 1, given=True)
 
 
 def _every_expert(logits: Array) -> Array:

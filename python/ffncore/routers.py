@@ -43,7 +43,7 @@ def sparsemixer(
     if width < 0:
         raise ValueError(f"jitter_eps is {jitter_eps}; expected a number not below 0")
     draws = _draws(logits, gumbel, uniform)
-    core, _ = Options(norm_topk_prob=False).checked(logits, 1, given=True)
+    core = Options(norm_topk_prob=False).core(logits, 1, given=True)
 
     parts, weights = [], []
     left, first = logits, np.array(-1, np.int32)
@@ -124,11 +124,11 @@ def switch_capacity(logits: Array, *, capacity: int, top_k: int = 1) -> Routing:
     k = integer("top_k", top_k)
     if k not in (1, 2):
         raise ValueError(f"top_k is {k}; expected 1 or 2")
-    wanted, _ = weigh(logits, k, *Options().checked(logits, k, given=False))
+    wanted, _ = weigh(logits, k, Options().core(logits, k))
     experts = np.where(_places(wanted, logits.shape[-1]) < limit, wanted, np.int32(-1))
     least = float(np.finfo(logits.dtype).eps)
     options = Options(norm_min=least) if k == 2 else Options(norm_topk_prob=False)
-    core, _ = options.checked(logits, k, given=True)
+    core = options.core(logits, k, given=True)
     _, weights = weigh(logits, k, core, experts=experts)
     return Routing._make(experts, weights, logits.shape[-1], Part(logits.view(), experts, core))
 

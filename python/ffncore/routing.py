@@ -28,7 +28,7 @@ from ._arrays import (
     check_size,
     dtype_name,
 )
-from ._router import MOST_EXPERTS, Options, check_logits, check_logits_dtype, integer
+from ._router import MOST_EXPERTS, Options, check_bias, check_logits, check_logits_dtype, integer
 from ._rows import over_rows, row_count
 
 
@@ -183,13 +183,14 @@ def route(
         norm_eps,
         norm_min,
         routed_scaling_factor,
-        e_score_correction_bias,
         n_group,
         topk_group,
         group_score,
         group_mask_value,
     )
-    core, bias = options.checked(logits, k, given=experts is not None)
+    given = experts is not None
+    core = options.core(logits, k, given=given)
+    bias = check_bias(e_score_correction_bias, logits, given=given)
     ids = None
     if experts is not None:
         ids = check_ids(experts, logits.shape[-1])
