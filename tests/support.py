@@ -71,6 +71,12 @@ def make_weights(rng, d, f, *, gated=True, biases=(), dtype=np.float64):
     return fc.FFNWeights(**arrays)
 
 
+def make_experts(rng, n, d, f, **options):
+    """n blocks of make_weights, stacked."""
+    blocks = [make_weights(rng, d, f, **options).arrays() for _ in range(n)]
+    return fc.FFNWeights(**{name: np.stack([b[name] for b in blocks]) for name in blocks[0]})
+
+
 def all_biases(gated):
     return ("b_gate", "b_up", "b_down") if gated else ("b_up", "b_down")
 

@@ -27,8 +27,25 @@ WEIGHTS = [
         "w.b_up has shape (5,); expected (7,) to match w.up (7, 5)",
     ),
     (
+        lambda s: fc.FFNWeights(up=f32(1, 2, F, D), down=f32(D, F)),
+        "w.up has shape (1, 2, 7, 5); expected 2-dimensional [d_ff, d_model], or "
+        "[n_experts, d_ff, d_model]",
+    ),
+    (
         lambda s: fc.FFNWeights(up=f32(2, F, D), down=f32(D, F)),
-        "w.up has shape (2, 7, 5); expected 2-dimensional [d_ff, d_model]",
+        "w.down has shape (5, 7); expected 3-dimensional [n_experts, d_model, d_ff]",
+    ),
+    (
+        lambda s: fc.FFNWeights(up=f32(2, F, D), down=f32(2, D, F), b_up=f32(F)),
+        "w.b_up has shape (7,); expected 2-dimensional [n_experts, d_ff]",
+    ),
+    (
+        lambda s: fc.FFNWeights(up=f32(2, F, D), down=f32(3, D, F)),
+        "w.down has shape (3, 5, 7); expected (2, 5, 7) to match w.up (2, 7, 5)",
+    ),
+    (
+        lambda s: fc.FFNWeights.from_gate_up(f32(2, 8, D), f32(2, D, 4), b_gate_up=f32(8)),
+        "b_gate_up has shape (8,); expected (2, 8) to match gate_up (2, 8, 5)",
     ),
     (
         lambda s: fc.FFNWeights(up=f32(F, D), down=f32(D, F), b_down=f32(1, D)),

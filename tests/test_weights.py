@@ -1,6 +1,4 @@
-"""FFNWeights, from_gate_up, pack and unpack."""
-
-# ruff: noqa: ARG001 (a test names the fixtures that it runs under)
+"""FFNWeights of one block and of experts, and from_gate_up."""
 
 import copy
 import dataclasses
@@ -8,7 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
-from support import all_biases, make_weights, normal, same_bits
+from support import all_biases, make_experts, make_weights, normal, same_bits, unaligned
 
 import ffncore as fc
 from ffncore.weights import NAMES
@@ -70,73 +68,67 @@ def test_from_gate_up_makes_views(layout, order, rng):
     assert same_bits(fc.ffn(x, w, activation="silu"), fc.ffn(x, separate, activation="silu"))
 
 
-@pytest.mark.parametrize("d, f", [(1, 1), (5, 7), (33, 65), (64, 31), (17, 97), (16, 32)])
-@pytest.mark.parametrize("with_biases", [False, True])
-def test_unpack_gives_the_bits_back(d, f, with_biases, gated, dtype, rng):
-    biases = all_biases(gated) if with_biases else ()
-    w = make_weights(rng, d, f, gated=gated, biases=biases, dtype=dtype)
-    p = fc.pack(w)
-    assert (p.shape, p.dtype, p.gated) == (w.shape, w.dtype, gated)
-    assert p.nbytes >= w.nbytes
-    unpacked = p.unpack()
-    for name in NAMES:
-        a, b = getattr(w, name), getattr(unpacked, name)
-        assert (a is None and b is None) or same_bits(a, b), name
-
-
-def test_packed_weights_are_the_same_in_every_isa(gated, dtype, rng):
-    w = make_weights(rng, 35, 70, gated=gated, biases=all_biases(gated), dtype=dtype)
-    packed = []
-    for isa in fc.available_isas():
-        with fc.using_isa(isa):
-            packed.append(fc.pack(w)._buffer)
-    assert all(np.array_equal(packed[0], other) for other in packed)
-
-
-def test_pack_takes_any_strides(isa, dtype, rng):
-    w = make_weights(rng, 35, 70, biases=all_biases(True), dtype=dtype)
-    strided = fc.FFNWeights(
-        gate=np.asfortranarray(w.gate),
-        up=np.repeat(w.up, 2, axis=1)[:, ::2],
-        down=w.down[::-1].copy()[::-1],
-        b_gate=w.b_gate[::-1].copy()[::-1],
-        b_up=np.repeat(w.b_up, 3)[::3],
-        b_down=w.b_down,
+def test_experts(gated, dtype, rng):
+    w = make_experts(rng, 4, 5, 7, gated=gated, biases=all_biases(gated), dtype=dtype)
+    assert (w.n_experts, w.d_model, w.d_ff, w.shape) == (4, 5, 7, (7, 5))
+    assert (w.gated, w.dtype) == (gated, dtype)
+    assert w.nbytes == sum(a.nbytes for a in w.arrays().values())
+    assert repr(w).endswith(f"b_down=(4, 5), {dtype.name})")
+    for e in range(4):
+        block = w.expert(e)
+        assert block.n_experts is None
+        for name, array in block.arrays().items():
+            assert np.shares_memory(array, getattr(w, name))
+            assert same_bits(array, getattr(w, name)[e])
+    assert all(
+        a.base is getattr(w, n)
+        for a, n in zip(w._core_arrays(), NAMES, strict=True)
+        if a is not None
     )
-    assert np.array_equal(fc.pack(strided)._buffer, fc.pack(w)._buffer)
+    other = pickle.loads(pickle.dumps(w))
+    assert other.n_experts == 4
+    assert all(
+        same_bits(a, b) for a, b in zip(other.arrays().values(), w.arrays().values(), strict=True)
+    )
 
 
-def test_pack_converts_only_when_told(rng):
-    w = make_weights(rng, 5, 7)
-    assert fc.pack(w).dtype == np.float64
-    p = fc.pack(w, dtype="float32")
-    assert p.dtype == np.float32
-    assert np.array_equal(p.unpack().up, w.up.astype(np.float32))
-    assert fc.pack(w, dtype=np.float64).dtype == np.float64
+def test_an_expert_that_is_not_aligned_is_copied_for_a_call(rng):
+    w = make_experts(rng, 2, 5, 7)
+    odd = fc.FFNWeights(gate=w.gate, up=unaligned(w.up), down=w.down)
+    gate, up, *_ = odd._core_arrays()
+    assert gate.base is w.gate
+    assert up.flags.aligned
+    assert same_bits(up, w.up)
 
 
-def test_pack_fills_again(rng, dtype):
-    w, other = (make_weights(rng, 35, 70, biases=("b_up",), dtype=dtype) for _ in range(2))
-    x = normal(rng, 3, 35, dtype=dtype)
-    p = fc.pack(w)
-    assert fc.pack(other, out=p) is p
-    assert same_bits(fc.ffn(x, p, activation="silu"), fc.ffn(x, other, activation="silu"))
+@pytest.mark.parametrize("layout", ["concat", "interleaved"])
+@pytest.mark.parametrize("order", ["gate_first", "up_first"])
+def test_from_gate_up_of_experts_is_that_of_each(layout, order, rng):
+    # As in a checkpoint that stores [E, in, out].
+    fused, bias = normal(rng, 3, 5, 12).swapaxes(1, 2), normal(rng, 3, 12)
+    down = normal(rng, 3, 5, 6)
+    options = {"layout": layout, "order": order}
+    w = fc.FFNWeights.from_gate_up(fused, down, b_gate_up=bias, **options)
+    assert (w.n_experts, w.shape) == (3, (6, 5))
+    for e in range(3):
+        one = fc.FFNWeights.from_gate_up(fused[e], down[e], b_gate_up=bias[e], **options)
+        for name, array in one.arrays().items():
+            assert same_bits(array, getattr(w, name)[e])
+            source = bias if name.startswith("b_") else down if name == "down" else fused
+            assert np.shares_memory(getattr(w, name), source)
 
 
-def test_large_packed_weights_start_at_a_huge_page(rng):
-    d, f = 512, 600
-    p = fc.pack(make_weights(rng, d, f, dtype=np.float32))
-    assert p._buffer.ctypes.data % 2**21 == 0
-    small = fc.pack(make_weights(rng, 5, 7, dtype=np.float32))
-    assert small._buffer.ctypes.data % 64 == 0
-
-
-def test_packed_weights_can_be_pickled_and_not_changed(rng):
-    w = make_weights(rng, 5, 7, biases=("b_gate",))
-    p = fc.pack(w)
-    again = pickle.loads(pickle.dumps(p))
-    assert np.array_equal(again._buffer, p._buffer)
-    with pytest.raises(AttributeError):
-        p.dtype = np.float32
-    with pytest.raises(TypeError):
-        fc.PackedWeights()
+def test_experts_are_refused_where_one_block_is_expected(rng):
+    w = make_experts(rng, 3, 5, 7)
+    x = normal(rng, 2, 5)
+    for weights in (w, fc.pack(w)):
+        for call in (fc.ffn, fc.ffn_forward):
+            with pytest.raises(ValueError, match=r"weights holds 3 experts; expected one block"):
+                call(x, weights, activation="silu")
+        for e in (3, -1):
+            with pytest.raises(ValueError, match=f"e is {e}; expected an expert from 0 to 2"):
+                weights.expert(e)
+        with pytest.raises(TypeError, match="e is of type float; expected an expert's number"):
+            weights.expert(1.0)
+        with pytest.raises(ValueError, match="the weights are those of one block"):
+            weights.expert(0).expert(0)

@@ -35,10 +35,11 @@ from .losses import (
     router_z_loss,
     router_z_loss_backward,
 )
+from .packed import PackedWeights, pack
 from .routers import sparsemixer, switch_capacity
 from .routing import Routing, route, route_backward
 from .threads import get_num_threads, num_threads, set_num_threads
-from .weights import FFNWeights, PackedWeights, pack
+from .weights import FFNWeights
 
 # The layer objects stand on the names above.
 from .layers import FFN  # isort: skip

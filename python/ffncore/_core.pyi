@@ -17,10 +17,13 @@ MaybeArray = Array | None
 ActivationTuple = tuple[
     int, int, float, float, float, float, float, float, float, float, float, float, float
 ]
-# gate, up, down, b_gate, b_up, b_down: 2-D and 1-D arrays of any strides, or None
+# gate, up, down, b_gate, b_up, b_down: 2-D and 1-D arrays of any strides, or None; of experts 3-D
+# and 2-D
 WeightsTuple = tuple[MaybeArray, Array, Array, MaybeArray, MaybeArray, MaybeArray]
 # packed buffer (uint8, 1-D), d, f, gated, has_b_gate, has_b_up, has_b_down
 PackedTuple = tuple[Array, int, int, bool, bool, bool, bool]
+# the same, then the number of experts and the bytes from one to the next
+PackedExpertsTuple = tuple[Array, int, int, bool, bool, bool, bool, int, int]
 
 # score_fn, select_on_logits, norm_topk_prob, norm_eps, norm_min, routed_scaling_factor, n_group,
 # topk_group, group_score, group_mask_value

@@ -15,7 +15,8 @@ import numpy as np
 from ._arrays import Array, MaybeArray, check_apart, check_names, check_out
 from ._saved import Saved
 from .elementwise import XieluGrads
-from .weights import NAMES, FFNWeights, PackedWeights
+from .packed import PackedWeights
+from .weights import NAMES, FFNWeights
 
 GRADIENTS = ("x", *NAMES, "activation")
 

@@ -22,7 +22,7 @@ from . import _core
 from ._arrays import Array
 
 # What a vector load wants; one line of the cache.
-_LINE = 64
+LINE = 64
 _HUGE_PAGE = 2 * 2**20
 
 # Two, because a loop that assigns `y, saved = ...` holds the old one while it makes the new one.
@@ -36,7 +36,7 @@ _released: deque[Array] = deque(maxlen=_KEPT)
 
 def allocate(nbytes: int) -> Array:
     """Aligned bytes, zero; in huge pages where they fill one and the system grants them."""
-    alignment = _LINE
+    alignment = LINE
     if nbytes < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         raw = np.zeros(nbytes + alignment, np.uint8)
     else:

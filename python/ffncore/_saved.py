@@ -13,7 +13,8 @@ import numpy as np
 from ._arrays import Array, MaybeArray
 from ._rows import row_count
 from .activations import Activation
-from .weights import FFNWeights, PackedWeights
+from .packed import PackedWeights
+from .weights import FFNWeights
 
 # Tokens of a panel, and what those of the last one are rounded up to.
 _PANEL, _STEP = 64, 16

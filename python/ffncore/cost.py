@@ -20,7 +20,8 @@ from . import _core
 from ._arrays import FLOAT32, as_dtype, check_names, check_size, is_narrow
 from ._grads import GRADIENTS
 from .activations import KINDS, Activation, to_tuple
-from .weights import NAMES, FFNWeights, PackedWeights, check_weights
+from .packed import PackedWeights, check_block
+from .weights import NAMES, FFNWeights
 
 _OPERATIONS = ("ffn", "ffn_forward", "ffn_backward")
 
@@ -85,7 +86,7 @@ def cost(
     if weights is not None:
         if d_model is not None or d_ff is not None:
             raise ValueError("d_model and d_ff are given beside weights; expected one or the other")
-        layer = check_weights(weights)
+        layer = check_block(weights)
         d_ff, d_model = layer.shape
         gated, packed = layer.gated, isinstance(layer, PackedWeights)
         stored = layer.dtype

@@ -51,7 +51,8 @@ from ._rows import over_rows, row_count
 from ._saved import Saved
 from .activations import PLAIN_CORE, Activation, as_activation, to_tuple
 from .elementwise import XieluGrads
-from .weights import NAMES, FFNWeights, PackedWeights, check_weights
+from .packed import PackedWeights, check_block
+from .weights import NAMES, FFNWeights
 
 _ndarray = np.ndarray
 _empty = np.empty
@@ -110,7 +111,7 @@ def ffn(
 
 
 def _ffn(x: object, weights: object, activation: object, out: object) -> Array:
-    checked = check_weights(weights)
+    checked = check_block(weights)
     core_activation = to_tuple(activation, checked.gated, checked.dtype)
     tokens = _check_x(x, checked)
     y = _output(out, tokens, checked)
@@ -165,7 +166,7 @@ def ffn_forward(
 
     >>> y, saved = fc.ffn_forward(x, weights, activation="silu")
     """
-    checked = check_weights(weights)
+    checked = check_block(weights)
     core_activation = to_tuple(activation, checked.gated, checked.dtype)
     if save not in ("preactivations", "input"):
         raise ValueError(f"save is {save!r}; expected 'preactivations' or 'input'")
