@@ -155,6 +155,19 @@ class Accuracy:
             assert ours <= self.FACTOR * numpys, f"{name}: rms {ours:.2e}, numpy {numpys:.2e}"
 
 
+COMPLEX_STEP = 1e-30  # it has no cancellation: as small as we like
+
+
+def complex_step(fn, array):
+    """Gradient of a real function of one array."""
+    gradient = np.empty(array.shape)
+    for index in np.ndindex(array.shape):
+        moved = array.astype(np.complex128)
+        moved[index] += 1j * COMPLEX_STEP
+        gradient[index] = fn(moved).imag / COMPLEX_STEP
+    return gradient
+
+
 def yardsticks(x, w, grad_y, activation):
     """y and the gradients by the plainest formula of the same precision; None for float64.
 

@@ -5,12 +5,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support import CASE_IDS, CASES, NAMES, all_biases, make_weights, normal
+from support import (
+    CASE_IDS,
+    CASES,
+    COMPLEX_STEP,
+    NAMES,
+    all_biases,
+    complex_step,
+    make_weights,
+    normal,
+)
 
 import ffncore as fc
 from ffncore import reference
-
-STEP = 1e-30  # the complex step has no cancellation: as small as we like
 
 
 def needs_erf(act):
@@ -26,18 +33,8 @@ def test_derivative_of_the_formula(name):
         h = 1e-5
         numeric, allowed = (value(v + h, act) - value(v - h, act)) / (2 * h), 1e-9
     else:
-        numeric, allowed = value(v + 1j * STEP, act).imag / STEP, 1e-14
+        numeric, allowed = value(v + 1j * COMPLEX_STEP, act).imag / COMPLEX_STEP, 1e-14
     np.testing.assert_allclose(derivative(v, act), numeric, rtol=allowed, atol=allowed)
-
-
-def complex_step(fn, array):
-    """Gradient of a real function of one array."""
-    gradient = np.empty(array.shape)
-    for index in np.ndindex(array.shape):
-        moved = array.astype(np.complex128)
-        moved[index] += 1j * STEP
-        gradient[index] = fn(moved).imag / STEP
-    return gradient
 
 
 @pytest.mark.parametrize("gated, act", CASES, ids=CASE_IDS)

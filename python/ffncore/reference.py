@@ -293,7 +293,8 @@ def _xielu_sums(da: Array, v: Array, act: Activation) -> tuple[float, float]:
 # ---- the block ---------------------------------------------------------------------------------
 
 
-def _arrays(weights: Weights, dtype: npt.DTypeLike) -> dict[str, Any]:
+def arrays(weights: Weights, dtype: npt.DTypeLike) -> dict[str, Any]:
+    """By name; None where there is none."""
     given = weights.arrays() if isinstance(weights, FFNWeights) else weights
     return {n: None if given.get(n) is None else np.asarray(given[n], dtype) for n in NAMES}
 
@@ -303,7 +304,7 @@ def preactivations(
     x: npt.ArrayLike, weights: Weights, *, dtype: npt.DTypeLike = np.float64
 ) -> tuple[Array | None, Array]:
     """(gate, up), [..., f] each; gate is None in a plain block."""
-    w, x = _arrays(weights, dtype), np.asarray(x, dtype)
+    w, x = arrays(weights, dtype), np.asarray(x, dtype)
 
     def linear(matrix: Array, bias: Array | None) -> Array:
         product = x @ matrix.T
@@ -318,7 +319,7 @@ def ffn(
     x: npt.ArrayLike, weights: Weights, *, activation: object, dtype: npt.DTypeLike = np.float64
 ) -> Array:
     """y [..., d]"""
-    w = _arrays(weights, dtype)
+    w = arrays(weights, dtype)
     y = _hidden(x, weights, activation, dtype) @ w["down"].T
     return np.asarray(y if w["b_down"] is None else y + w["b_down"])
 
@@ -341,7 +342,7 @@ def ffn_backward(
 ) -> dict[str, Any]:
     """Gradients by name: x, the weights that exist, and alpha_p, alpha_n of xielu."""
     act = as_activation(activation)
-    w = _arrays(weights, dtype)
+    w = arrays(weights, dtype)
     given = np.asarray(x, dtype)
     rows = given.reshape(-1, w["up"].shape[1]) if given.size else given.reshape(0, given.shape[-1])
     dy = np.asarray(grad_y, dtype).reshape(rows.shape)
@@ -366,3 +367,9 @@ def ffn_backward(
     if act.name == "xielu":
         grads.update(alpha_p=middle.alpha_p, alpha_n=middle.alpha_n)
     return grads
+
+
+# ---- experts: they stand on the block above ------------------------------------------------------
+
+from ._reference_moe import moe as moe  # noqa: E402
+from ._reference_moe import moe_backward as moe_backward  # noqa: E402
