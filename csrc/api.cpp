@@ -12,17 +12,12 @@
 #include "core/cpu.h"
 #include "core/threads.h"
 #include "core/workspace.h"
-#include "kernels/math64.h"
 #include "ops/elementwise.h"
 #include "ops/ffn.h"
 
 using namespace ffncore;
 
 namespace {
-
-ffncore_status done(bool ran) {
-    return ran ? FFNCORE_OK : fail(FFNCORE_OUT_OF_MEMORY, "out of memory for the workspace");
-}
 
 void zero(const Output &m, int64_t rows, int64_t cols) {
     for (int64_t i = 0; m.data && i < rows; ++i)
@@ -38,16 +33,6 @@ template <class T> void zero_gradients(const BackwardGroup<T> &g) {
     zero(g.grad_b_gate, f, 1);
     zero(g.grad_b_up, f, 1);
     zero(g.grad_b_down, d, 1);
-}
-
-// sums are those behind the gradients of alpha_p and alpha_n (see ActBackwardArgs).
-void xielu_gradients(const double (&sums)[2], const ffncore_activation &a, bool accumulate,
-                     double *grad_p, double *grad_n) {
-    auto put = [&](double *to, double value) {
-        if (to) *to = accumulate ? *to + value : value;
-    };
-    put(grad_p, sums[0] * math64::sigmoid(a.alpha_p));
-    put(grad_n, sums[1] * math64::sigmoid(a.alpha_n));
 }
 
 template <class T> ffncore_status forward(const ffncore_forward_args &a) {
@@ -99,18 +84,6 @@ template <class T> ffncore_status activation(const ffncore_activation_args &a, b
     return FFNCORE_OK;
 }
 
-// run(T()) for what the arguments are computed in, once they are known to be there. `main` is the
-// matrix that tells.
-template <class Args, class Run>
-ffncore_status with_args(const Args *args, const ffncore_matrix Args::*main, const char *name,
-                         const Run &run) {
-    return guarded([&] {
-        require(args, "args is NULL");
-        check_size("args", args->size, sizeof *args);
-        return with_dtype(name, (args->*main).dtype, run);
-    });
-}
-
 } // namespace
 
 const char *ffncore_version(void) {
@@ -133,7 +106,7 @@ void ffncore_activation_init(ffncore_activation *a, int32_t kind) {
     a->gate_multiplier = 1;
     a->negative_slope = 0.01;
     // Apertus' initial values: softplus gives 0.8 and 0.8 - beta.
-    a->alpha_p = 0.20330741325172826;
+    a->alpha_p = 0.2033823208110246;
     a->alpha_n = -1.0502256128148466;
     a->beta = 0.5;
     a->eps = -1e-6;

@@ -6,6 +6,7 @@
 
 #include "core/cpu.h"
 #include "core/threads.h"
+#include "kernels/math64.h"
 
 namespace ffncore {
 
@@ -63,6 +64,19 @@ Call<T> elementwise_call(const ffncore_activation &a, bool gated, const ffncore_
 
 int packing_threads(int64_t bytes) { return threads_for(double(bytes) < kAloneBytes); }
 int routing_threads(int64_t logits) { return threads_for(logits < kAloneLogits); }
+
+ffncore_status done(bool ran) {
+    return ran ? FFNCORE_OK : fail(FFNCORE_OUT_OF_MEMORY, "out of memory for the workspace");
+}
+
+void xielu_gradients(const double (&sums)[2], const ffncore_activation &a, bool accumulate,
+                     double *grad_p, double *grad_n) {
+    auto put = [&](double *to, double value) {
+        if (to) *to = accumulate ? *to + value : value;
+    };
+    put(grad_p, sums[0] * math64::sigmoid(a.alpha_p));
+    put(grad_n, sums[1] * math64::sigmoid(a.alpha_n));
+}
 
 Line::Line(const char *op, int32_t dtype, bool gated, int threads, std::string sizes)
     : op_(op), dtype_(dtype), gated_(gated), threads_(threads), sizes_(std::move(sizes)),

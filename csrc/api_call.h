@@ -23,6 +23,12 @@ Call<T> elementwise_call(const ffncore_activation &a, bool gated, const ffncore_
 int packing_threads(int64_t bytes);
 int routing_threads(int64_t logits);
 
+// What a run that may lack memory means.
+ffncore_status done(bool ran);
+// sums are those behind the gradients of alpha_p and alpha_n (see ActBackwardArgs).
+void xielu_gradients(const double (&sums)[2], const ffncore_activation &a, bool accumulate,
+                     double *grad_p, double *grad_n);
+
 // One line a call, printed with the time of its scope when that ends.
 class Line {
   public:

@@ -29,21 +29,6 @@ void check_tokens(const ffncore_matrix &x, int64_t d) {
     check_sizes("x", x.rows, d);
 }
 
-// A gradient that may be absent, of an array of dtype `primal`.
-Output gradient(const char *name, const ffncore_matrix &m, int64_t rows, int64_t cols,
-                int32_t primal) {
-    if (!m.data) return {};
-    check_matrix(name, m, rows, cols);
-    check_number(name, m.dtype, primal);
-    return output(m);
-}
-Output gradient(const char *name, const ffncore_vector &v, int64_t length, int32_t primal) {
-    if (!v.data) return {};
-    check_vector(name, v, length);
-    check_number(name, v.dtype, primal);
-    return output(v);
-}
-
 bool is_narrow(int32_t dtype) { return dtype == FFNCORE_BFLOAT16 || dtype == FFNCORE_FLOAT16; }
 
 // Weights beside x.
@@ -183,6 +168,20 @@ PackedHeader packed_header(const char *name, const void *packed) {
 }
 
 // ---- conversions
+
+Output gradient(const char *name, const ffncore_matrix &m, int64_t rows, int64_t cols,
+                int32_t primal) {
+    if (!m.data) return {};
+    check_matrix(name, m, rows, cols);
+    check_number(name, m.dtype, primal);
+    return output(m);
+}
+Output gradient(const char *name, const ffncore_vector &v, int64_t length, int32_t primal) {
+    if (!v.data) return {};
+    check_vector(name, v, length);
+    check_number(name, v.dtype, primal);
+    return output(v);
+}
 
 template <class T> Weights<T> weight_shapes(const ffncore_weights &w, int32_t dtype) {
     check_size("weights", w.size, sizeof w);

@@ -72,6 +72,18 @@ template <class Run> auto with_dtype(const char *name, int32_t dtype, const Run 
     return dtype == FFNCORE_FLOAT64 ? run(double()) : run(float());
 }
 
+// run(T()) for what the arguments are computed in, once they are known to be there. `main` is the
+// matrix that tells.
+template <class Args, class Run>
+ffncore_status with_args(const Args *args, const ffncore_matrix Args::*main, const char *name,
+                         const Run &run) {
+    return guarded([&] {
+        require(args, "args is NULL");
+        check_size("args", args->size, sizeof *args);
+        return with_dtype(name, (args->*main).dtype, run);
+    });
+}
+
 // ---- conversions
 
 inline Input input(const ffncore_matrix &m) {
@@ -113,6 +125,10 @@ template <class T>
 ForwardGroup<T> forward_group(const ffncore_forward_args &a, const Weights<T> &w, bool run);
 template <class T>
 BackwardGroup<T> backward_group(const ffncore_backward_args &a, const Weights<T> &w, bool run);
+// A gradient of one matrix or vector, which may be absent.
+Output gradient(const char *name, const ffncore_matrix &m, int64_t rows, int64_t cols,
+                int32_t primal);
+Output gradient(const char *name, const ffncore_vector &v, int64_t length, int32_t primal);
 template <class T> Elementwise<T> elementwise(const ffncore_activation_args &a, bool backward);
 
 } // namespace ffncore

@@ -57,8 +57,8 @@ def huge(*shape):
     return np.lib.stride_tricks.as_strided(f32(1), shape, (0,) * len(shape), writeable=False)
 
 
-def check(call, error, sentence):
-    setting = Setting()
+def check(call, error, sentence, make=Setting):
+    setting = make()
     before = setting.bytes()
     with pytest.raises(error, match=re.escape(sentence)) as caught:
         call(setting)

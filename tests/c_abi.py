@@ -134,3 +134,50 @@ def activation_args(kind, **arrays):
     for name, array in arrays.items():
         setattr(args, name, matrix(array))
     return args
+
+
+# ---- mixture of experts --------------------------------------------------------------------------
+
+WEIGHTS = ("gate", "up", "down", "b_gate", "b_up", "b_down")
+
+
+def mixture(dtype, gated=True, biases=True, tokens=37, n=3, k=2, d=18, f=34):
+    """x, grad_y, ids, routing weights, experts; experts and matrices behind any strides."""
+    rng = np.random.default_rng(11)
+    draw = lambda *shape: rng.standard_normal(shape).astype(dtype)  # noqa: E731
+    w = fc.FFNWeights(
+        gate=draw(n, f, d) if gated else None,
+        up=draw(d, n, f).transpose(1, 2, 0),
+        down=draw(2 * n, d, 2 * f)[::-2, :, ::-2],
+        b_gate=draw(n, f) if gated and biases else None,
+        b_up=draw(f, n).T if biases else None,
+        b_down=draw(n, 2 * d)[:, ::2] if biases else None,
+    )
+    ids = rng.integers(-1, n, (tokens, k), dtype=np.int32)
+    factors = draw(tokens, k).astype(np.float64 if dtype == np.float64 else np.float32)
+    return draw(tokens, d), draw(tokens, d), ids, factors, w
+
+
+def experts(w):
+    """Expert 0 of these arrays, and the distances in elements; None: all absent."""
+    size = {"size": ffi.sizeof("ffncore_experts")}
+    if w is None:
+        return size
+    first = w.expert(0)
+    steps = {f"{name}_stride": a.strides[0] // a.itemsize for name, a in w.arrays().items()}
+    return {**size, "first": weights(first), "count": w.n_experts, **steps}
+
+
+def moe_args(name, x, ids, factors, w, kind, **fields):
+    """name: "forward" or "backward"; kind: of the activation, or an activation; fields: more."""
+    args = ffi.new(f"ffncore_moe_{name}_args *")
+    args.size = ffi.sizeof(f"ffncore_moe_{name}_args")
+    args.x, args.experts = matrix(x), experts(w)
+    args.activation = activation(kind) if isinstance(kind, int) else kind
+    args.expert_ids = ffi.cast("int32_t *", ids.ctypes.data)
+    args.routing_weights = matrix(factors)
+    if name == "backward":
+        args.grad_experts = experts(None)
+    for field, value in fields.items():
+        setattr(args, field, matrix(value) if isinstance(value, np.ndarray) else value)
+    return args

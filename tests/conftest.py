@@ -36,6 +36,12 @@ def gated(request):
     return request.param
 
 
+@pytest.fixture(params=[False, True], ids=["on-output", "on-input"])
+def on_input(request):
+    """Both places of a mixture's routing weight."""
+    return request.param
+
+
 @pytest.fixture
 def rng(request):
     """Numbers of the test's own, the same in every run and in every instruction set."""

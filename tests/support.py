@@ -168,12 +168,12 @@ def complex_step(fn, array):
     return gradient
 
 
-def yardsticks(x, w, grad_y, activation):
+def yardsticks(x, w, grad_y, activation, round_results=True):
     """y and the gradients by the plainest formula of the same precision; None for float64.
 
     float32: all of it in numpy float32. 16 bits: in float64, with one rounding of each tensor that
-    is a result, or is kept between the passes or the products (float16: h and the gradients of gate
-    and up are float32).
+    is a result (unless they are to be added up), or is kept between the passes or the products
+    (float16: h and the gradients of gate and up are float32).
     """
     dtype = x.dtype
     if dtype == np.float64:
@@ -212,6 +212,10 @@ def yardsticks(x, w, grad_y, activation):
         grads |= {"gate": dgate.T @ rows, "b_gate": dgate.sum(0)}
     grads |= {"down": grad.T @ h_of(gate, up), "b_down": grad.sum(0)}
     grads["x"] = grads["x"].reshape(x.shape)
+    if not round_results:
+        # y_again: by the rounded preactivations that the backward pass begins with.
+        y_again = h_of(gate, up) @ wide.down.T + arrays.get("b_down", 0)
+        return y.reshape(x.shape), {**grads, "y_again": y_again}
     return rounded(y).reshape(x.shape), {name: rounded(a) for name, a in grads.items()}
 
 

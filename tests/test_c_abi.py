@@ -29,6 +29,7 @@ from c_abi import (
 from support import DTYPES, TOLERANCE
 
 import ffncore as fc
+from ffncore.activations import KINDS
 
 
 def functions():
@@ -145,6 +146,15 @@ def test_pack(dtype, gated):
     check(lib.ffncore_unpack(ffi.new("ffncore_weights *", weights(back)), packed))
     for name in ("gate", "up", "down", "b_gate", "b_up", "b_down"):
         np.testing.assert_array_equal(getattr(back, name), getattr(w, name), err_msg=name)
+
+
+def test_options_begin_as_in_python():
+    for kind, name in enumerate(KINDS):
+        ours, theirs = activation(kind), fc.Activation(name)
+        for option in ("alpha", "negative_slope", "alpha_p", "alpha_n", "beta", "eps"):
+            if getattr(theirs, option) is not None:
+                assert getattr(ours, option) == pytest.approx(getattr(theirs, option), rel=1e-15)
+        assert (ours.clamp, ours.up_offset, ours.gate_multiplier) == (0, 0, 1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -280,6 +290,10 @@ for always in (False, True):
     fc.ffn_backward(y, saved)
     fc.activation_backward(y, fc.activation(y, activation="relu"), activation="relu")
     fc.pack(w).unpack()
+    experts = fc.FFNWeights(up=w.up[None], down=w.down[None])
+    routing = fc.Routing(experts=np.zeros((2, 1), int), weights=np.ones((2, 1)))
+    y, saved = fc.moe_forward(np.ones((2, 30)), routing, experts, activation="silu")
+    fc.moe_backward(y, saved)
 """
 
 
@@ -291,9 +305,9 @@ def test_verbose_prints_a_line_for_each_call():
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
     operations = ["ffn_forward", "ffn_backward", "activation_forward", "activation_backward"]
-    operations += ["pack", "unpack"]
+    operations += ["pack", "unpack", "moe_forward", "moe_backward"]
     assert [line.split()[1] for line in lines] == 2 * operations
-    for line, threads in zip(lines, [1] * 6 + [3] * 6, strict=True):
+    for line, threads in zip(lines, [1] * 8 + [3] * 8, strict=True):
         pattern = rf"ffncore \w+ float64 plain .* isa={fc.active_isa()} threads={threads} [\d.]+ ms"
         assert re.fullmatch(pattern, line)
 

@@ -1,9 +1,5 @@
 // The Python door: numpy arrays in, pointers and strides to the C ABI, status to exception. What
-// computes or moves data runs without the GIL. Dtypes, ranks and shapes were checked in Python
-// (python/ffncore/_arrays.py), which also has the error texts; this file checks nothing twice.
-// Signatures: python/ffncore/_core.pyi.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
+// computes or moves data runs without the GIL. Signatures: python/ffncore/_core.pyi.
 #include <pybind11/stl.h>
 
 #include <array>
@@ -11,105 +7,9 @@
 #include <string>
 
 #include "../bench/measure.h"
-#include "../include/ffncore.h"
-
-namespace py = pybind11;
+#include "arrays.h"
 
 namespace {
-
-void check(ffncore_status status) {
-    if (status == FFNCORE_OK) return;
-    if (status == FFNCORE_OUT_OF_MEMORY) {
-        PyErr_SetString(PyExc_MemoryError, ffncore_last_error());
-        throw py::error_already_set();
-    }
-    if (status == FFNCORE_UNSUPPORTED) throw std::runtime_error(ffncore_last_error());
-    throw py::value_error(ffncore_last_error());
-}
-
-// call() without the GIL.
-template <class Call> void run(const Call &call) {
-    ffncore_status status;
-    {
-        py::gil_scoped_release release;
-        status = call();
-    }
-    check(status);
-}
-
-int64_t checked(int64_t bytes) {
-    if (bytes < 0) throw py::value_error(ffncore_last_error());
-    return bytes;
-}
-
-int32_t dtype_of(const std::string &name) {
-    return name == "float64"    ? FFNCORE_FLOAT64
-           : name == "bfloat16" ? FFNCORE_BFLOAT16
-           : name == "float16"  ? FFNCORE_FLOAT16
-                                : FFNCORE_FLOAT32;
-}
-int32_t dtype_of(const py::array &a) {
-    switch (a.itemsize()) {
-    case 8:
-        return FFNCORE_FLOAT64;
-    case 4:
-        return FFNCORE_FLOAT32;
-    default:
-        return a.dtype().kind() == 'f' ? FFNCORE_FLOAT16 : FFNCORE_BFLOAT16; // ml_dtypes' : 'V'
-    }
-}
-
-py::array array_of(py::handle h) { return py::reinterpret_borrow<py::array>(h); }
-
-ffncore_matrix matrix(py::handle h) {
-    if (h.is_none()) return {};
-    const py::array a = array_of(h);
-    const int64_t size = a.itemsize();
-    return {const_cast<void *>(a.data()), a.shape(0),          a.shape(1),
-            a.strides(0) / size,          a.strides(1) / size, dtype_of(a)};
-}
-
-ffncore_vector vector(py::handle h) {
-    if (h.is_none()) return {};
-    const py::array a = array_of(h);
-    return {const_cast<void *>(a.data()), a.shape(0), a.strides(0) / a.itemsize(), dtype_of(a)};
-}
-
-void *data(py::handle h) { return h.is_none() ? nullptr : const_cast<void *>(array_of(h).data()); }
-
-// WeightsTuple (6 entries) or PackedTuple (7).
-ffncore_weights weights(const py::tuple &t) {
-    ffncore_weights w{};
-    w.size = sizeof w;
-    if (t.size() == 6) {
-        w.gate = matrix(t[0]);
-        w.up = matrix(t[1]);
-        w.down = matrix(t[2]);
-        w.b_gate = vector(t[3]);
-        w.b_up = vector(t[4]);
-        w.b_down = vector(t[5]);
-        return w;
-    }
-    w.packed = data(t[0]);
-    const int64_t d = t[1].cast<int64_t>(), f = t[2].cast<int64_t>();
-    if (t[3].cast<bool>()) w.gate = {nullptr, f, d, 0, 0, 0};
-    w.up = {nullptr, f, d, 0, 0, 0};
-    w.down = {nullptr, d, f, 0, 0, 0};
-    return w;
-}
-
-ffncore_activation activation(const py::tuple &t) {
-    ffncore_activation a{};
-    a.size = sizeof a;
-    a.kind = t[0].cast<int32_t>();
-    a.clamp = t[1].cast<int32_t>();
-    double *const options[] = {&a.limit,          &a.alpha,      &a.up_offset,
-                               &a.gate_softcap,   &a.up_softcap, &a.gate_multiplier,
-                               &a.negative_slope, &a.alpha_p,    &a.alpha_n,
-                               &a.beta,           &a.eps};
-    for (size_t i = 0; i < 11; ++i) *options[i] = t[2 + i].cast<double>();
-    return a;
-}
 
 void ffn_forward(const py::array &x, const py::array &y, const py::tuple &w, const py::tuple &act,
                  py::object saved) {
@@ -170,52 +70,6 @@ py::object activation_backward(const py::array &grad_h, py::object gate, const p
     args.grad_alpha_n = xielu ? &alpha_n : nullptr;
     run([&] { return ffncore_activation_backward(&args); });
     return xielu ? py::object(py::make_tuple(alpha_p, alpha_n)) : py::none();
-}
-
-// RouterTuple and the bias.
-ffncore_router router(const py::tuple &t, py::handle bias) {
-    ffncore_router r{};
-    r.size = sizeof r;
-    r.score_fn = t[0].cast<int32_t>();
-    r.select_on_logits = t[1].cast<bool>();
-    r.norm_topk_prob = t[2].cast<bool>();
-    r.norm_eps = t[3].cast<double>();
-    r.norm_min = t[4].cast<double>();
-    r.routed_scaling_factor = t[5].cast<double>();
-    r.n_group = t[6].cast<int64_t>();
-    r.topk_group = t[7].cast<int64_t>();
-    r.group_score = t[8].cast<int32_t>();
-    r.group_mask_value = t[9].cast<double>();
-    r.e_score_correction_bias = vector(bias);
-    return r;
-}
-
-void route(const py::array &logits, const py::array &experts, bool given, const py::array &weights,
-           py::object log_sum_exp, const py::tuple &options, py::object bias) {
-    ffncore_route_args args{};
-    args.size = sizeof args;
-    args.router = router(options, bias);
-    args.logits = matrix(logits);
-    args.experts = static_cast<int32_t *>(data(experts));
-    args.expert_stride = experts.strides(0) / experts.itemsize();
-    args.experts_given = given;
-    args.weights = matrix(weights);
-    args.log_sum_exp = vector(log_sum_exp);
-    run([&] { return ffncore_route(&args); });
-}
-
-void route_backward(const py::array &grad_weights, const py::array &experts,
-                    const py::array &logits, const py::array &grad_logits,
-                    const py::tuple &options) {
-    ffncore_route_backward_args args{};
-    args.size = sizeof args;
-    args.router = router(options, py::none());
-    args.logits = matrix(logits);
-    args.experts = static_cast<const int32_t *>(data(experts));
-    args.expert_stride = experts.strides(0) / experts.itemsize();
-    args.grad_weights = matrix(grad_weights);
-    args.grad_logits = matrix(grad_logits);
-    run([&] { return ffncore_route_backward(&args); });
 }
 
 // A cost is asked for shapes alone: pointers that only have to be there point here. Biases cost
@@ -312,8 +166,7 @@ PYBIND11_MODULE(_core, m) {
     m.def("ffn_backward", &ffn_backward);
     m.def("activation_forward", &activation_forward);
     m.def("activation_backward", &activation_backward);
-    m.def("route", &route);
-    m.def("route_backward", &route_backward);
+    add_mixture(m);
     m.def("saved_bytes", [](const py::array &x, int64_t tokens, int64_t f, bool gated) {
         return checked(ffncore_saved_bytes(dtype_of(x), tokens, f, gated));
     });

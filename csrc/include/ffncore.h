@@ -146,6 +146,53 @@ typedef struct ffncore_backward_args {
     double *grad_alpha_n;
 } ffncore_backward_args;
 
+/* The experts of a mixture: expert 0, and the distances from one expert to the next: of arrays in
+ * elements, of packed weights in bytes. */
+typedef struct ffncore_experts {
+    size_t size;
+    ffncore_weights first;
+    int64_t count;
+    int64_t gate_stride;
+    int64_t up_stride;
+    int64_t down_stride;
+    int64_t b_gate_stride;
+    int64_t b_up_stride;
+    int64_t b_down_stride;
+    int64_t packed_stride;
+} ffncore_experts;
+
+/* y[t] = sum over slots s, in order, of w[t, s] FFN_e(x[t]), e = expert_ids[t, s]; or (weight on
+ * the input) of FFN_e(w[t, s] x[t]), the product rounded to x's dtype. */
+typedef struct ffncore_moe_forward_args {
+    size_t size;
+    ffncore_matrix x; /* [T, d] */
+    ffncore_matrix y; /* [T, d] */
+    ffncore_experts experts;
+    ffncore_activation activation;
+    const int32_t *expert_ids;      /* [T, top_k], without gaps: 0 to count - 1, or -1 for none */
+    ffncore_matrix routing_weights; /* [T, top_k], float32, or float64 beside float64 x */
+    int32_t weight_on_input;
+    void *saved; /* NULL, or ffncore_moe_saved_bytes() bytes: gate and up before the activation */
+} ffncore_moe_forward_args;
+
+typedef struct ffncore_moe_backward_args {
+    size_t size;
+    ffncore_matrix x;
+    ffncore_matrix grad_y;
+    ffncore_experts experts;
+    ffncore_activation activation;
+    const int32_t *expert_ids;
+    ffncore_matrix routing_weights;
+    int32_t weight_on_input;
+    const void *saved;     /* what the forward pass filled, or NULL: gate and up are recomputed */
+    int32_t accumulate;    /* 0: gradients are stored, 1: added into what is there */
+    ffncore_matrix grad_x; /* every gradient may be absent, and then costs nothing */
+    ffncore_matrix grad_routing_weights; /* of their dtype; 0 where the expert is -1 */
+    ffncore_experts grad_experts; /* those present in `first`; 0 for experts that no token chose */
+    double *grad_alpha_p;         /* xielu's two trainable parameters */
+    double *grad_alpha_n;
+} ffncore_moe_backward_args;
+
 /* Elementwise: h = act(gate) * up (gated) or act(up), all [rows, cols]; gate absent = plain. */
 typedef struct ffncore_activation_args {
     size_t size;
@@ -241,6 +288,12 @@ ffncore_status ffncore_activation_backward(const ffncore_activation_args *args);
 /* Saved gate and up, of x's dtype: [gated ? 2 : 1] x panels of 64 tokens, [f][64] each; the last
  * panel is [f][tokens rounded up to 16]. -1: see ffncore_last_error(). */
 int64_t ffncore_saved_bytes(int32_t dtype, int64_t tokens, int64_t d_ff, int32_t gated);
+/* mixture of experts */
+ffncore_status ffncore_moe_forward(const ffncore_moe_forward_args *args);
+ffncore_status ffncore_moe_backward(const ffncore_moe_backward_args *args);
+/* As above for the rows of each expert, one expert's behind the other's. */
+int64_t ffncore_moe_saved_bytes(int32_t dtype, const int32_t *expert_ids, int64_t tokens,
+                                int64_t top_k, int64_t n_experts, int64_t d_ff, int32_t gated);
 /* For shapes alone: pointers are tested for NULL, never read (x, y and grad_y not even that).
  * packed: as if weights were packed. */
 ffncore_status ffncore_forward_cost(const ffncore_forward_args *args, int32_t packed,

@@ -158,7 +158,7 @@ template <class T> struct GroupSums {
     T positive[kLanes] = {}, negative[kLanes] = {};
 
     static inline T tree(T *lanes) {
-        for (int half = kXieluGroup / 2; half > 0; half /= 2)
+        for (int half = kSumGroup / 2; half > 0; half /= 2)
             for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
         return lanes[0];
     }
@@ -166,14 +166,14 @@ template <class T> struct GroupSums {
     // The vector at column c of cols; after every group, and at the end, a sum is written.
     template <class F>
     inline void add(typename F::V p, typename F::V n, int64_t c, int64_t cols, T *sum_p, T *sum_n) {
-        const int lane = int(c % kXieluGroup), end = lane + F::W;
+        const int lane = int(c % kSumGroup), end = lane + F::W;
         F::store(positive + lane, p);
         F::store(negative + lane, n);
-        if (end < kXieluGroup && c + F::W < cols) return;
-        for (int i = end; i < kXieluGroup; ++i) positive[i] = negative[i] = T(0);
-        for (int i = 0; i < end && c - lane + i < cols; i += kXieluGroup) {
-            sum_p[(c - lane + i) / kXieluGroup] = tree(positive + i);
-            sum_n[(c - lane + i) / kXieluGroup] = tree(negative + i);
+        if (end < kSumGroup && c + F::W < cols) return;
+        for (int i = end; i < kSumGroup; ++i) positive[i] = negative[i] = T(0);
+        for (int i = 0; i < end && c - lane + i < cols; i += kSumGroup) {
+            sum_p[(c - lane + i) / kSumGroup] = tree(positive + i);
+            sum_n[(c - lane + i) / kSumGroup] = tree(negative + i);
         }
     }
 };

@@ -106,7 +106,7 @@ template <class T> struct ActForwardArgs {
 // nullptr, receive, for each row and each group of 8 columns, the group's sum of dh' * x^2 (x > 0)
 // and dh' * (expm1(min(x, eps)) - x) (x <= 0), where dh' is the gradient of act's value: element
 // [r * ld_xielu + c / 8]. The 8 lanes are added as a tree: i and i + 4, i and i + 2, i and i + 1.
-constexpr int kXieluGroup = 8; // divides the width of every tile
+constexpr int kSumGroup = 8; // divides the width of every tile
 template <class T> struct ActBackwardArgs {
     int64_t rows, cols;
     const T *dh;
@@ -211,6 +211,17 @@ template <class T> struct Kernels {
 
     void (*act_forward)(const ActivationParams &, const ActForwardArgs<T> &);
     void (*act_backward)(const ActivationParams &, const ActBackwardArgs<T> &);
+
+    // Rows that count by a factor each (factors.inl). to[r][c] = factors[r] * from[r][c].
+    void (*scale)(const T *from, int64_t ld, const T *factors, int64_t rows, int64_t cols, T *to,
+                  int64_t ld_to);
+    // sum[c] = the sum over i < n, in order, of factors[i] * rows[index[i] * ld + c]; a negative
+    // index is left out. factors == nullptr: 1.
+    void (*combine)(const T *rows, int64_t ld, const int32_t *index, const T *factors, int64_t n,
+                    int64_t cols, T *sum);
+    // sums[r * ld + c / 8]: of a row's products a[r][c] * b[r][c], by groups of 8 columns.
+    void (*dot_groups)(const T *a, int64_t lda, const T *b, int64_t ldb, int64_t rows, int64_t cols,
+                       T *sums, int64_t ld);
 
     void (*route)(const RouteParams &, const RouteArgs<T> &);
     void (*route_backward)(const RouteParams &, const RouteBackwardArgs<T> &);

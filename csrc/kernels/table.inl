@@ -12,6 +12,7 @@
 #include "pack.inl"
 #include "route.inl"
 
+#include "factors.inl"
 #include "gemm.inl"
 
 namespace ffncore {
@@ -68,6 +69,9 @@ template <class F, Order order, int... Rows> void fill_kernels(Kernels<typename 
     k.drain = F32::drain;
     k.act_forward = act_forward<F>;
     k.act_backward = act_backward<F>;
+    k.scale = scale<F>;
+    k.combine = combine<F>;
+    k.dot_groups = dot_groups<F>;
     k.route = route<F>;
     k.route_backward = route_backward<F>;
     // Where a vector is one 32-byte group, a tile of two is gate and up already.

@@ -146,7 +146,7 @@ template <class T> void activation_backward(const Call<T> &call, Elementwise<T> 
                 Segment<T> gate(k, gates, first, n), up(k, ups, first, n),
                     grad_h(k, grad_hs, first, n), grad_gate(k, grad_gates, first, n),
                     grad_up(k, grad_ups, first, n);
-                constexpr int64_t kGroups = kSegment / kXieluGroup;
+                constexpr int64_t kGroups = kSegment / kSumGroup;
                 T p[kGroups], q[kGroups];
                 ActBackwardArgs<T> a{};
                 a.rows = 1;
@@ -162,7 +162,7 @@ template <class T> void activation_backward(const Call<T> &call, Elementwise<T> 
                 call.kernels.act_backward(call.activation, a);
                 grad_gate.finish();
                 grad_up.finish();
-                for (int64_t j = 0; e.xielu && j < ceil_div(n, kXieluGroup); ++j) {
+                for (int64_t j = 0; e.xielu && j < ceil_div(n, kSumGroup); ++j) {
                     sum_p += p[j];
                     sum_n += q[j];
                 }

@@ -1,6 +1,7 @@
 // What both ways of running an FFN share: the choice between them, the workspace, the cuts.
 #include "ffn.h"
 
+#include <cmath>
 #include <numeric>
 #include <utility>
 
@@ -10,36 +11,6 @@ namespace {
 
 // Four tasks a thread: a core that is late by a tenth of a phase finds its last task taken over.
 constexpr int64_t kTasksPerThread = 4;
-
-// What a call needs: the groups' buffers, then the threads' scratch.
-template <class T> struct Needed {
-    int64_t shared;
-    ScratchSet<T> scratch;
-    int64_t bytes;
-};
-
-template <class T> Needed<T> count_workspace(const Call<T> &call, const auto &add) {
-    Schedule schedule(Schedule::kCount);
-    Arena arena;
-    ScratchSet<T> scratch;
-    add(Build<T>{schedule, arena, scratch, call});
-    const int64_t shared = arena.used();
-    scratch.take(arena, call.threads);
-    return {shared, scratch, arena.used()};
-}
-
-// Builds the schedule twice: to count memory, and for good.
-template <class T> bool run_schedule(const Call<T> &call, const auto &add) {
-    Needed<T> needed = count_workspace(call, add);
-    Lease lease(needed.bytes);
-    if (!lease.data()) return false;
-    Schedule schedule(call.threads, flushes(call.kernels));
-    Arena arena((char *)lease.data());
-    needed.scratch.base = (T *)((char *)lease.data() + needed.shared);
-    add(Build<T>{schedule, arena, needed.scratch, call});
-    run_region(schedule, call.threads);
-    return true;
-}
 
 template <class T> auto forward_phases(const std::vector<ForwardGroup<T>> &groups) {
     return [&groups](const Build<T> &build) {
@@ -87,13 +58,16 @@ int64_t saved_elements(int64_t tokens, int64_t f, bool gated) {
     return round_up(tokens, kSavedGrain) * f * (gated ? 2 : 1);
 }
 
-Grid::Grid(int64_t rows, int64_t quantum, int64_t panels, int64_t together, int threads)
+Grid::Grid(int64_t rows, int64_t quantum, int64_t panels, int64_t together, int threads,
+           double share)
     : rows(rows), quantum(quantum), row_tasks(1), panels(panels),
       panel_tasks(std::max<int64_t>(1, ceil_div(panels, std::max<int64_t>(together, 1)))) {
     const int64_t tiles = std::max<int64_t>(1, ceil_div(rows, quantum));
     if (threads == 1) return;
-    row_tasks = ceil_div(threads * kTasksPerThread, panel_tasks);
-    row_tasks = round_up(row_tasks, threads / std::gcd<int64_t>(panel_tasks, threads));
+    const int64_t wanted = (int64_t)std::ceil(double(threads * kTasksPerThread) * share);
+    row_tasks = ceil_div(wanted, panel_tasks);
+    if (share == 1)
+        row_tasks = round_up(row_tasks, threads / std::gcd<int64_t>(panel_tasks, threads));
     row_tasks = std::min(row_tasks, tiles);
 }
 
@@ -129,7 +103,7 @@ bool ffn_forward(const Call<T> &call, const std::vector<ForwardGroup<T>> &groups
 
 template <class T>
 int64_t workspace_forward(const Call<T> &call, const std::vector<ForwardGroup<T>> &groups) {
-    return count_workspace(call, forward_phases(groups)).bytes;
+    return count_workspace(call, forward_phases(groups));
 }
 
 template <class T> bool ffn_backward(const Call<T> &call, std::vector<BackwardGroup<T>> &groups) {
@@ -138,7 +112,7 @@ template <class T> bool ffn_backward(const Call<T> &call, std::vector<BackwardGr
 
 template <class T>
 int64_t workspace_backward(const Call<T> &call, std::vector<BackwardGroup<T>> &groups) {
-    return count_workspace(call, backward_phases(groups)).bytes;
+    return count_workspace(call, backward_phases(groups));
 }
 
 // What both passes ask of a plan.

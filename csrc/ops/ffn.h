@@ -6,12 +6,14 @@
 //   ffn_backward_rows.cpp    backward with tokens as rows: packed weights, or few tokens
 //   ffn_backward_panels.cpp  backward with tokens as panels
 #pragma once
+#include <utility>
 #include <vector>
 
 #include "../core/workspace.h"
 #include "packing.h"
 #include "plan.h"
 #include "schedule.h"
+#include "token_rows.h"
 
 namespace ffncore {
 
@@ -145,19 +147,24 @@ class Arena {
 // Every thread's Scratch. Grows to the largest product's needs while a schedule is built; the
 // jobs look their part up when they run. Sizes in elements.
 template <class T> struct ScratchSet {
-    int64_t a = 0, b = 0, sums = 0;
+    int64_t a = 0, b = 0, sums = 0, out = 0;
     int64_t tile = kMaxRows * kMaxVectors * 64 / (int64_t)sizeof(T);
     T *base = nullptr;
-    void need(int64_t copied, int64_t packed, int64_t running) {
+    void need(int64_t copied, int64_t packed, int64_t running, int64_t combined = 0) {
         a = std::max(a, round_up(copied, 64)); // whole cache lines
         b = std::max(b, round_up(packed, 64));
         sums = std::max(sums, round_up(running, 64));
+        out = std::max(out, round_up(combined, 64));
     }
-    void take(Arena &arena, int threads) { base = arena.take<T>(threads * (tile + a + b + sums)); }
+    void take(Arena &arena, int threads) { base = arena.take<T>(threads * each()); }
     Scratch<T> at(int thread) const {
-        T *mine = base + thread * (tile + a + b + sums);
-        return {mine, mine + tile, mine + tile + a, mine + tile + a + b};
+        T *mine = base + thread * each();
+        return {mine, mine + tile, mine + tile + a, mine + tile + a + b,
+                mine + tile + a + b + sums};
     }
+
+  private:
+    int64_t each() const { return tile + a + b + sums + out; }
 };
 
 // Where a group's phases are added. With an arena that only counts, nothing may run.
@@ -166,14 +173,48 @@ template <class T> struct Build {
     Arena &arena;
     ScratchSet<T> &scratch;
     const Call<T> &call;
+    double share = 1; // of a phase's work that one job is: a group of a mixture has less
 };
+
+// Bytes of the groups' buffers, and of these and the threads' scratch.
+template <class T, class Add>
+std::pair<int64_t, int64_t> count_schedule(const Call<T> &call, const Add &add,
+                                           ScratchSet<T> &scratch) {
+    Schedule schedule(Schedule::kCount);
+    Arena arena;
+    add(Build<T>{schedule, arena, scratch, call});
+    const int64_t shared = arena.used();
+    scratch.take(arena, call.threads);
+    return {shared, arena.used()};
+}
+
+// A schedule is built twice: to count memory (the groups' buffers, then the threads' scratch), and
+// for good. add(build) adds its phases. false: out of memory.
+template <class T, class Add> bool run_schedule(const Call<T> &call, const Add &add) {
+    ScratchSet<T> scratch;
+    const auto [shared, bytes] = count_schedule(call, add, scratch);
+    Lease lease(bytes);
+    if (!lease.data()) return false;
+    Schedule schedule(call.threads, flushes(call.kernels));
+    Arena arena((char *)lease.data());
+    scratch.base = (T *)((char *)lease.data() + shared);
+    add(Build<T>{schedule, arena, scratch, call});
+    run_region(schedule, call.threads);
+    return true;
+}
+template <class T, class Add> int64_t count_workspace(const Call<T> &call, const Add &add) {
+    ScratchSet<T> scratch;
+    return count_schedule(call, add, scratch).second;
+}
 
 // Cuts [rows] x [panels] into tasks; rows are cut between tiles of `quantum` rows.
 struct Grid {
     int64_t rows, quantum, row_tasks, panels, panel_tasks;
     // At least kTasksPerThread tasks a thread where there is that much work, and a multiple of the
-    // threads, so that equal cores end together; at most `together` panels a task.
-    Grid(int64_t rows, int64_t quantum, int64_t panels, int64_t together, int threads);
+    // threads, so that equal cores end together; at most `together` panels a task. A job that is a
+    // share of its phase has its share of these tasks.
+    Grid(int64_t rows, int64_t quantum, int64_t panels, int64_t together, int threads,
+         double share = 1);
     int64_t tasks() const { return row_tasks * panel_tasks; }
     int64_t row(int64_t i) const { // first row of row task i
         const int64_t tiles = ceil_div(rows, quantum);
@@ -217,8 +258,8 @@ void add_backward_panels(const Build<T> &build, BackwardGroup<T> &group, const P
 // goes into h, they themselves into `save`, where asked for. pairs: x and h are rows of bfloat16
 // (Rows::pairs), and ldh counts pairs.
 template <class T>
-void add_up_rows(const Build<T> &build, const Weights<T> &part, const Input &x, int64_t tokens,
-                 T *h, int64_t ldh, const Preactivations &save, bool pairs = false);
+void add_up_rows(const Build<T> &build, const Weights<T> &part, const TokenRows<T> &x,
+                 int64_t tokens, T *h, int64_t ldh, const Preactivations &save, bool pairs = false);
 
 template <class T> PlanRequest forward_request(const Call<T> &call, const ForwardGroup<T> &group);
 template <class T> PlanRequest backward_request(const Call<T> &call, const BackwardGroup<T> &group);

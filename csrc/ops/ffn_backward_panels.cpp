@@ -77,8 +77,8 @@ template <class T> struct HiddenGradientEpilogue {
         a.h = place(h, numbers[2]);
         a.ld_out = width;
         if (xielu_p) {
-            a.xielu_p = xielu_p + r * ld_xielu + t / kXieluGroup;
-            a.xielu_n = xielu_n + r * ld_xielu + t / kXieluGroup;
+            a.xielu_p = xielu_p + r * ld_xielu + t / kSumGroup;
+            a.xielu_n = xielu_n + r * ld_xielu + t / kSumGroup;
             a.ld_xielu = ld_xielu;
         }
         k->act_backward(act, a);

@@ -9,6 +9,7 @@
 // tokens and units (plan.h) is done at a time; dgate, dup and h of it are held. Gate and up come
 // from the forward pass, or again from x. Packed weights, of any number of tokens, give dx alone;
 // their blocks are turned on the way.
+#include "hidden_gradient.h"
 #include "panels.h"
 #include "rows.h"
 #include "xielu.h"
@@ -16,76 +17,6 @@
 namespace ffncore {
 
 namespace {
-
-// dh -> dgate, dup, h of the chunk, [tokens][ld] each; and dh itself where xielu's sums want it.
-template <class T> struct HiddenGradient {
-    const Kernels<T> *k;
-    ActivationParams act;
-    int64_t width; // of the tile
-    ReadPreactivations pre;
-    T *dgate, *dup, *h; // each may be nullptr
-    int64_t ld;
-    Preactivations dh; // turned, as gate and up are; of T
-
-    void begin(int64_t r, int64_t n, int64_t, int64_t col, int64_t cols) const {
-        constexpr int64_t kBytes = sizeof(T);
-        for (T *to : {dgate, dup, h})
-            if (to) fetch_lines((const char *)(to + r * ld + col), ld * kBytes, n, cols * kBytes);
-        const int64_t bytes = element_bytes(pre.type);
-        pre.each_panel(r, n, [&](int64_t t, int64_t count) {
-            const int64_t from = pre.at(t, col), row = pre.width(t) * bytes;
-            if (pre.gate) fetch_lines(pre.gate + from, row, cols, count * bytes);
-            fetch_lines(pre.up + from, row, cols, count * bytes);
-        });
-    }
-    // c: the tile of dh; or nullptr: h alone, from the preactivations.
-    void operator()(int64_t r, int64_t n, int64_t, int64_t col, int64_t cols, T *c) const {
-        alignas(64) T turned[2][kMaxRows * kPanel<T>]; // gate, up of the tile
-        pre.each_panel(r, n, [&](int64_t t, int64_t count) {
-            const int64_t from = pre.at(t, col);
-            auto turn = [&](const char *side, T *to) {
-                k->of[pre.type].pack(side + from, pre.width(t), 1, cols, count,
-                                     to + (t - r) * width, width, width);
-            };
-            if (pre.gate) turn(pre.gate, turned[0]);
-            turn(pre.up, turned[1]);
-        });
-        const T *gate = pre.gate ? turned[0] : nullptr;
-        const int64_t at = r * ld + col;
-        if (!c) {
-            ActForwardArgs<T> a{};
-            a.rows = n;
-            a.cols = cols;
-            a.gate = gate;
-            a.up = turned[1];
-            a.ld = width;
-            a.h = h + at;
-            a.ldh = ld;
-            k->act_forward(act, a);
-            if (k->round) k->round(a.h, ld, n, cols);
-            return;
-        }
-        ActBackwardArgs<T> a{};
-        a.rows = n;
-        a.cols = cols;
-        a.dh = c;
-        a.gate = gate;
-        a.up = turned[1];
-        a.ld_dh = a.ld_pre = width;
-        a.dgate = dgate ? dgate + at : nullptr;
-        a.dup = dup ? dup + at : nullptr;
-        a.h = h ? h + at : nullptr;
-        a.ld_out = ld;
-        k->act_backward(act, a);
-        for (T *out : {a.dgate, a.dup, a.h})
-            if (out && k->round) k->round(out, ld, n, cols);
-        if (dh.up)
-            dh.each_panel(r, n, [&](int64_t t, int64_t count) {
-                k->of[dh.type].store(c + (t - r) * width, width, count, cols, nullptr, 0, 0,
-                                     dh.up + dh.at(t, col), 1, dh.width(t), false);
-            });
-    }
-};
 
 // A group's buffers, and the phases of one chunk.
 template <class T> class Backward {
@@ -145,7 +76,8 @@ template <class T> class Backward {
                                  .from(t0, f0);
             hidden_gradient(part, dy, tokens, pre);
             s.phase();
-            if (g_.xielu) xielu_groups(part.f, tokens, pre);
+            if (g_.xielu)
+                xielu_.add_groups(build_, part.f, tokens, pre, hidden_gradients(tokens, part.f));
             if (needs_.x) input_gradient(part, tokens, t0, f0);
             parameter_gradients(part, x, dy, tokens, f0, add);
             s.phase();
@@ -159,7 +91,7 @@ template <class T> class Backward {
 
     void preactivations(const Weights<T> &part, const Input &x, int64_t tokens) {
         const Preactivations to(again_, g_.x.type, tokens, part.f, w_.gated);
-        if (recompute_in_rows()) return add_up_rows<T>(build_, part, x, tokens, nullptr, 0, to);
+        if (recompute_in_rows()) return add_up_rows<T>(build_, part, {x}, tokens, nullptr, 0, to);
         for (int64_t t = 0; t < tokens; t += slice_) {
             const int64_t n = std::min(slice_, tokens - t), width = panels_.width;
             const TokenPanels<T> packed =
@@ -180,60 +112,20 @@ template <class T> class Backward {
             rows_.k, build_.call.activation,          rows_.width, pre, dgate_, dup_, h_,
             ldh_,    hidden_gradients(tokens, part.f)};
         if (recompute_) build_.schedule.phase();
-        if (!needs_.dh) {
-            const Grid grid(tokens, rows_.tile, ceil_div(part.f, rows_.width), 1,
-                            build_.call.threads);
-            return build_.schedule.job(grid.tasks(), [=, f = part.f, width = rows_.width,
-                                                      tile = rows_.tile](auto task, int) {
-                grid.run(task, [&](int64_t r0, int64_t r1, int64_t p, int64_t) {
-                    for (int64_t r = r0; r < r1; r += tile)
-                        epilogue(r, std::min(tile, r1 - r), p, p * width,
-                                 std::min(width, f - p * width), nullptr);
-                });
-            });
-        }
+        if (!needs_.dh) return rows_.hidden(tokens, part.f, epilogue);
         const StridedRows<T> rows{own<T>(dy), dy.row, dy.col};
         if (w_.packed())
-            rows_.product(tokens, w_.d, part.f, {rows},
-                          std::vector{packed_across(part.packed_down, w_.f, part.f, false, false)},
-                          {}, epilogue);
+            rows_.product(
+                tokens, w_.d, part.f, {rows},
+                std::vector{rows_.packed_across(part.packed_down, w_, w_.f, part.f, false, false)},
+                {}, epilogue);
         else
             rows_.product(tokens, w_.d, part.f, {rows},
-                          std::vector{across(part.down, part.f, tokens)}, {}, epilogue);
+                          std::vector{rows_.across(part.down, part.f, tokens)}, {}, epilogue);
     }
 
     Preactivations hidden_gradients(int64_t tokens, int64_t units) const {
         return {(char *)dh_, kOwn<T>, tokens, units, false};
-    }
-
-    // xielu's sums over groups of tokens, from dh and the preactivations as they are turned.
-    void xielu_groups(int64_t units, int64_t tokens, const ReadPreactivations &pre) {
-        constexpr int64_t kUnits = 16; // per task
-        const Preactivations dh = hidden_gradients(tokens, units);
-        build_.schedule.job(ceil_div(units, kUnits), [=, k = rows_.k, act = build_.call.activation,
-                                                      sums = xielu_](int64_t task, int) {
-            const int64_t unit = task * kUnits;
-            pre.each_panel(0, tokens, [&](int64_t first, int64_t n) {
-                dh.each_panel(first, n, [&](int64_t t, int64_t count) {
-                    const int64_t to = unit * sums.ld + t / kXieluGroup;
-                    const int64_t rows = std::min(kUnits, units - unit);
-                    alignas(64) T copy[2 * kUnits * kSavedPanel];
-                    const SavedTile<T> saved(*k, pre, t, unit, rows, count, copy);
-                    ActBackwardArgs<T> a{};
-                    a.rows = rows;
-                    a.cols = count;
-                    a.dh = (const T *)(dh.up + dh.at(t, unit));
-                    a.ld_dh = dh.width(t);
-                    a.gate = saved.gate;
-                    a.up = saved.up;
-                    a.ld_pre = saved.ld;
-                    a.xielu_p = sums.p + to;
-                    a.xielu_n = sums.n + to;
-                    a.ld_xielu = sums.ld;
-                    k->act_backward(act, a);
-                });
-            });
-        });
     }
 
     void input_gradient(const Weights<T> &part, int64_t tokens, int64_t t0, int64_t f0) {
@@ -249,12 +141,12 @@ template <class T> class Backward {
         if (w_.packed()) {
             std::vector<PackedAcross<T>> panels;
             for (int upper = w_.gated ? 0 : 1; upper < 2; ++upper)
-                panels.push_back(
-                    packed_across(part.packed_up, w_.d, w_.d, w_.gated, w_.gated && upper));
+                panels.push_back(rows_.packed_across(part.packed_up, w_, w_.d, w_.d, w_.gated,
+                                                     w_.gated && upper));
             return rows_.product(tokens, part.f, w_.d, rows, panels, carry, write);
         }
-        std::vector<MatrixPanels<T>> panels{across(part.up, w_.d, tokens)};
-        if (w_.gated) panels.insert(panels.begin(), across(part.gate, w_.d, tokens));
+        std::vector<MatrixPanels<T>> panels{rows_.across(part.up, w_.d, tokens)};
+        if (w_.gated) panels.insert(panels.begin(), rows_.across(part.gate, w_.d, tokens));
         rows_.product(tokens, part.f, w_.d, rows, panels, carry, write);
     }
 
@@ -273,15 +165,6 @@ template <class T> class Backward {
         };
         bias(dgate, g_.grad_b_gate);
         bias(dup, g_.grad_b_up);
-    }
-
-    // Raw weights, whose rows are summed over.
-    MatrixPanels<T> across(const Input &m, int64_t cols, int64_t tokens) const {
-        return {m, cols, rows_.width, tokens <= rows_.tile || rows_spread<T>(m.row)};
-    }
-    PackedAcross<T> packed_across(const char *panels, int64_t depth, int64_t cols, bool gated,
-                                  bool upper) const {
-        return {panels, w_.type, packed_depth(w_.type, depth), cols, rows_.width, gated, upper};
     }
 
     const Build<T> &build_;

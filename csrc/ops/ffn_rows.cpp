@@ -11,8 +11,8 @@
 namespace ffncore {
 
 template <class T>
-void add_up_rows(const Build<T> &build, const Weights<T> &part, const Input &x, int64_t tokens,
-                 T *h, int64_t ldh, const Preactivations &save, bool pairs) {
+void add_up_rows(const Build<T> &build, const Weights<T> &part, const TokenRows<T> &x,
+                 int64_t tokens, T *h, int64_t ldh, const Preactivations &save, bool pairs) {
     const Rows<T> rows(build);
     const Kernels<T> *k = rows.k;
     const int64_t width = rows.width, neurons = part.gated ? width / 2 : width; // of a tile
@@ -60,15 +60,17 @@ void add_up_rows(const Build<T> &build, const Weights<T> &part, const Input &x, 
         });
     };
     const int64_t cols = ceil_div(part.f, neurons) * width;
-    const Input other = x.holds<T>() || pairs ? Input{} : x;
-    const StridedRows<T> mine = pairs ? rows.pairs_of(x) : StridedRows<T>{own<T>(x), x.row, x.col};
+    const bool in_place = x.in_order() && (x.m.template holds<T>() || pairs);
+    const TokenRows<T> gather = in_place ? TokenRows<T>{} : x;
+    const StridedRows<T> mine =
+        pairs ? rows.pairs_of(x.m) : StridedRows<T>{own<T>(x.m), x.m.row, x.m.col};
     if (part.packed())
         rows.product(tokens, part.d, cols, {mine},
                      std::vector{rows.packed(part.packed_up, part, part.d, tokens, pairs)}, {},
-                     hidden, other);
+                     hidden, gather);
     else
         rows.product(tokens, part.d, cols, {mine}, std::vector{RawPanels<T>{part, false, width}},
-                     {}, hidden, other);
+                     {}, hidden, gather);
 }
 
 template <class T> void add_forward_rows(const Build<T> &build, const ForwardGroup<T> &g) {
@@ -105,7 +107,7 @@ template <class T> void add_forward_rows(const Build<T> &build, const ForwardGro
         for (int64_t f0 = 0; f0 < w.f; f0 += plan.ff_chunk) {
             const Weights<T> part = slice_units(w, f0, std::min(plan.ff_chunk, w.f - f0));
             s.phase();
-            add_up_rows(build, part, x, tokens, h, ldh, saved.from(t0, f0), pairs);
+            add_up_rows<T>(build, part, {x}, tokens, h, ldh, saved.from(t0, f0), pairs);
 
             const Output y = g.y.from(t0);
             auto output = [=](int64_t r, int64_t n, int64_t, int64_t col, int64_t cols, T *c) {
@@ -127,8 +129,8 @@ template <class T> void add_forward_rows(const Build<T> &build, const ForwardGro
 }
 
 #define FFNCORE_INSTANTIATE(T)                                                                     \
-    template void add_up_rows<T>(const Build<T> &, const Weights<T> &, const Input &, int64_t,     \
-                                 T *, int64_t, const Preactivations &, bool);                      \
+    template void add_up_rows<T>(const Build<T> &, const Weights<T> &, const TokenRows<T> &,       \
+                                 int64_t, T *, int64_t, const Preactivations &, bool);             \
     template void add_forward_rows<T>(const Build<T> &, const ForwardGroup<T> &);
 FFNCORE_INSTANTIATE(float)
 FFNCORE_INSTANTIATE(double)

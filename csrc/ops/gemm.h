@@ -49,6 +49,7 @@ template <class T> struct Scratch {
     T *a;    // a strip's block of A, copied: strip rows x kBlock
     T *b;    // a strip's blocks of B, copied: kBlock x panel width each
     T *sums; // running sums of a strip
+    T *out;  // of a mixture: all rows of some columns of y, before they are combined
 };
 
 // Into L2: `rows` rows of `cols` bytes.
@@ -116,6 +117,14 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         int64_t panel = 0, k = 0, depth = 0, part = 0, share = 1;
     };
 
+    // What a panel's tiles fetch into L2, each its part: bytes from tile to tile, k to k, run to
+    // run.
+    struct Ahead {
+        const char *data = nullptr;
+        int64_t tile = 0, step = 0, run = 0;
+        bool soon = false; // fetch_soon()
+    };
+
     void strip(int64_t r0, int64_t r1, int64_t p0, int64_t p1) const {
         const int64_t steps = std::max<int64_t>(1, ceil_div(w_.depth, w_.step));
         for (int64_t i = 0; i < steps; ++i)
@@ -144,8 +153,11 @@ template <class T, class A, class B, class Epilogue> class Multiply {
             const int64_t n = a.tile_rows(r, std::min(w_.tile_rows, block.r1 - r));
             a.prepare(k_, r, r + n, block.k, block.depth, w_.tile_rows, s_.a);
             TileArgs<T> t = tile_args(block, a, r, r, n, w_.tile_rows);
+            // A panel alone fetches one matrix with every other tile.
+            const bool alone = block.p1 - block.p0 == 1;
             for (int64_t p = block.p0; p < block.p1; ++p) {
-                fetch_rows(block, a, r + n, p - block.p0, t);
+                fetch_rows(block, a, r + n,
+                           alone ? (r - block.r0) / w_.tile_rows % unit_ : p - block.p0, t);
                 const Panel panel = b.get(k_, p, block.k, block.depth, s_.b);
                 one_tile(block, t, panel, r, n, p, columns_of(p));
             }
@@ -200,13 +212,6 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         return b.get(k_, p, block.k, block.depth, s_.b);
     }
 
-    // What the tiles of a panel fetch into L2, each its part: B's next block. Bytes from tile to
-    // tile, from k to k, from run to run; soon: fetch_soon().
-    struct Ahead {
-        const char *data = nullptr;
-        int64_t tile = 0, step = 0, run = 0;
-        bool soon = false;
-    };
     Ahead fetch_plan(const Later &next, const Panel &panel, int64_t depth, int64_t tiles) const {
         if constexpr (kFetches) {
             const char *data = next.b ? next.b->line(next.panel, next.k) : nullptr;

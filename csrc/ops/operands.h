@@ -4,12 +4,14 @@
 //   A  WeightRows    gate | up | down, in place; or copied where k is not contiguous in memory
 //      StridedRows   any matrix in place: tokens (x, h, dgate), or columns of such a one
 //      PanelRows     token panels read across: rows are units, k is tokens
+//      TokenColumns  columns of tokens' rows, gathered block by block: k is tokens
 //   B  TokenPanels   prepared panels of tokens [panel][k][width]
 //      PackedPanels  packed weights
 //      RawPanels     raw weights (few tokens): turned in registers, in place, or packed by blocks
 //      MatrixPanels  a matrix whose rows are k: raw weights of the backward pass, x, h
 //      UnitPanels    token panels turned: [k = token][units], block by block
 //      PackedAcross  packed weights whose k is their outputs, turned block by block
+//      GatheredPanels  tokens' rows, gathered: k is tokens
 //
 // Every B has get(). One that is read in memory's order has line(), where panel p, step k begins,
 // line_bytes() to be fetched there, and line_step() to the next k; one whose panels hold several
@@ -18,6 +20,7 @@
 // each.
 #pragma once
 #include "packing.h"
+#include "token_rows.h"
 
 namespace ffncore {
 
@@ -32,13 +35,20 @@ RowTile<T> halves(const T *a0, int64_t n, int64_t row, int64_t step, int64_t blo
 template <class T> struct StridedRows {
     const T *data;
     int64_t row, step = 1;
-    int64_t block = kBlock; // steps of a block: half of it where they are pairs
+    int64_t block = kBlock;  // steps of a block: half of it where they are pairs
+    int64_t first = 0;       // row that lies at data
+    int64_t cut = INT64_MAX; // tiles do not cross it
     bool contiguous() const { return step == 1; }
-    int64_t tile_rows(int64_t, int64_t n) const { return n; }
+    int64_t tile_rows(int64_t r, int64_t n) const { return r < cut ? std::min(n, cut - r) : n; }
+    StridedRows from(int64_t k) const { // the sum's steps from k on
+        StridedRows part = *this;
+        part.data += k * step;
+        return part;
+    }
     bool copies() const { return false; }
     void prepare(const Kernels<T> &, int64_t, int64_t, int64_t, int64_t, int64_t, T *) const {}
     RowTile<T> get(int64_t r, int64_t n, int64_t, int64_t k, int64_t, int64_t, const T *) const {
-        return halves(data + r * row + k * step, n, row, step, block);
+        return halves(data + (r - first) * row + k * step, n, row, step, block);
     }
 };
 
@@ -100,6 +110,9 @@ template <class T> struct WeightRows {
 template <class T> struct PanelRows {
     const T *data;
     int64_t rows, width, cut;
+    PanelRows from(int64_t k) const { // the sum's steps from k on: whole panels
+        return {data + k * rows, rows, width, cut};
+    }
     bool pair() const { return false; }
     bool contiguous() const { return false; } // not over a whole block
     bool copies() const { return false; }
@@ -114,14 +127,15 @@ template <class T> struct PanelRows {
 template <class T> struct TokenPanels {
     const T *data;
     int64_t depth, width, last, last_width; // the last panel may be narrower
+    int64_t first = 0;                      // panel that lies at data
+    int64_t ld(int64_t p) const { return p == last ? last_width : width; }
     Panel get(const Kernels<T> &, int64_t p, int64_t k, int64_t, T *) const {
-        const int64_t ld = p == last ? last_width : width;
-        return {data + p * width * depth + k * ld, ld};
+        return {data + (p - first) * width * depth + k * ld(p), ld(p)};
     }
     int64_t line_bytes() const { return width * (int64_t)sizeof(T); }
     int64_t line_step() const { return line_bytes(); }
     const char *line(int64_t p, int64_t k) const {
-        return (const char *)(data + (p * depth + k) * width);
+        return (const char *)(data + ((p - first) * depth + k) * width);
     }
 };
 
@@ -274,6 +288,34 @@ template <class T> struct UnitPanels {
             kernels.of[kOwn<T>].pack(data + ((k + t) * units + p * width * token_width),
                                      token_width, 1, rows, std::min(token_width, depth - t),
                                      to + t * width, width, width);
+        return {to, width};
+    }
+};
+
+// Columns of tokens' rows as rows of A: k is the token. A block is copied, [token][ld].
+template <class T> struct TokenColumns {
+    TokenRows<T> tokens;
+    int64_t ld;
+    bool pair() const { return false; }
+    bool contiguous() const { return false; }
+    bool copies() const { return true; }
+    int64_t tile_rows(int64_t, int64_t n) const { return n; }
+    void prepare(const Kernels<T> &kernels, int64_t r0, int64_t r1, int64_t k, int64_t depth,
+                 int64_t, T *to) const {
+        tokens.copy(kernels, k, depth, r0, r1 - r0, to, ld);
+    }
+    RowTile<T> get(int64_t r, int64_t n, int64_t r0, int64_t, int64_t, int64_t,
+                   const T *copied) const {
+        return halves(copied + r - r0, n, (int64_t)1, ld);
+    }
+};
+
+// Tokens' rows as panels of B: [k = token][columns].
+template <class T> struct GatheredPanels {
+    TokenRows<T> tokens;
+    int64_t cols, width;
+    Panel get(const Kernels<T> &kernels, int64_t p, int64_t k, int64_t depth, T *to) const {
+        tokens.copy(kernels, k, depth, p * width, std::min(width, cols - p * width), to, width);
         return {to, width};
     }
 };

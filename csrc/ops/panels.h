@@ -11,8 +11,8 @@
 // With an instruction that takes pairs of bfloat16, all operands are pairs along the sum: a step of
 // a panel is two terms, of d, of units, or of tokens.
 #pragma once
-#include "ffn.h"
 #include "operands.h"
+#include "panel_epilogues.h"
 
 #include <array>
 
@@ -26,6 +26,45 @@ TokenPanels<T> token_panels(const T *data, int64_t depth, int64_t tokens, int64_
     return {data, depth, width, last, round_up(tokens - last * width, vector)};
 }
 
+template <class T> Walk<T> walk_of(int64_t depth, int64_t tokens) {
+    Walk<T> walk{};
+    walk.depth = depth;
+    walk.cols = tokens;
+    return walk;
+}
+
+// A product that any thread can do a part of.
+template <class T> struct PanelsProduct {
+    const Kernels<T> *k;
+    Walk<T> walk;
+    std::array<WeightRows<T>, 2> rows;
+    std::array<TokenPanels<T>, 2> panels;
+    int terms;
+    int64_t together;    // panels at a time
+    TokenRows<T> gather; // m.data == nullptr: the panels lie ready
+
+    // Weight rows [r0, r1) x panels [p0, p1), at most `together` of them.
+    template <class Epilogue>
+    void operator()(int64_t r0, int64_t r1, int64_t p0, int64_t p1, const Scratch<T> &mine,
+                    const Epilogue &epilogue) const {
+        std::array<TokenPanels<T>, 2> b = panels;
+        if (gather.m.data) {
+            b[0].data = mine.b;
+            b[0].first = p0;
+            const int64_t per_step = walk.pairs ? 2 : 1;
+            const auto pack = walk.pairs ? k->pairs.pack : k->of[gather.m.type].pack;
+            for (int64_t p = p0; p < p1; ++p) {
+                const Panel to = b[0].get(*k, p, 0, 0, nullptr);
+                gather.panel(*k, pack, per_step, p * walk.panel,
+                             std::min(walk.panel, walk.cols - p * walk.panel), 0, sum_length,
+                             (T *)to.data, to.ld);
+            }
+        }
+        multiply(*k, walk, rows.data(), b.data(), terms, mine, r0, r1, p0, p1, epilogue);
+    }
+    int64_t sum_length; // in numbers, where walk.depth counts pairs
+};
+
 // The jobs that a group's phases are made of.
 template <class T> struct Panels {
     const Build<T> &build;
@@ -37,8 +76,10 @@ template <class T> struct Panels {
     static constexpr int64_t kBytes = sizeof(T);
 
     explicit Panels(const Build<T> &build, bool pairs = false)
-        : build(build), k(&build.call.kernels), s(build.schedule), width(k->vectors * k->width),
-          pairs(pairs), per_step(pairs ? 2 : 1) {}
+        : Panels(build, pairs, build.call.kernels.vectors * build.call.kernels.width) {}
+    Panels(const Build<T> &build, bool pairs, int64_t width)
+        : build(build), k(&build.call.kernels), s(build.schedule), width(width), pairs(pairs),
+          per_step(pairs ? 2 : 1) {}
 
     int64_t steps(int64_t depth) const { return ceil_div(depth, per_step); }
 
@@ -82,10 +123,27 @@ template <class T> struct Panels {
     }
 
     // Weight rows x tokens: the rows stream past the panels, which stay in L2. With two terms, the
-    // blocks of the two sums alternate.
+    // blocks of the two sums alternate. With `gather` the panels' data is made by every task for
+    // itself.
     template <class Epilogue>
-    void product(Walk<T> walk, int64_t rows, const std::vector<WeightRows<T>> &terms,
-                 const std::vector<TokenPanels<T>> &panels, Epilogue epilogue) {
+    void product(const Walk<T> &walk, int64_t rows, const std::vector<WeightRows<T>> &terms,
+                 const std::vector<TokenPanels<T>> &panels, Epilogue epilogue,
+                 const TokenRows<T> &gather = {}) {
+        const PanelsProduct<T> ready = prepare(walk, terms, panels, gather);
+        const Grid grid(rows, ready.walk.tile_rows, ceil_div(walk.cols, width), ready.together,
+                        build.call.threads, build.share);
+        s.job(grid.tasks(), [=, buffers = &build.scratch](int64_t task, int thread) {
+            const Scratch<T> mine = buffers->at(thread);
+            grid.run(task, [&](int64_t r0, int64_t r1, int64_t p0, int64_t p1) {
+                ready(r0, r1, p0, p1, mine, epilogue);
+            });
+        });
+    }
+
+    PanelsProduct<T> prepare(Walk<T> walk, const std::vector<WeightRows<T>> &terms,
+                             const std::vector<TokenPanels<T>> &panels,
+                             const TokenRows<T> &gather = {}) {
+        const int64_t sum_length = walk.depth;
         const int n = (int)terms.size();
         std::array<WeightRows<T>, 2> a{terms[0], terms[n - 1]};
         const std::array<TokenPanels<T>, 2> b{panels[0], panels[n - 1]};
@@ -106,15 +164,17 @@ template <class T> struct Panels {
         const int64_t copied = walk.rows_stay ? walk.strip : walk.tile_rows;
         const int64_t copy = WeightRows<T>::copy_size(copied, walk.tile_rows, tiles);
         a[0].second_offset = a[1].second_offset = copy;
-        build.scratch.need(copies ? copy * unit : 0, 0,
-                           walk.strip * unit * blocks.together * width);
-        const Grid grid(rows, walk.tile_rows, count, blocks.together, build.call.threads);
-        s.job(grid.tasks(), [=, k = k, buffers = &build.scratch](int64_t task, int thread) {
-            const Scratch<T> mine = buffers->at(thread);
-            grid.run(task, [&](int64_t r0, int64_t r1, int64_t p0, int64_t p1) {
-                multiply(*k, walk, a.data(), b.data(), n, mine, r0, r1, p0, p1, epilogue);
-            });
-        });
+        int64_t together = blocks.together;
+        if (gather.m.data) together = std::min(together, gathered_panels(walk.depth));
+        build.scratch.need(copies ? copy * unit : 0,
+                           gather.m.data ? together * width * walk.depth : 0,
+                           walk.strip * unit * together * width);
+        return {k, walk, a, b, n, together, gather, sum_length};
+    }
+
+    // Panels that a task gathers at most: 4 MiB a thread.
+    int64_t gathered_panels(int64_t depth) const {
+        return std::max<int64_t>((4 << 20) / std::max<int64_t>(depth * width * kBytes, 1), 1);
     }
 
     // h from saved preactivations alone, where no product is needed: the epilogue without its dh.
@@ -133,8 +193,8 @@ template <class T> struct Panels {
     // A weight gradient: out [rows, cols] (+)= the sum over the chunk's tokens of a row's value
     // times a column's; rows from a.cut on go to `second`. `make` gives B for the block from token
     // t on. Blocks of tokens are added in a gradient of T itself, else in scratch. a counts steps.
-    template <class MakePanels>
-    void weight_gradient(PanelRows<T> a, int64_t rows, int64_t cols, int64_t tokens,
+    template <class A = PanelRows<T>, class MakePanels>
+    void weight_gradient(const A &a, int64_t rows, int64_t cols, int64_t tokens,
                          const MakePanels &make, const Output &out, const Output &second,
                          bool add) {
         Walk<T> walk{};
@@ -152,7 +212,7 @@ template <class T> struct Panels {
         // Rows whose running sums stay in half of L2.
         const int64_t tiles = build.call.l2 / 2 / (width * kBytes * walk.tile_rows);
         const int64_t most = depth == kBlock ? rows : std::max<int64_t>(tiles, 1) * walk.tile_rows;
-        const Grid grid(rows, walk.tile_rows, panels, 1, build.call.threads);
+        const Grid grid(rows, walk.tile_rows, panels, 1, build.call.threads, build.share);
         build.scratch.need(0, kBlock * width, depth == kBlock ? 0 : most * width);
         s.job(grid.tasks(), [=, k = k, width = width, per_step = per_step,
                              buffers = &build.scratch](int64_t task, int thread) {
@@ -161,8 +221,7 @@ template <class T> struct Panels {
                 for (int64_t t = 0; t < tokens; t += depth) {
                     Walk<T> block = walk;
                     block.depth = ceil_div(std::min(depth, tokens - t), per_step);
-                    PanelRows<T> from = a;
-                    from.data += t / per_step * a.rows;
+                    const A from = a.from(t / per_step);
                     const auto panel = make(t);
                     const GradientTiles<T> write{
                         k, width, out, second, a.cut, add || t > 0, depth == kBlock};
@@ -173,6 +232,40 @@ template <class T> struct Panels {
                 for (int64_t r = r0; r < r1; r += most) part(r, std::min(r + most, r1), p0, p1);
             });
         });
+    }
+
+    // out [rows, cols] (+)= the sum over tokens t of a column of m [tokens, rows] times one of b
+    // [tokens, cols], which holds T. A strip of rows at a time, whose m is copied.
+    void columns_gradient(const TokenRows<T> &m, int64_t rows, const Input &b, int64_t cols,
+                          int64_t tokens, const Output &out, bool add) const {
+        constexpr int64_t kTiles = 16; // a strip's block, 512 x 96 floats, in a tenth of L2
+        Walk<T> walk{};
+        walk.panel = width;
+        walk.cols = cols;
+        walk.tile_rows = tile_rows(cols);
+        walk.strip = kTiles * walk.tile_rows;
+        walk.rows_stay = true;
+        const int64_t ld = walk.strip + 16; // rows spread over the sets of L1
+        const int64_t depth = out.template holds<T>() ? kBlock : round_up(tokens, kBlock);
+        build.scratch.need(kBlock * ld, kBlock * width,
+                           depth == kBlock ? 0 : walk.strip * round_up(cols, width));
+        const Grid grid(rows, walk.strip, 1, 1, build.call.threads, build.share);
+        s.job(grid.tasks(),
+              [=, k = k, width = width, buffers = &build.scratch](int64_t task, int thread) {
+                  const Scratch<T> mine = buffers->at(thread);
+                  grid.run(task, [&](int64_t r0, int64_t r1, int64_t, int64_t) {
+                      for (int64_t t = 0; t < tokens; t += depth) {
+                          Walk<T> block = walk;
+                          block.depth = std::min(depth, tokens - t);
+                          const TokenColumns<T> columns{m.from(t), ld};
+                          const MatrixPanels<T> panels{b.from(t), cols, width, true};
+                          const GradientTiles<T> write{
+                              k, width, out, {}, INT64_MAX, add || t > 0, depth == kBlock};
+                          multiply(*k, block, &columns, &panels, 1, mine, r0, r1, 0,
+                                   ceil_div(cols, width), write);
+                      }
+                  });
+              });
     }
 
     // sums [rows, cols] -> out (+)=, rounded.
@@ -189,21 +282,49 @@ template <class T> struct Panels {
     // token panels of panel_rows units, or (0) rows.
     void bias_gradient(const Input &m, int64_t panel_rows, int64_t rows, int64_t tokens,
                        const Output &out, bool add) {
-        constexpr int64_t kUnits = 64; // per task
-        s.job(ceil_div(rows, kUnits), [=, k = k, width = width](int64_t task, int) {
+        add_bias_gradient(
+            rows, tokens, out, add,
+            [=, k = k, width = width](int64_t t, int64_t depth, int64_t j0, int64_t n, T *sums) {
+                const Access<T> &of = k->of[m.type];
+                if (panel_rows == 0) of.sum_along(m.at(t, j0), m.col, m.row, n, depth, sums);
+                for (int64_t i = 0; panel_rows && i < depth; i += width)
+                    of.sum_along(m.data + ((t + i) * panel_rows + j0 * width) * m.bytes(), width, 1,
+                                 n, std::min(width, depth - i), sums);
+            });
+    }
+    // The same of rows that have to be gathered, [tokens, cols], each times its factor (or
+    // nullptr).
+    void gathered_bias_gradient(const TokenRows<T> &m, const T *factors, int64_t cols,
+                                int64_t tokens, const Output &out, bool add) {
+        add_bias_gradient(cols, tokens, out, add,
+                          [=, k = k](int64_t t, int64_t depth, int64_t j0, int64_t n, T *sums) {
+                              for (int64_t i = t; i < t + depth; ++i) {
+                                  T row[kBiasUnits];
+                                  m.copy(*k, i, 1, j0, n, row, n);
+                                  if (factors) k->scale(row, n, factors + i, 1, n, row, n);
+                                  for (int64_t j = 0; j < n; ++j) sums[j] += row[j];
+                              }
+                          });
+    }
+
+  private:
+    static constexpr int64_t kBiasUnits = 64; // per task
+
+    // sum(t, depth, j0, n, sums): adds elements (t, j0) to (t + depth, j0 + n) up over tokens.
+    template <class Sum>
+    void add_bias_gradient(int64_t rows, int64_t tokens, const Output &out, bool add,
+                           const Sum &sum) {
+        constexpr int64_t kUnits = kBiasUnits;
+        s.job(ceil_div(rows, kUnits), [=, k = k](int64_t task, int) {
             const int64_t j0 = task * kUnits, n = std::min(kUnits, rows - j0);
-            const Access<T> &of = k->of[m.type], &to = k->of[out.type];
+            const Access<T> &to = k->of[out.type];
             T total[kUnits] = {};
             // Into 16 bits the old number goes last, so that it and the sum are rounded once.
             const bool first = add && out.template holds<T>(), last = add && !first;
             if (first) to.pack(out.at(j0), out.row, 0, n, 1, total, n, n);
             for (int64_t t = 0; t < tokens; t += kBlock) {
                 T sums[kUnits] = {};
-                const int64_t depth = std::min(kBlock, tokens - t);
-                if (panel_rows == 0) of.sum_along(m.at(t, j0), m.col, m.row, n, depth, sums);
-                for (int64_t i = 0; panel_rows && i < depth; i += width)
-                    of.sum_along(m.data + ((t + i) * panel_rows + j0 * width) * m.bytes(), width, 1,
-                                 n, std::min(width, depth - i), sums);
+                sum(t, std::min(kBlock, tokens - t), j0, n, sums);
                 for (int64_t j = 0; j < n; ++j)
                     total[j] = first || t > 0 ? total[j] + sums[j] : sums[j];
             }
@@ -211,93 +332,5 @@ template <class T> struct Panels {
         });
     }
 };
-
-// Preactivations of `units` units and `count` tokens, [units][ld], as the activations' kernels read
-// them: where they lie, or (16 bits) as numbers in `copy`, 2 x units x kSavedPanel.
-template <class T> struct SavedTile {
-    const T *gate, *up;
-    int64_t ld;
-    SavedTile(const Kernels<T> &kernels, const ReadPreactivations &pre, int64_t token, int64_t unit,
-              int64_t units, int64_t count, T *copy) {
-        const int64_t at = pre.at(token, unit), row = pre.width(token);
-        const bool in_place = pre.type == kOwn<T>;
-        ld = in_place ? row : kSavedPanel;
-        auto read = [&](const char *side, T *to) -> const T * {
-            if (!side) return nullptr;
-            if (in_place) return (const T *)(side + at);
-            kernels.of[pre.type].pack(side + at, 1, row, count, units, to, ld, count);
-            return to;
-        };
-        gate = read(pre.gate, copy);
-        up = read(pre.up, copy + units * kSavedPanel);
-    }
-};
-
-// Preactivations -> h (and saved). Called by the up phase for each finished tile.
-template <class T> struct HiddenEpilogue {
-    const Kernels<T> *k;
-    ActivationParams act;
-    Weights<T> w; // of the chunk
-    int64_t width;
-    bool pairs;           // of units, in h
-    TokenPanels<T> h;     // data == nullptr: not needed
-    Preactivations saved; // up == nullptr: not saved
-    void operator()(int64_t r, int64_t n, int64_t p, int64_t col, int64_t cols, T *c) const {
-        ActForwardArgs<T> a{};
-        a.rows = n;
-        a.cols = round_up(cols, k->width); // no stale numbers in lanes that the next product reads
-        a.gate = w.gated ? c : nullptr;
-        a.up = w.gated ? c + n * width : c;
-        a.ld = width;
-        a.b_gate = w.b_gate ? w.b_gate + r : nullptr;
-        a.b_up = w.b_up ? w.b_up + r : nullptr;
-        a.bias_row = 1;
-        alignas(64) T numbers[kMaxRows * kSavedPanel]; // of h, before they become pairs
-        const Panel to = h.data ? h.get(*k, p, pairs ? 0 : r, 0, nullptr) : Panel{};
-        if (h.data) {
-            a.h = pairs ? numbers : (T *)to.data;
-            a.ldh = pairs ? width : to.ld;
-        }
-        // A saved panel is at least as wide as a token panel, and begins where one begins.
-        const int64_t at = saved.up ? saved.at(col, r) : 0, ld = saved.up ? saved.width(col) : 0;
-        const bool direct = saved.type == kOwn<T>;
-        if (saved.up) { // through the tile, where they are of another type
-            a.save_gate = !w.gated ? nullptr : direct ? (T *)(saved.gate + at) : c;
-            a.save_up = direct ? (T *)(saved.up + at) : w.gated ? c + n * width : c;
-            a.ld_save = direct ? ld : width;
-        }
-        k->act_forward(act, a);
-        if (a.h && pairs)
-            k->pairs.join_rows(a.h, a.ldh, r, n, a.cols, r + n == w.f, (T *)to.data, to.ld);
-        else if (a.h && k->round)
-            k->round(a.h, a.ldh, n, a.cols);
-        if (!saved.up || direct) return;
-        auto put = [&](const T *tile, char *to) {
-            k->of[saved.type].store(tile, width, n, a.cols, nullptr, 0, 0, to + at, ld, 1, false);
-        };
-        if (w.gated) put(a.save_gate, saved.gate);
-        put(a.save_up, saved.up);
-    }
-};
-
-// y or dx: the tile [outputs][tokens] goes out turned.
-template <class T> struct OutputEpilogue {
-    const Kernels<T> *k;
-    Output out; // of the chunk
-    const T *bias;
-    int64_t width;
-    bool add;
-    void operator()(int64_t r, int64_t n, int64_t, int64_t col, int64_t cols, T *c) const {
-        k->of[out.type].store(c, width, n, cols, bias ? bias + r : nullptr, 1, 0, out.at(col, r),
-                              out.col, out.row, add);
-    }
-};
-
-template <class T> Walk<T> walk_of(int64_t depth, int64_t tokens) {
-    Walk<T> walk{};
-    walk.depth = depth;
-    walk.cols = tokens;
-    return walk;
-}
 
 } // namespace ffncore

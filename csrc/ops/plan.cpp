@@ -66,7 +66,7 @@ class Held {
             token_ = (r.d * (carry ? 2 : 1) + units) * r.element;
         }
         if (r.xielu) {
-            token_ += 2 * units * r.element / kXieluGroup;
+            token_ += 2 * units * r.element / kSumGroup;
             fixed_ += 2 * (r.f * (int64_t)sizeof(double) + units * r.element);
         }
     }

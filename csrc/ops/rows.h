@@ -62,6 +62,36 @@ template <class T> struct Carry {
     bool first = true, last = true;
 };
 
+// A product that any thread can do a part of.
+template <class T, class Panels> struct RowsProduct {
+    const Kernels<T> *k;
+    Walk<T> walk;
+    std::array<StridedRows<T>, 2> rows;
+    std::array<Panels, 2> panels;
+    int terms;
+    int64_t together; // tokens at a time
+    int64_t tokens, depth;
+    TokenRows<T> gather; // m.data == nullptr: the rows lie ready
+
+    // Tokens from `first` on, at most `together` of them, x panels [p0, p1).
+    template <class Epilogue>
+    void operator()(int64_t first, int64_t p0, int64_t p1, const Scratch<T> &mine,
+                    const Epilogue &epilogue) const {
+        const int64_t end = std::min(first + together, tokens);
+        std::array<StridedRows<T>, 2> rows_of = rows;
+        if (gather.m.data) {
+            const int64_t ld = row_stride<T>(walk.depth);
+            if (walk.pairs)
+                gather.copy_pairs(*k, first, end - first, depth, mine.a, ld);
+            else
+                gather.copy(*k, first, end - first, 0, depth, mine.a, ld);
+            rows_of[0] = {mine.a, ld, 1, rows[0].block, first};
+        }
+        multiply(*k, walk, rows_of.data(), panels.data(), terms, mine, first, end, p0, p1,
+                 epilogue);
+    }
+};
+
 template <class T> struct Rows {
     const Build<T> &build;
     const Kernels<T> *k;
@@ -110,13 +140,31 @@ template <class T> struct Rows {
         });
     }
 
-    // epilogue(row, rows, panel, column, columns, tile) gets each finished tile. Few rows of
-    // another type (`other`, else absent) are not copied beforehand but by every task for itself,
-    // which spares a phase.
+    // epilogue(row, rows, panel, column, columns, tile) gets each finished tile. Rows that have to
+    // be gathered (`gather`, else absent) are not copied beforehand but by every task for itself,
+    // which spares a phase, and an array of them.
     template <class Panels, class Epilogue>
     void product(int64_t tokens, int64_t depth, int64_t cols,
                  const std::vector<StridedRows<T>> &rows, const std::vector<Panels> &panels,
-                 const Carry<T> &carry, const Epilogue &epilogue, const Input &other = {}) const {
+                 const Carry<T> &carry, const Epilogue &epilogue,
+                 const TokenRows<T> &gather = {}) const {
+        const auto ready = prepare(tokens, depth, cols, rows, panels, carry, gather);
+        // The grid's "rows" are panels here: they are what is cut finely.
+        const Grid grid(ceil_div(cols, width), ready.walk.strip, ceil_div(tokens, ready.together),
+                        1, build.call.threads, build.share);
+        s.job(grid.tasks(), [=, buffers = &build.scratch](int64_t task, int thread) {
+            const Scratch<T> mine = buffers->at(thread);
+            grid.run(task, [&](int64_t p0, int64_t p1, int64_t g, int64_t) {
+                ready(g * ready.together, p0, p1, mine, epilogue);
+            });
+        });
+    }
+
+    template <class Panels>
+    RowsProduct<T, Panels> prepare(int64_t tokens, int64_t depth, int64_t cols,
+                                   const std::vector<StridedRows<T>> &rows,
+                                   const std::vector<Panels> &panels, const Carry<T> &carry = {},
+                                   const TokenRows<T> &gather = {}) const {
         const int terms = (int)rows.size();
         const std::array<StridedRows<T>, 2> a{rows[0], rows[terms - 1]};
         const std::array<Panels, 2> b{panels[0], panels[terms - 1]};
@@ -143,24 +191,31 @@ template <class T> struct Rows {
         walk.carried = !carry.first;
         walk.finish = carry.last;
         const bool sums = !carry.sums && (walk.depth > walk.step || terms > 1);
-        const int64_t ld = row_stride<T>(depth);
-        build.scratch.need(other.data ? tokens * ld : 0,
+        build.scratch.need(gather.m.data ? blocks.rows * row_stride<T>(walk.depth) : 0,
                            (copies ? blocks.strip : 1) * kBlock * width,
                            sums ? blocks.rows * blocks.strip * width : 0);
-        // The grid's "rows" are panels here: they are what is cut finely.
-        const Grid grid(ceil_div(cols, width), blocks.strip, ceil_div(tokens, blocks.rows), 1,
-                        build.call.threads);
-        s.job(grid.tasks(), [=, k = k, buffers = &build.scratch](int64_t task, int thread) {
-            const Scratch<T> mine = buffers->at(thread);
-            std::array<StridedRows<T>, 2> rows_of = a;
-            if (other.data) {
-                k->of[other.type].pack(other.data, other.col, other.row, depth, tokens, mine.a, ld,
-                                       depth);
-                rows_of = {{{mine.a, ld}, {}}};
-            }
-            grid.run(task, [&](int64_t p0, int64_t p1, int64_t g, int64_t) {
-                multiply(*k, walk, rows_of.data(), b.data(), terms, mine, g * blocks.rows,
-                         std::min((g + 1) * blocks.rows, tokens), p0, p1, epilogue);
+        return {k, walk, a, b, terms, blocks.rows, tokens, depth, gather};
+    }
+
+    // The backward pass: raw weights whose rows are summed over, and packed ones (PackedAcross) of
+    // `depth` such rows' elements.
+    MatrixPanels<T> across(const Input &m, int64_t cols, int64_t tokens) const {
+        return {m, cols, width, tokens <= tile || rows_spread<T>(m.row)};
+    }
+    PackedAcross<T> packed_across(const char *panels, const Weights<T> &w, int64_t depth,
+                                  int64_t cols, bool gated, bool upper) const {
+        return {panels, w.type, packed_depth(w.type, depth), cols, width, gated, upper};
+    }
+
+    // h from preactivations alone, where no product is needed: the epilogue without its dh.
+    template <class Epilogue>
+    void hidden(int64_t tokens, int64_t units, const Epilogue &epilogue) const {
+        const Grid grid(tokens, tile, ceil_div(units, width), 1, build.call.threads, build.share);
+        s.job(grid.tasks(), [=, width = width, tile = tile](int64_t task, int) {
+            grid.run(task, [&](int64_t r0, int64_t r1, int64_t p, int64_t) {
+                for (int64_t r = r0; r < r1; r += tile)
+                    epilogue(r, std::min(tile, r1 - r), p, p * width,
+                             std::min(width, units - p * width), nullptr);
             });
         });
     }

@@ -22,7 +22,7 @@ from . import reference
 from ._core import __version__
 from ._grads import FFNGrads
 from ._memory import clear_workspace
-from ._saved import Saved
+from ._saved import MoESaved, Saved
 from .activations import Activation
 from .config import active_isa, available_isas, cpu_features, show_config, using_isa
 from .cost import Cost, cost
@@ -35,6 +35,7 @@ from .losses import (
     router_z_loss,
     router_z_loss_backward,
 )
+from .moe import MoEGrads, moe, moe_backward, moe_forward
 from .packed import PackedWeights, pack
 from .routers import sparsemixer, switch_capacity
 from .routing import Routing, route, route_backward
@@ -54,6 +55,8 @@ __all__ = [
     "FFNWeights",
     "GradientError",
     "GradientReport",
+    "MoEGrads",
+    "MoESaved",
     "PackedWeights",
     "Routing",
     "Saved",
@@ -74,6 +77,9 @@ __all__ = [
     "load",
     "load_balancing_loss",
     "load_balancing_loss_backward",
+    "moe",
+    "moe_backward",
+    "moe_forward",
     "num_threads",
     "pack",
     "reference",

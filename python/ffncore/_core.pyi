@@ -48,6 +48,34 @@ def ffn_backward(
     xielu: bool,
 ) -> tuple[float, float] | None: ...  # grads in WeightsTuple's order; returns (alpha_p, alpha_n)
 def saved_bytes(x: Array, tokens: int, d_ff: int, gated: bool) -> int: ...  # x's dtype counts
+def moe_forward(
+    x: Array,
+    y: Array,
+    weights: WeightsTuple | PackedExpertsTuple,
+    n_experts: int,
+    activation: ActivationTuple,
+    experts: Array,
+    routing_weights: Array,
+    on_input: bool,
+    saved: MaybeArray,
+) -> None: ...  # experts [T, k] int32, C order; routing_weights [T, k] float32, or float64
+def moe_backward(
+    x: Array,
+    grad_y: Array,
+    weights: WeightsTuple | PackedExpertsTuple,
+    n_experts: int,
+    activation: ActivationTuple,
+    experts: Array,
+    routing_weights: Array,
+    on_input: bool,
+    saved: MaybeArray,
+    accumulate: bool,
+    grad_x: MaybeArray,
+    grad_routing_weights: MaybeArray,
+    grads: tuple[MaybeArray, MaybeArray, MaybeArray, MaybeArray, MaybeArray, MaybeArray],
+    xielu: bool,
+) -> tuple[float, float] | None: ...
+def moe_saved_bytes(x: Array, experts: Array, n_experts: int, d_ff: int, gated: bool) -> int: ...
 def forward_cost(
     dtype: str,
     weights_dtype: str,

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 from ._arrays import Array, MaybeArray, check_apart, check_names, check_out
-from ._saved import Saved
+from ._saved import MoESaved, Saved
 from .elementwise import XieluGrads
 from .packed import PackedWeights
+from .routing import Routing
 from .weights import NAMES, FFNWeights
 
 GRADIENTS = ("x", *NAMES, "activation")
+MOE_GRADIENTS = ("x", "routing_weights", *NAMES, "activation")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -62,6 +64,8 @@ def mirror(
 def gradient_shapes(saved: Saved) -> dict[str, tuple[int, ...]]:
     """The gradients that exist for this call, by name, and their shapes."""
     shapes = {"x": saved._own_x.shape}
+    if isinstance(saved, MoESaved):
+        shapes["routing_weights"] = saved.routing.weights.shape
     if isinstance(saved.weights, FFNWeights):
         shapes.update({name: a.shape for name, a in saved.weights.arrays().items()})
         if saved.activation.name == "xielu":
@@ -71,22 +75,32 @@ def gradient_shapes(saved: Saved) -> dict[str, tuple[int, ...]]:
 
 def gradient_dtype(saved: Saved, name: str) -> np.dtype[Any]:
     """That of what it is a gradient of."""
+    if isinstance(saved, MoESaved) and name == "routing_weights":
+        routing_dtype: np.dtype[Any] = saved.routing.weights.dtype
+        return routing_dtype
     weights_have_it = name != "x" and isinstance(saved.weights, FFNWeights)
     array: Array = getattr(saved.weights, name) if weights_have_it else saved._own_x
     dtype: np.dtype[Any] = array.dtype
     return dtype
 
 
+def _known(saved: Saved) -> tuple[str, ...]:
+    return MOE_GRADIENTS if isinstance(saved, MoESaved) else GRADIENTS
+
+
 def check_needs(needs: object, saved: Saved) -> tuple[str, ...]:
     exist = gradient_shapes(saved)
     if needs is None:
         return tuple(exist)
-    wanted = check_names("needs", needs, GRADIENTS)
+    wanted = check_names("needs", needs, _known(saved))
     for name in wanted:
         if name in exist:
             continue
         if isinstance(saved.weights, PackedWeights):
-            raise ValueError(f"needs has {name!r}, but packed weights give the gradient of x alone")
+            raise ValueError(
+                f"needs has {name!r}, but packed weights give the gradient of "
+                f"{' and '.join(exist)} alone"
+            )
         if name == "activation":
             raise ValueError(
                 f"needs has 'activation', but {saved.activation.name} has no trainable parameters"
@@ -105,7 +119,7 @@ def check_grads_out(
         entries: dict[str, Any] = {**out.arrays(), "activation": out.activation}
     elif isinstance(out, Mapping):
         entries = dict(out)
-        check_names("out", entries, GRADIENTS)
+        check_names("out", entries, _known(saved))
     else:
         raise TypeError(f"out is of type {type(out).__name__}; expected FFNGrads or a mapping")
     old = entries.pop("activation", None)
@@ -120,6 +134,8 @@ def check_grads_out(
         *weights_inputs(saved.weights),
         ("what was saved", saved._panels),
     ]
+    if isinstance(saved, MoESaved):
+        inputs += routing_inputs(saved.routing)
     arrays: dict[str, Array] = {}
     for name, array in entries.items():
         if array is None:
@@ -127,13 +143,18 @@ def check_grads_out(
         label = f"out.{name}"
         if name not in wanted:
             raise ValueError(f"{label} is given, but needs is {wanted}; expected {name!r} in it")
-        reason = f"to match {name if name == 'x' else 'w.' + name}"
+        reason = f"to match {'w.' + name if name in NAMES else name}"
         arrays[name] = check_out(
             label, array, shapes[name], gradient_dtype(saved, name), reason, or_float32=True
         )
         check_apart(label, arrays[name], inputs)
         inputs.append((label, arrays[name]))
     return arrays, old
+
+
+def routing_inputs(routing: Routing) -> list[tuple[str, MaybeArray]]:
+    """Likewise."""
+    return [("routing.experts", routing.experts), ("routing.weights", routing.weights)]
 
 
 def weights_inputs(weights: FFNWeights | PackedWeights) -> list[tuple[str, MaybeArray]]:

@@ -8,16 +8,22 @@ The memory is used again when the last of a Saved is gone (_memory.py). Tests: t
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 
 from ._arrays import Array, MaybeArray
 from ._rows import row_count
 from .activations import Activation
 from .packed import PackedWeights
+from .routing import Routing
 from .weights import FFNWeights
 
 # Tokens of a panel, and what those of the last one are rounded up to.
 _PANEL, _STEP = 64, 16
+
+
+_S = TypeVar("_S", bound="Saved")
 
 
 class Saved:
@@ -37,17 +43,19 @@ class Saved:
     _panels: MaybeArray  # layout: ffncore_saved_bytes in ffncore.h
 
     def __init__(self) -> None:
-        raise TypeError("Saved is made by ffn_forward")
+        raise TypeError(f"{type(self).__name__} is made by {self._maker}")
+
+    _maker = "ffn_forward"
 
     @classmethod
-    def _make(cls, **attributes: object) -> Saved:
+    def _make(cls: type[_S], **attributes: object) -> _S:
         saved = object.__new__(cls)
         for name, value in attributes.items():
             object.__setattr__(saved, name, value)
         return saved
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"Saved cannot be changed; {name} was assigned to")
+        raise AttributeError(f"{type(self).__name__} cannot be changed; {name} was assigned to")
 
     @property
     def save(self) -> str:
@@ -73,18 +81,54 @@ class Saved:
         if self._panels is None:
             return None
         f, tokens = self.weights.d_ff, row_count(self._own_x.shape)
-        copy = np.empty((tokens, f), self._panels.dtype)
-        start = index * self._panels.size // (2 if self.weights.gated else 1)
-        for first in range(0, tokens, _PANEL):
-            count = min(_PANEL, tokens - first)
-            width = -(-count // _STEP) * _STEP
-            panel = self._panels[start : start + f * width].reshape(f, width)
-            copy[first : first + count] = panel[:, :count].T
-            start += f * width
-        return copy.reshape(*self._own_x.shape[:-1], f)
+        side = self._panels.size // (2 if self.weights.gated else 1)
+        rows = _rows_of(self._panels[index * side : (index + 1) * side], tokens, f)
+        return rows.reshape(*self._own_x.shape[:-1], f)
 
     def __repr__(self) -> str:
         return (
-            f"Saved(x={self.x.shape}, {self.weights!r}, {self.activation!r}, save={self.save!r}, "
-            f"{self.nbytes} bytes)"
+            f"{type(self).__name__}(x={self.x.shape}, {self.weights!r}, {self.activation!r}, "
+            f"save={self.save!r}, {self.nbytes} bytes)"
         )
+
+
+class MoESaved(Saved):
+    """What moe_forward keeps for moe_backward; see Saved. One expert's rows are as a block's.
+
+    gate and up are [..., k, f]: of each slot's expert, 0 where it has none.
+    """
+
+    __slots__ = ("_ids", "apply_router_weight_on_input", "routing")
+
+    routing: Routing
+    _ids: Array  # experts [T, k], a copy
+    apply_router_weight_on_input: bool
+
+    _maker = "moe_forward"
+
+    def _preactivation(self, index: int) -> MaybeArray:
+        if self._panels is None:
+            return None
+        f, sides = self.weights.d_ff, 2 if self.weights.gated else 1
+        places = self._ids.reshape(-1)
+        copy = np.zeros((places.size, f), self._panels.dtype)
+        start = 0
+        for e in np.unique(places[places >= 0]):
+            mine = np.flatnonzero(places == e)
+            side = -(-mine.size // _STEP) * _STEP * f
+            copy[mine] = _rows_of(self._panels[start + index * side :][:side], mine.size, f)
+            start += side * sides
+        return copy.reshape(*self._own_x.shape[:-1], self._ids.shape[-1], f)
+
+
+def _rows_of(panels: Array, tokens: int, f: int) -> Array:
+    """[tokens, f], copied."""
+    rows = np.empty((tokens, f), panels.dtype)
+    start = 0
+    for first in range(0, tokens, _PANEL):
+        count = min(_PANEL, tokens - first)
+        width = -(-count // _STEP) * _STEP
+        panel = panels[start : start + f * width].reshape(f, width)
+        rows[first : first + count] = panel[:, :count].T
+        start += f * width
+    return rows

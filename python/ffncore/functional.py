@@ -219,7 +219,7 @@ def ffn_backward(
 
     >>> grads = fc.ffn_backward(grad_y, saved, needs=("x", "down"))
     """
-    if not isinstance(saved, Saved):
+    if type(saved) is not Saved:
         raise TypeError(
             f"saved is of type {type(saved).__name__}; expected what ffn_forward returned"
         )

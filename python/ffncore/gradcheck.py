@@ -24,8 +24,9 @@ import numpy as np
 
 from ._arrays import FLOAT64, Array, as_array, check_shape, dtype_name
 from ._grads import FFNGrads
-from ._saved import Saved
+from ._saved import MoESaved, Saved
 from .functional import ffn_backward
+from .moe import moe_backward
 
 STEP = 6e-6
 
@@ -153,12 +154,15 @@ def _copy(key: Key, value: object) -> Array:
 
 def _gradients(backward: Any, grad_y: Array, keys: list[Key], present: list[Key]) -> dict[Key, Any]:
     """The backward pass's answer, by name or number."""
-    answer: Any = ffn_backward(grad_y, backward) if isinstance(backward, Saved) else None
-    if answer is None:
+    answer: Any
+    if isinstance(backward, Saved):
+        passes = moe_backward if isinstance(backward, MoESaved) else ffn_backward
+        answer = passes(grad_y, backward)  # type: ignore[arg-type]
+    else:
         if not callable(backward):
             raise TypeError(
                 f"fn's second result is of type {type(backward).__name__}; expected a function of "
-                f"grad_y, or what ffn_forward saved"
+                f"grad_y, or what ffn_forward or moe_forward saved"
             )
         answer = backward(grad_y)
     if isinstance(answer, FFNGrads):

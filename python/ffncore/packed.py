@@ -147,6 +147,16 @@ def check_weights(weights: object) -> FFNWeights | PackedWeights:
     )
 
 
+def check_experts(weights: object) -> FFNWeights | PackedWeights:
+    """For functions that take those of experts."""
+    checked = check_weights(weights)
+    if checked.n_experts is None:
+        raise ValueError(
+            "weights are those of one block; expected experts, a leading dimension on every array"
+        )
+    return checked
+
+
 def check_block(weights: object) -> FFNWeights | PackedWeights:
     """For functions of one block."""
     checked = check_weights(weights)

@@ -1,0 +1,64 @@
+// Which rows go through which expert: the routes of some tokens, sorted by expert.
+//
+//   ids [T, k]  ->  groups of rows; a row is one (token, slot), a group all rows of one expert
+//
+// A counting sort: rows lie in the order of experts, within one of tokens, then slots. So a group's
+// rows do not depend on what else is in the call, and experts that nobody chose are not there.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+#include <vector>
+
+namespace ffncore {
+
+struct Group {
+    int64_t expert, first, rows; // rows [first, first + rows) of the dispatch
+};
+
+struct Dispatch {
+    std::vector<Group> groups;   // experts in rising order
+    std::vector<int32_t> tokens; // of each row
+    std::vector<int32_t> places; // of each row: token * top_k + slot
+    std::vector<int32_t> row_of; // of each place of these tokens; -1: no expert
+    int64_t rows() const { return (int64_t)tokens.size(); }
+
+    // Tokens [token0, token0 + count); ids are at least -1 (no expert) and below experts.
+    Dispatch(const int32_t *ids, int64_t token0, int64_t count, int64_t top_k, int64_t experts)
+        : row_of(count * top_k, -1) {
+        const int32_t *const mine = ids + token0 * top_k;
+        std::vector<int32_t> next(experts + 1);
+        for (int64_t i = 0; i < count * top_k; ++i)
+            if (mine[i] >= 0) ++next[mine[i] + 1];
+        std::partial_sum(next.begin(), next.end(), next.begin());
+        for (int64_t e = 0; e < experts; ++e)
+            if (next[e + 1] > next[e]) groups.push_back({e, next[e], next[e + 1] - next[e]});
+        tokens.resize(next[experts]);
+        places.resize(next[experts]);
+        for (int64_t i = 0; i < count * top_k; ++i) {
+            if (mine[i] < 0) continue;
+            const int32_t row = next[mine[i]]++;
+            row_of[i] = row;
+            tokens[row] = int32_t(token0 + i / top_k);
+            places[row] = int32_t(token0 * top_k + i);
+        }
+    }
+
+    // The factors of all places, in the rows' order.
+    template <class T> std::vector<T> in_rows(const T *of_places) const {
+        std::vector<T> out(places.size());
+        for (size_t i = 0; i < out.size(); ++i) out[i] = of_places[places[i]];
+        return out;
+    }
+
+    // Indices of groups, the one with the most rows first.
+    std::vector<int64_t> biggest_first() const {
+        std::vector<int64_t> order(groups.size());
+        std::iota(order.begin(), order.end(), 0);
+        std::stable_sort(order.begin(), order.end(),
+                         [&](int64_t a, int64_t b) { return groups[a].rows > groups[b].rows; });
+        return order;
+    }
+};
+
+} // namespace ffncore

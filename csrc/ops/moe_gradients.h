@@ -1,0 +1,100 @@
+// Where a mixture's backward pass leaves the gradients of its experts.
+//
+//   at(name, segment) (+)= what the segment's rows give
+//
+// Segments of one expert follow each other, each a part of the sum over its rows. A gradient of T
+// takes them as they come. One of 16 bits is rounded once: where an expert's rows fill several
+// batches (Segment::apart), they are added up beside it, and put there after the last. Experts that
+// no token chose get zeros, and nothing where gradients are accumulated.
+#pragma once
+#include <array>
+#include <cstring>
+
+#include "moe.h"
+#include "moe_batch.h"
+#include "panels.h"
+
+namespace ffncore {
+
+enum GradientName { kGate, kUp, kDown, kBiasGate, kBiasUp, kBiasDown, kGradients };
+
+// Zeros, of any strides.
+inline void zero_elements(const Output &m, int64_t rows, int64_t cols) {
+    for (int64_t i = 0; i < rows; ++i) {
+        if (m.col == 1) std::memset(m.at(i), 0, cols * m.bytes());
+        for (int64_t j = 0; m.col != 1 && j < cols; ++j) std::memset(m.at(i, j), 0, m.bytes());
+    }
+}
+
+template <class T> class ExpertGradients {
+  public:
+    explicit ExpertGradients(const MoeBackward<T> &moe)
+        : accumulate_(moe.accumulate), all_{{{&moe.grad_gate, moe.mixture.f, moe.mixture.d},
+                                             {&moe.grad_up, moe.mixture.f, moe.mixture.d},
+                                             {&moe.grad_down, moe.mixture.d, moe.mixture.f},
+                                             {&moe.grad_b_gate, moe.mixture.f, 1},
+                                             {&moe.grad_b_up, moe.mixture.f, 1},
+                                             {&moe.grad_b_down, moe.mixture.d, 1}}} {}
+
+    bool needs(GradientName name) const { return all_[name].gradient->first.data; }
+    bool narrow() const {
+        for (const One &one : all_)
+            if (one.narrow()) return true;
+        return false;
+    }
+
+    // Room for sums beside, if some segments are apart.
+    void take(Arena &arena, bool apart) {
+        for (One &one : all_)
+            one.sums =
+                apart && one.narrow() ? arena.template take<T>(one.rows * one.cols) : nullptr;
+    }
+
+    Output at(GradientName name, const Segment &part) const {
+        const One &one = all_[name];
+        if (part.apart && one.narrow()) return {(char *)one.sums, one.cols, 1, kOwn<T>};
+        return one.gradient->of(part.expert);
+    }
+    // Whether something is there that counts.
+    bool adds(GradientName name, const Segment &part) const {
+        return part.before > 0 || (accumulate_ && !(part.apart && all_[name].narrow()));
+    }
+
+    // Adds to the current phase what rounds the sums beside, after an expert's last segment.
+    void put(const Build<T> &build, const Segment &part) const {
+        if (!part.apart || !part.last) return;
+        Panels<T> panels(build);
+        for (const One &one : all_)
+            if (one.narrow())
+                panels.put_sums(input(one.sums, one.cols), one.rows, one.cols,
+                                one.gradient->of(part.expert), accumulate_);
+    }
+
+    // Adds to the current phase the zeros of experts that no token chose.
+    void zero(const Build<T> &build, const std::vector<int64_t> &experts) const {
+        if (accumulate_ || experts.empty()) return;
+        constexpr int64_t kRows = 64; // per task
+        for (const One &one : all_) {
+            if (!one.gradient->first.data) continue;
+            const int64_t parts = ceil_div(one.rows, kRows);
+            build.schedule.job(parts * (int64_t)experts.size(),
+                               [=, experts = experts.data()](int64_t task, int) {
+                                   const int64_t r = task % parts * kRows;
+                                   zero_elements(one.gradient->of(experts[task / parts]).from(r),
+                                                 std::min(kRows, one.rows - r), one.cols);
+                               });
+        }
+    }
+
+  private:
+    struct One {
+        const ExpertGradient *gradient;
+        int64_t rows, cols;
+        T *sums = nullptr;
+        bool narrow() const { return gradient->first.data && !gradient->first.template holds<T>(); }
+    };
+    const bool accumulate_;
+    std::array<One, kGradients> all_;
+};
+
+} // namespace ffncore

@@ -1,0 +1,71 @@
+"""fc.moe_backward against central differences, to 1e-7 of the largest entry; fc.check_gradients."""
+
+# ruff: noqa: ARG001 (a test names the fixtures that it runs under)
+
+import numpy as np
+import pytest
+from support import CASE_IDS, CASES, all_biases, make_experts, normal
+from support_moe import forward, make_routing
+from test_gradients import CLEARANCE, TOLERANCE, distance_to_kinks
+
+import ffncore as fc
+
+# A slot without an expert, an expert twice in a token, and one (2) that no token chose.
+IDS = np.array([[0, 1], [1, 1], [-1, 0]])
+
+
+def clear_mixture(rng, gated, act, on_input):
+    """Arrays of a mixture whose preactivations stay away from kinks, in every slot."""
+    while True:
+        w = make_experts(rng, 3, 4, 5, gated=gated, biases=all_biases(gated))
+        x, factors = normal(rng, 3, 4), normal(rng, 3, 2)
+        rows = (factors if on_input else np.ones_like(factors))[..., None] * x[:, None]
+        gaps = [
+            distance_to_kinks(rows[t, s][None], w.expert(IDS[t, s]), act)
+            for t, s in np.argwhere(IDS >= 0)
+        ]
+        if min(gaps) > CLEARANCE:
+            return {"x": x, "routing_weights": factors, **w.arrays()}
+
+
+def mixture(ids, **options):
+    """For check_gradients: the arrays -> y and the gradients by name."""
+
+    def layer(x, routing_weights, **arrays):
+        routing = fc.Routing(experts=ids, weights=routing_weights)
+        y, saved = forward(x, routing, fc.FFNWeights(**arrays), **options)
+        return y, lambda grad_y: fc.moe_backward(grad_y, saved).arrays()
+
+    return layer
+
+
+@pytest.mark.parametrize("gated, act", CASES, ids=CASE_IDS)
+def test_every_activation_and_option(gated, act, on_input, rng):
+    arrays = clear_mixture(rng, gated, act, on_input)
+    layer = mixture(IDS, activation=act, on_input=on_input)
+    report = fc.check_gradients(layer, arrays, tolerance=TOLERANCE, samples=20)
+    assert set(report) == set(arrays)
+
+
+def test_a_mixture_of_several_tiles(isa, gated, on_input, rng):
+    w = make_experts(rng, 2, 19, 35, gated=gated, biases=all_biases(gated))
+    routing = make_routing(rng, 90, 2, 2, none=0.1)
+    arrays = {"x": normal(rng, 90, 19), "routing_weights": routing.weights, **w.arrays()}
+    layer = mixture(routing.experts, activation="gelu", on_input=on_input)
+    report = fc.check_gradients(layer, arrays, tolerance=TOLERANCE, samples=5)
+    assert all(entry.checked <= 5 for entry in report.values())
+
+
+def test_xielu_parameters(isa, gated, on_input, rng):
+    options = {"beta": 0.4, "eps": -0.1}
+    act = fc.Activation("xielu", alpha_p=0.3, alpha_n=-0.4, **options)
+    arrays = clear_mixture(rng, gated, act, on_input)
+    x, factors = arrays.pop("x"), arrays.pop("routing_weights")
+    routing, w = fc.Routing(experts=IDS, weights=factors), fc.FFNWeights(**arrays)
+
+    def layer(alpha):
+        given = fc.Activation("xielu", alpha_p=alpha[0], alpha_n=alpha[1], **options)
+        y, saved = forward(x, routing, w, activation=given, on_input=on_input)
+        return y, lambda grad_y: np.array(fc.moe_backward(grad_y, saved).activation)
+
+    fc.check_gradients(layer, [np.array([0.3, -0.4])], tolerance=TOLERANCE)
