@@ -92,6 +92,26 @@ def test_inspect_lists_a_layer_whose_activation_is_unknown(tmp_path, capsys):
     assert fc.load(tmp_path, activation="relu").activation.name == "relu"
 
 
+def test_inspect_tells_how_many_experts_there_are(tmp_path, capsys):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    start = "model.layers.{}.block_sparse_moe."
+    shapes = {"w1": (6, 4), "w2": (4, 6), "w3": (6, 4)}
+    tensors = {}
+    for layer in range(2):
+        tensors[start.format(layer) + "gate.weight"] = np.ones((3, 4), np.float32)
+        for e in range(3):
+            for name, shape in shapes.items():
+                name = f"{start.format(layer)}experts.{e}.{name}.weight"
+                tensors[name] = np.ones(shape, np.float32)
+    safetensors.save_file(tensors, tmp_path / "model.safetensors")
+    config = {"model_type": "mixtral", "hidden_act": "silu", "num_experts_per_tok": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    assert main(["inspect", str(tmp_path)]) == 0
+    row = capsys.readouterr().out.splitlines()[1].split()
+    assert row[:8] == ["0-1", "gated,", "3", "experts", "4", "6", "silu", "float32"]
+    assert row[8] == "228"
+
+
 def test_inspect_of_nothing(tmp_path, capsys):
     pytest.importorskip("safetensors")
     assert main(["inspect", str(tmp_path / "absent")]) == 2

@@ -44,6 +44,9 @@ from .weights import FFNWeights
 
 # The layer objects stand on the names above.
 from .layers import FFN  # isort: skip
+from .router_layer import Router, RouterGrads  # isort: skip
+from ._moe_layer import MoELayerGrads, MoELayerSaved  # isort: skip
+from .moe_layer import MoE  # isort: skip
 from .models import load  # isort: skip
 
 __all__ = [
@@ -55,9 +58,14 @@ __all__ = [
     "FFNWeights",
     "GradientError",
     "GradientReport",
+    "MoE",
     "MoEGrads",
+    "MoELayerGrads",
+    "MoELayerSaved",
     "MoESaved",
     "PackedWeights",
+    "Router",
+    "RouterGrads",
     "Routing",
     "Saved",
     "XieluGrads",

@@ -50,14 +50,15 @@ def inspection(layers: Sequence[models.LayerInfo]) -> list[str]:
     for facts, run in groupby(layers, _facts):
         group = list(run)
         first, last = group[0].layer, group[-1].layer
-        layer, prefix, gated, d_model, d_ff, activation, dtype, parameters, family = (
+        layer, prefix, gated, experts, d_model, d_ff, activation, dtype, parameters, family = (
             str(first) if first == last else f"{first}-{last}",
             *facts,
         )
+        kind = "gated" if gated else "plain"
         table.append(
             (
                 layer,
-                "gated" if gated else "plain",
+                kind if experts is None else f"{kind}, {experts} experts",
                 str(d_model),
                 str(d_ff),
                 activation or "not told",
@@ -80,7 +81,8 @@ def inspection(layers: Sequence[models.LayerInfo]) -> list[str]:
 
 def _facts(info: models.LayerInfo) -> tuple[Any, ...]:
     return (
-        *(info.prefix, info.gated, info.d_model, info.d_ff, info.activation, info.dtype),
+        *(info.prefix, info.gated, info.n_experts, info.d_model, info.d_ff, info.activation),
+        info.dtype,
         *(info.parameters, info.family.name),
     )
 

@@ -15,6 +15,8 @@ import numpy as np
 
 import ffncore as fc
 
+from .packed import check_block
+
 Array = np.ndarray[Any, Any]
 
 
@@ -33,7 +35,7 @@ class FFN:
         activation: str | fc.Activation,
         name: str = "",
     ) -> None:
-        self.weights = weights
+        self.weights = check_block(weights)
         self.activation = fc.Activation(activation) if isinstance(activation, str) else activation
         self.name = name
 

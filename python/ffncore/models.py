@@ -3,177 +3,35 @@
     layer = fc.load("path/to/model", layer=3)      a folder with config.json and *.safetensors
     layer = fc.load("model.safetensors", layer=3)  one file, config.json beside it
 
-How a family names and stores its layers is a row of FAMILIES; a further family is a further row.
-A model_type that no row lists is refused rather than guessed: some models share the names and add
-a clamp, a norm or a multiplier. `family=` overrules that for those who know.
+A dense layer becomes an fc.FFN, a mixture of experts an fc.MoE. How a family names and stores its
+layers is a row of FAMILIES (families.py) or MOE_FAMILIES (models_moe.py); a further family is a
+further row. A model_type that no row lists is refused rather than guessed: some models share the
+names and add a clamp, a norm or a multiplier. `family=` overrules that for those who know.
 
 Weights come in the checkpoint's dtype: float32, float64, float16 or bfloat16. They are converted
 where dtype= asks for it, never in silence. Needs the extra `models` (safetensors, ml_dtypes).
-Tests: tests/test_models.py.
+Tests: tests/test_models.py, tests/test_models_moe.py.
 """
 
 from __future__ import annotations
 
-import importlib
-import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import ffncore as fc
 
-from ._arrays import SUPPORTED, as_dtype, converted
+from ._arrays import as_dtype
 from .activations import ALIASES, as_activation
+from .checkpoint import Checkpoint
+from .families import FAMILIES, Family
+from .families import LayerInfo as LayerInfo
 from .layers import FFN
-
-
-@dataclass(frozen=True)
-class Family:
-    """One way to name and store a layer. Biases are optional; [in, out] weights are transposed."""
-
-    name: str
-    model_types: tuple[str, ...]  # of config.json
-    layer: str  # what stands before the names, behind any prefix; {} is the number
-    up: str
-    down: str
-    gate: str | None = None
-    in_out: bool = False
-    activation_keys: tuple[str, ...] = ("hidden_act",)  # of config.json, the first that is set
-    default_activation: str | None = None  # where config.json leaves it out
-
-
-FAMILIES = (
-    Family(
-        "bert",
-        ("bert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet", "esm", "deberta")
-        + ("deberta-v2", "layoutlm", "megatron-bert", "ernie", "vit", "deit"),
-        "encoder.layer.{}.",
-        up="intermediate.dense",
-        down="output.dense",
-        default_activation="gelu",
-    ),
-    Family(
-        "gpt2",  # its Conv1D stores [in, out]
-        ("gpt2", "imagegpt", "decision_transformer"),
-        "h.{}.",
-        up="mlp.c_fc",
-        down="mlp.c_proj",
-        in_out=True,
-        activation_keys=("activation_function",),
-        default_activation="gelu_new",
-    ),
-    Family(
-        "llama",
-        ("llama", "mistral", "ministral", "qwen2", "qwen3", "olmo", "olmo2", "olmo3", "smollm3")
-        + ("granite", "cohere", "cohere2", "stablelm", "exaone4"),
-        "layers.{}.",
-        gate="mlp.gate_proj",
-        up="mlp.up_proj",
-        down="mlp.down_proj",
-        default_activation="silu",
-    ),
-    Family(
-        "gemma",  # the same names; hidden_act of old Gemma files is wrong, and unused by its code
-        ("gemma", "gemma2", "gemma3", "gemma3_text"),
-        "layers.{}.",
-        gate="mlp.gate_proj",
-        up="mlp.up_proj",
-        down="mlp.down_proj",
-        activation_keys=("hidden_activation",),
-        default_activation="gelu_pytorch_tanh",
-    ),
-)
-
-# safetensors' names; the numpy side of the library knows BF16 once ml_dtypes is imported.
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
-@dataclass(frozen=True)
-class LayerInfo:
-    """A feed-forward layer of a checkpoint, told from the files' headers alone."""
-
-    family: Family
-    prefix: str  # "" or what stands before family.layer, with its dot
-    layer: int
-    d_model: int
-    d_ff: int
-    activation: str | None  # None: no config.json tells; a name that ffncore lacks: as it is there
-    dtype: str
-    parameters: int  # biases included
-
-    @property
-    def gated(self) -> bool:
-        return self.family.gate is not None
-
-    @property
-    def ratio(self) -> float:
-        return self.d_ff / self.d_model
-
-    @property
-    def matched_ratio(self) -> float:
-        """d_ff / d_model of the plain layer with as many matrix entries: a gate is a third one."""
-        return self.ratio * (1.5 if self.gated else 1.0)
-
-
-class Checkpoint:
-    """The tensors of one model, by name: one file, or many with their index."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        folder = self.path if self.path.is_dir() else self.path.parent
-        files, index = _find_files(self.path)
-        self.config = _read_config(folder / "config.json")
-        safetensors = _import("safetensors")
-        self._stack = ExitStack()
-        self._where: dict[str, Any] = {}
-        try:
-            for file in files:
-                handle = self._stack.enter_context(
-                    safetensors.safe_open(str(file), framework="numpy")
-                )
-                listed = index.get(file.name)
-                for name in handle.keys() if listed is None else listed:
-                    self._where[name] = handle
-        except safetensors.SafetensorError as error:
-            self.close()
-            raise ValueError(f"{file} is not a safetensors file: {error}") from None
-
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._stack.close()
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._where
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._where)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._where[name].get_slice(name).get_shape())
-
-    def dtype(self, name: str) -> str:
-        stored = str(self._where[name].get_slice(name).get_dtype())
-        return _DTYPES.get(stored, stored)
-
-    def read(self, name: str, dtype: str | None) -> np.ndarray[Any, Any]:
-        stored = self.dtype(name)
-        if stored not in _DTYPES.values():
-            raise TypeError(f"{name} has dtype {stored}; expected {SUPPORTED}")
-        if stored == "bfloat16":
-            _import("ml_dtypes")
-        tensor: np.ndarray[Any, Any] = self._where[name].get_tensor(name)
-        return tensor if dtype is None else converted(tensor, as_dtype("dtype", dtype))
+from .models_moe import MOE_FAMILIES, MoEFamily, describe_moe, read_moe
+from .moe_layer import MoE
 
 
 def load(
@@ -184,12 +42,13 @@ def load(
     activation: str | fc.Activation | None = None,
     family: str | None = None,
     prefix: str | None = None,
-) -> FFN:
+) -> FFN | MoE:
     """Reads layer number `layer` of the model at `path` (a folder, or a .safetensors file).
 
     dtype       "float32", "float64", "bfloat16" or "float16": convert; None: as stored
     activation  overrules config.json, and is needed where there is none
-    family      a name of ffncore.models.FAMILIES, for a model_type that is not listed there
+    family      a name of ffncore.models.FAMILIES or MOE_FAMILIES, for a model_type that is listed
+                in neither
     prefix      of the tensors' names, where a file holds more than one model
     """
     if dtype is not None:
@@ -205,7 +64,7 @@ def load(
                 f"layer {layer} is not in {path}; expected one of {_ranges(numbers)}"
                 if numbers
                 else f"{path} has no feed-forward layer that ffncore knows; expected tensors "
-                f"named as in one of the families {', '.join(row.name for row in FAMILIES)}"
+                f"named as in one of the families {', '.join(_names_of_rows())}"
             )
         if len(chosen) > 1:
             prefixes = ", ".join(repr(info.prefix) for info in chosen)
@@ -215,12 +74,16 @@ def load(
         info = chosen[0]
         if activation is None:
             activation = info.activation
+            if isinstance(info.family, MoEFamily) and activation is not None:
+                activation = info.family.activation(checkpoint.config, activation)
         if activation is None:
             raise ValueError(
                 f"{path} has no config.json that names the activation; expected activation="
             )
         activation = as_activation(activation)  # raises before anything large is read
         start = info.prefix + info.family.layer.format(layer)
+        if isinstance(info.family, MoEFamily):
+            return read_moe(checkpoint, info, start, dtype, activation)
         arrays: dict[str, Any] = {}
         for field, name in _names(info.family, start):
             if name in checkpoint:
@@ -236,40 +99,54 @@ def layers(path: str | os.PathLike[str], family: str | None = None) -> list[Laye
 
 
 def _layers(checkpoint: Checkpoint, family: str | None) -> list[LayerInfo]:
-    found = []
     for row in _candidates(checkpoint.config, family):
-        before, after = row.layer.split("{}")
-        pattern = re.compile(
-            rf"(.*\.|){re.escape(before)}(\d+){re.escape(after)}{re.escape(row.down)}\.weight"
-        )
-        for name in checkpoint:
-            match = pattern.fullmatch(name)
-            if match:
-                info = _describe(checkpoint, row, match[1], int(match[2]))
-                if info is not None:
-                    found.append(info)
+        found: list[LayerInfo] = []
+        if isinstance(row, MoEFamily):
+            for prefix, number in _places(checkpoint, row.layer, row.router):
+                found.append(describe_moe(checkpoint, row, prefix, number))
+        dense = row.dense if isinstance(row, MoEFamily) else row
+        for prefix, number in _places(checkpoint, dense.layer, dense.down + ".weight"):
+            info = _describe(checkpoint, dense, prefix, number)
+            if info is not None:
+                found.append(info)
         if found:
-            break
-    return sorted(found, key=lambda info: (info.prefix, info.layer))
+            return sorted(found, key=lambda info: (info.prefix, info.layer))
+    return []
 
 
-def _candidates(config: dict[str, Any], family: str | None) -> tuple[Family, ...]:
+def _places(checkpoint: Checkpoint, layer: str, name: str) -> Iterator[tuple[str, int]]:
+    """(prefix, number) of every layer that has a tensor of this name."""
+    before, after = layer.split("{}")
+    pattern = re.compile(rf"(.*\.|){re.escape(before)}(\d+){re.escape(after + name)}")
+    for tensor in checkpoint:
+        match = pattern.fullmatch(tensor)
+        if match:
+            yield match[1], int(match[2])
+
+
+def _names_of_rows() -> list[str]:
+    return [row.name for row in (*FAMILIES, *MOE_FAMILIES)]
+
+
+def _candidates(config: dict[str, Any], family: str | None) -> tuple[Family | MoEFamily, ...]:
     """The rows whose names may be looked for; a model_type that no row lists is refused."""
-    names = [row.name for row in FAMILIES]
+    rows: tuple[Family | MoEFamily, ...] = (*FAMILIES, *MOE_FAMILIES)
+    names = ", ".join(_names_of_rows())
     if family is not None:
-        if family not in names:
-            raise ValueError(f"family is {family!r}; expected one of {', '.join(names)}")
-        return tuple(row for row in FAMILIES if row.name == family)
+        chosen = tuple(row for row in rows if row.name == family)
+        if not chosen:
+            raise ValueError(f"family is {family!r}; expected one of {names}")
+        return chosen
     model_type = config.get("model_type")
     if model_type is None:
-        return FAMILIES
-    rows = tuple(row for row in FAMILIES if model_type in row.model_types)
-    if not rows:
+        return FAMILIES  # how experts are chosen is told by no tensor
+    chosen = tuple(row for row in rows if model_type in row.model_types)
+    if not chosen:
         raise ValueError(
             f"config.json says model_type {model_type!r}, which ffncore.models does not know; "
-            f"expected family= (one of {', '.join(names)}) if its layers are computed that way"
+            f"expected family= (one of {names}) if its layers are computed that way"
         )
-    return rows
+    return chosen
 
 
 def _describe(checkpoint: Checkpoint, row: Family, prefix: str, layer: int) -> LayerInfo | None:
@@ -294,6 +171,7 @@ def _describe(checkpoint: Checkpoint, row: Family, prefix: str, layer: int) -> L
         activation=ALIASES.get(told[0], told[0]) if told else None,
         dtype=checkpoint.dtype(names["up"]),
         parameters=sum(int(np.prod(checkpoint.shape(name))) for name in present),
+        gated=row.gate is not None,
     )
 
 
@@ -303,51 +181,6 @@ def _names(row: Family, start: str) -> Iterator[tuple[str, str]]:
         if stem is not None:
             yield field, f"{start}{stem}.weight"
             yield f"b_{field}", f"{start}{stem}.bias"
-
-
-def _find_files(path: Path) -> tuple[list[Path], dict[str, list[str]]]:
-    """The files to open, and which tensors the index says each holds (no index: all)."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; expected a folder or a .safetensors file")
-    if path.is_file() and not path.name.endswith(".index.json"):
-        return [path], {}
-    index = path if path.is_file() else path / "model.safetensors.index.json"
-    if path.is_dir() and not index.is_file():
-        single = path / "model.safetensors"
-        files = [single] if single.is_file() else sorted(path.glob("*.safetensors"))
-        if len(files) != 1:
-            raise ValueError(
-                f"{path} holds {len(files)} .safetensors files and no "
-                f"model.safetensors.index.json; expected one model"
-            )
-        return files, {}
-    listed: dict[str, list[str]] = {}
-    for tensor, file in json.loads(index.read_text("utf-8"))["weight_map"].items():
-        if Path(file).name != file:  # an index must not lead out of its folder
-            raise ValueError(f"{index} names {file!r}; expected a file of the same folder")
-        listed.setdefault(file, []).append(tensor)
-    missing = [file for file in listed if not (index.parent / file).is_file()]
-    if missing:
-        raise FileNotFoundError(f"{index} names {missing[0]}, which is not there")
-    return [index.parent / file for file in sorted(listed)], listed
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """config.json; of a model of several parts, the text part over the whole."""
-    if not path.is_file():
-        return {}
-    config: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    text = config.get("text_config")
-    return {**config, **text} if isinstance(text, dict) else config
-
-
-def _import(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise ImportError(
-            f'reading this checkpoint needs {name}; pip install "ffncore[models]" brings it'
-        ) from None
 
 
 def _ranges(numbers: list[int]) -> str:

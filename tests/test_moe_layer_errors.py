@@ -1,0 +1,96 @@
+"""Every wrong use of fc.MoE has one sentence."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from support import make_experts, make_weights, normal
+
+import ffncore as fc
+
+E, D, F, K = 6, 5, 7, 2
+
+
+def wrong_layers(rng):
+    experts = make_experts(rng, E, D, F)
+    router = fc.Router(normal(rng, E, D), top_k=K)
+    make = partial(fc.MoE, experts, "silu", router)
+    yield (
+        lambda: fc.MoE(experts.expert(0), "silu", router),
+        "experts is one block; expected weights with a leading E",
+    )
+    yield (
+        lambda: make(n_null_experts=2),
+        "router has 6 experts; expected 8, 6 experts and 2 null experts",
+    )
+    yield lambda: make(null_experts="zero"), "null_experts is 'zero'; expected one of"
+    yield lambda: make(shared_gate=normal(rng, D)), "shared_gate is given and shared is None"
+    yield lambda: make(latent_in=normal(rng, D, 3)), "one of latent_in and latent_out is given"
+    yield (
+        lambda: make(output_bias=normal(rng, D + 1)),
+        r"output_bias has shape \(6,\); expected \(5,\) to match d_model 5",
+    )
+    yield (
+        lambda: make(shared=fc.FFN(make_weights(rng, D + 1, 3), "silu")),
+        "shared has d_model 6; expected 5",
+    )
+    yield (
+        lambda: make()(normal(rng, 3, D + 1)),
+        r"x has shape \(3, 6\); expected a last dimension of 5",
+    )
+    yield (
+        lambda: make()(normal(rng, 3, D), jitter=np.ones(4)),
+        r"jitter has shape \(4,\); expected one that fits x \(3, 5\)",
+    )
+    yield (
+        lambda: make()(normal(rng, 3, D), router_x=normal(rng, 4, D)),
+        r"router_x has shape \(4, 5\); expected \(3, 'd'\) to match x",
+    )
+
+
+def test_value_errors(rng):
+    for call, sentence in wrong_layers(rng):
+        with pytest.raises(ValueError, match=sentence):
+            call()
+
+
+def test_out_must_not_overlap(rng):
+    experts = make_experts(rng, E, D, F)
+    layer = fc.MoE(experts, "silu", fc.Router(normal(rng, E, D), top_k=K), combine=0.5)
+    x = normal(rng, D, D)
+    for out, name in ((x, "x"), (experts.expert(0).up[:D], "experts.up")):
+        with pytest.raises(ValueError, match=f"out overlaps {name}; expected memory of its own"):
+            layer(x, out=out)
+    with pytest.raises(ValueError, match="out overlaps router_x; expected memory of its own"):
+        layer(x.copy(), router_x=x, out=x)
+
+
+def test_a_block_and_experts_are_not_taken_for_each_other(rng):
+    with pytest.raises(ValueError, match="weights holds 6 experts; expected one block"):
+        fc.FFN(make_experts(rng, E, D, F), "silu")
+
+
+def test_type_errors(rng):
+    experts = make_experts(rng, E, D, F, dtype=np.float32)
+    router = fc.Router(normal(rng, E, D, dtype=np.float32), top_k=K)
+    layer = fc.MoE(experts, "silu", router)
+    with pytest.raises(TypeError, match="x has dtype float64; expected float32 to match"):
+        layer(normal(rng, 3, D))
+    with pytest.raises(
+        TypeError, match="output_bias has dtype float64; expected float32 or 16 bits"
+    ):
+        fc.MoE(experts, "silu", router, output_bias=normal(rng, D))
+    with pytest.raises(TypeError, match="shared has dtype float64; expected float32"):
+        fc.MoE(experts, "silu", router, shared=fc.FFN(make_weights(rng, D, 3), "silu"))
+    with pytest.raises(
+        TypeError, match=r"router\.weight has dtype float64; expected float32 or 16"
+    ):
+        fc.MoE(experts, "silu", fc.Router(normal(rng, E, D), top_k=K))
+    x = normal(rng, 3, D, dtype=np.float32)
+    _, saved = layer.forward(x)
+    with pytest.raises(TypeError, match="grad_y has dtype float64; expected float32"):
+        layer.backward(normal(rng, 3, D), saved)
+    with pytest.raises(ValueError, match=r"needs has 'experts\.upp'"):
+        layer.backward(x, saved, needs=("experts.upp",))
+    with pytest.raises(ValueError, match=r"out\.x overlaps x; expected memory of its own"):
+        layer.backward(x.copy(), saved, out={"x": x})
