@@ -15,7 +15,7 @@ CPP_TESTS := $(wildcard tests/cpp/test_*.cpp)
 CPP_FORMATTED := $(shell find csrc tests examples -name '*.cpp' -o -name '*.h' -o -name '*.inl' \
                    -o -name '*.c')
 
-.PHONY: all demo test test-all bench lint format sanitize scalar wheel clean
+.PHONY: all demo test test-all conformance bench lint format sanitize scalar wheel clean
 all: test
 # All targets share one environment.
 .NOTPARALLEL:
@@ -70,6 +70,23 @@ test: $(VENV)/package.done $(VENV)/test.done
 
 # With the demo's packages, without which test_minilm.py is skipped.
 test-all: $(VENV)/demo.done test
+
+# Beside the models of the transformers library, in an environment of its own: torch is large, and
+# lint must not follow it. torch alone first, so that what comes later takes the build chosen then.
+CONFORMANCE := build/conformance-venv
+$(CONFORMANCE)/venv.done: pyproject.toml
+	$(PYTHON) -m venv $(CONFORMANCE)
+	$(CONFORMANCE)/bin/python -m pip --disable-pip-version-check -q install --upgrade 'pip>=25.1'
+	$(CONFORMANCE)/bin/python -m pip -q install --group torch
+	$(CONFORMANCE)/bin/python -m pip -q install --group conformance
+	touch $@
+
+conformance: $(VENV)/venv.done $(CONFORMANCE)/venv.done
+	rm -rf build/conformance-wheel
+	$(PIP) wheel --no-deps --wheel-dir build/conformance-wheel .
+	$(CONFORMANCE)/bin/python -m pip -q install --force-reinstall --no-deps \
+	    build/conformance-wheel/*.whl
+	$(CONFORMANCE)/bin/python -m pytest tests/conformance $(ARGS)
 
 bench: $(VENV)/package.done $(VENV)/bench.done
 	$(BIN)/python -m ffncore bench $(or $(ARGS),--quick)

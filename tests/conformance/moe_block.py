@@ -1,0 +1,106 @@
+"""A block with experts of the transformers library: how it is made, and what it is in fc.MoE.
+
+A Family names the block's tensors and the options that give the same numbers; formulas that differ
+between families stand in those options alone. The rows: families_softmax.py, families_sigmoid.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from blocks import HEADS, Arrays, D, E, F, Get, K, Tensors, block_of, configuration, fill
+from moe_tensors import concat, separate
+
+import ffncore as fc
+
+
+@dataclass(frozen=True)
+class Family:
+    module: str
+    config: str
+    block: str
+    arguments: dict[str, Any]
+    routing: dict[str, Any]  # of fc.Router
+    block_arguments: tuple[Any, ...] = ()
+    router: str = "gate.weight"
+    router_bias: str | None = None
+    correction: str | None = None  # e_score_correction_bias
+    experts: Callable[[Get], Arrays] = concat
+    shared: str | None = None
+    shared_form: Callable[[Get, str], Arrays] = separate
+    more: dict[str, str] = field(default_factory=dict)  # our other arrays, and their tensors
+    activation: str | fc.Activation = "silu"
+    shared_activation: str | fc.Activation | None = None  # None: that of the experts
+    options: dict[str, Any] = field(default_factory=dict)  # of fc.MoE
+    without: tuple[str, ...] = ()  # parameters whose gradients are not compared
+    prepare: Callable[[Any], Any] = lambda block: block
+    selection: float = -0.6  # what biases of selection lie around
+    float32_alone: bool = False  # a block that mixes types in float64
+    wrapper: Any = None  # where no single class is the block: one of ours, made of its config
+
+    def make(self, rng: np.random.Generator, dtype: Any) -> Any:
+        config = configuration(self.module, self.config, **self.arguments)
+        if self.wrapper is not None:
+            return fill(self.wrapper(config), rng, dtype, self.selection)
+        block = block_of(self.module, self.block, config, *self.block_arguments)
+        return fill(self.prepare(block), rng, dtype, self.selection)
+
+    def arrays(self, get: Get) -> Arrays:
+        found = {"router_weight": get(self.router)}
+        if self.router_bias is not None:
+            found["router_bias"] = get(self.router_bias)
+        for name, tensor in self.more.items():
+            array = get(tensor)
+            found[name] = array[0] if name == "shared_gate" else array
+        found |= {f"experts.{n}": a for n, a in self.experts(get).items()}
+        if self.shared is not None:
+            form = self.shared_form(get, self.shared)
+            found |= {f"shared.{n}": a for n, a in form.items()}
+        return found
+
+    def layer(self, get: Tensors) -> fc.MoE:
+        found = self.arrays(get)
+
+        def group(prefix: str) -> fc.FFNWeights:
+            names = [name for name in found if name.startswith(prefix)]
+            return fc.FFNWeights(**{n.removeprefix(prefix): found.pop(n) for n in names})
+
+        experts = group("experts.")
+        shared = None
+        if self.shared is not None:
+            shared = fc.FFN(group("shared."), self.shared_activation or self.activation)
+        routing = dict(self.routing)
+        if self.correction is not None:
+            routing["e_score_correction_bias"] = get(self.correction).reshape(-1)
+        router = fc.Router(
+            found.pop("router_weight"),
+            bias=found.pop("router_bias", None),
+            per_expert_scale=found.pop("per_expert_scale", None),
+            **routing,
+        )
+        return fc.MoE(experts, self.activation, router, shared=shared, **found, **self.options)
+
+
+SIZES = {"hidden_size": D, **HEADS}
+LOCAL = {"num_local_experts": E, "num_experts_per_tok": K, **SIZES}
+PLAIN = {"num_experts": E, "num_experts_per_tok": K, "moe_intermediate_size": F, **SIZES}
+ROUTED = {"n_routed_experts": E, "num_experts_per_tok": K, "moe_intermediate_size": F, **SIZES}
+GROUPED = {"n_group": 4, "topk_group": 2}
+SCALED = {"routed_scaling_factor": 2.5}
+
+SOFTMAX = {"top_k": K}
+UNNORMALIZED = {"top_k": K, "norm_topk_prob": False}
+SOFTMAX_AFTER = {"top_k": K, "score_fn": "softmax_topk"}
+SIGMOID = {"top_k": K, "score_fn": "sigmoid"}
+SIGMOID_V3 = {**SIGMOID, "norm_eps": 1e-20, **SCALED}
+
+CORRECTION = "gate.e_score_correction_bias"
+SHARED = "shared_experts."
+
+
+def clamped(limit: float) -> fc.Activation:
+    """As in gpt-oss."""
+    return fc.Activation("silu", alpha=1.702, limit=limit, up_offset=1.0)
