@@ -2,22 +2,10 @@
 
 import numpy as np
 import pytest
-from support import normal
+from support import complex_step, normal
 from test_routing import CASES, GROUPS, options_of, weighting
 
 from ffncore import reference
-
-STEP = 1e-30
-
-
-def complex_step(fn, array):
-    """Gradient of a real function of one array."""
-    gradient = np.empty(array.shape)
-    for index in np.ndindex(array.shape):
-        moved = array.astype(np.complex128)
-        moved[index] += 1j * STEP
-        gradient[index] = fn(moved).imag / STEP
-    return gradient
 
 
 @pytest.mark.parametrize("case", [*CASES.values(), *GROUPS.values()], ids=[*CASES, *GROUPS])

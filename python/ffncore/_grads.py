@@ -12,7 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from ._arrays import Array, MaybeArray, check_apart, check_names, check_out
+from ._arrays import (
+    Array,
+    MaybeArray,
+    as_array,
+    check_apart,
+    check_dtype,
+    check_names,
+    check_out,
+    check_same_dtype,
+    check_shape,
+)
 from ._saved import MoESaved, Saved
 from .elementwise import XieluGrads
 from .packed import PackedWeights
@@ -86,6 +96,47 @@ def gradient_dtype(saved: Saved, name: str) -> np.dtype[Any]:
 
 def _known(saved: Saved) -> tuple[str, ...]:
     return MOE_GRADIENTS if isinstance(saved, MoESaved) else GRADIENTS
+
+
+class Asked:
+    """What a backward pass is asked for, tested, and the arrays that it fills.
+
+    grad    the gradient of y
+    wanted  names of gradients
+    arrays  by name: those of out, else fresh ones
+    """
+
+    def __init__(
+        self, grad_y: object, saved: Saved, needs: object, out: object, accumulate: object
+    ) -> None:
+        self.grad = as_array("grad_y", grad_y)
+        check_same_dtype("grad_y", self.grad, check_dtype("x", saved._own_x), "saved.x")
+        check_shape("grad_y", self.grad, saved._own_x.shape, "to match saved.x")
+        self.wanted = check_needs(needs, saved)
+        self.accumulate = bool(accumulate)
+        given, self._old = check_grads_out(out, self.wanted, saved, self.grad)
+        if accumulate and out is None:
+            raise ValueError("accumulate is True and out is None; expected arrays to add into")
+        shapes = gradient_shapes(saved)
+        fresh = np.zeros if accumulate else np.empty
+        self.arrays: dict[str, Array] = {
+            name: given[name] if name in given else fresh(shapes[name], gradient_dtype(saved, name))
+            for name in self.wanted
+            if name != "activation"
+        }
+
+    @property
+    def xielu(self) -> bool:
+        return "activation" in self.wanted
+
+    def numbers(self, results: list[tuple[float, float] | None]) -> XieluGrads | None:
+        """xielu's two, from what the pass returned."""
+        if not self.xielu or not results or results[0] is None:
+            return None
+        numbers = XieluGrads(*results[0])
+        if not self.accumulate or self._old is None:
+            return numbers
+        return XieluGrads(numbers.alpha_p + self._old.alpha_p, numbers.alpha_n + self._old.alpha_n)
 
 
 def check_needs(needs: object, saved: Saved) -> tuple[str, ...]:

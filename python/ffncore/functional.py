@@ -30,19 +30,14 @@ from ._arrays import (
     MaybeArray,
     as_array,
     check_apart,
-    check_dtype,
     check_out,
     check_same_dtype,
-    check_shape,
     check_size,
 )
 from ._grads import GRADIENTS as GRADIENTS
 from ._grads import (
+    Asked,
     FFNGrads,
-    check_grads_out,
-    check_needs,
-    gradient_dtype,
-    gradient_shapes,
     mirror,
     weights_inputs,
 )
@@ -50,7 +45,6 @@ from ._memory import reusable
 from ._rows import over_rows, row_count
 from ._saved import Saved
 from .activations import PLAIN_CORE, Activation, as_activation, to_tuple
-from .elementwise import XieluGrads
 from .packed import PackedWeights, check_block
 from .weights import NAMES, FFNWeights
 
@@ -224,21 +218,8 @@ def ffn_backward(
             f"saved is of type {type(saved).__name__}; expected what ffn_forward returned"
         )
     weights, x = saved.weights, saved._own_x
-    grad = as_array("grad_y", grad_y)
-    check_same_dtype("grad_y", grad, check_dtype("x", x), "saved.x")
-    check_shape("grad_y", grad, x.shape, "to match saved.x")
-    wanted = check_needs(needs, saved)
-    given, old = check_grads_out(out, wanted, saved, grad)
-    if accumulate and out is None:
-        raise ValueError("accumulate is True and out is None; expected arrays to add into")
-
-    shapes = gradient_shapes(saved)
-    fresh = np.zeros if accumulate else np.empty
-    grads: dict[str, Array] = {
-        name: given[name] if name in given else fresh(shapes[name], gradient_dtype(saved, name))
-        for name in wanted
-        if name != "activation"
-    }
+    asked = Asked(grad_y, saved, needs, out, accumulate)
+    grads = asked.arrays
     core_weights = weights._core_arrays()
     core_activation = to_tuple(saved.activation, weights.gated, weights.dtype)
 
@@ -249,20 +230,20 @@ def ffn_backward(
             core_weights,
             core_activation,
             saved._panels,
-            bool(accumulate),
+            asked.accumulate,
             grad_x,
             tuple(grads.get(name) for name in NAMES),  # type: ignore[arg-type]
-            "activation" in wanted,
+            asked.xielu,
         )
 
-    sums = None
-    if wanted:
-        by_row = wanted == ("x",) and saved._panels is None
-        cut = x.ndim - 1 if by_row else 0
-        results = over_rows(run, (x, grad), (grads.get("x"),), cut=cut, keep=bool(accumulate))
-        sums = results[0] if "activation" in wanted else None
-    numbers = XieluGrads(*sums) if sums is not None else None
-    if numbers is not None and accumulate and old is not None:
-        numbers = XieluGrads(numbers.alpha_p + old.alpha_p, numbers.alpha_n + old.alpha_n)
-    grad_x = grads.pop("x", None)
-    return FFNGrads(grad_x, mirror(grads, weights, out), numbers)
+    results = []
+    if asked.wanted:
+        by_row = asked.wanted == ("x",) and saved._panels is None
+        results = over_rows(
+            run,
+            (x, asked.grad),
+            (grads.get("x"),),
+            cut=x.ndim - 1 if by_row else 0,
+            keep=asked.accumulate,
+        )
+    return FFNGrads(grads.pop("x", None), mirror(grads, weights, out), asked.numbers(results))

@@ -32,18 +32,13 @@ from ._arrays import (
     MaybeArray,
     as_array,
     check_apart,
-    check_dtype,
     check_out,
     check_same_dtype,
-    check_shape,
     check_size,
 )
 from ._grads import (
+    Asked,
     FFNGrads,
-    check_grads_out,
-    check_needs,
-    gradient_dtype,
-    gradient_shapes,
     mirror,
     routing_inputs,
     weights_inputs,
@@ -52,7 +47,6 @@ from ._memory import reusable
 from ._rows import over_rows, row_count
 from ._saved import MoESaved
 from .activations import Activation, as_activation, to_tuple
-from .elementwise import XieluGrads
 from .packed import PackedWeights, check_experts
 from .routing import Routing
 from .weights import NAMES, FFNWeights
@@ -167,36 +161,20 @@ def moe_backward(
         saved.apply_router_weight_on_input,
     )
     call.ids = saved._ids  # what was saved lies in their order
-    grad = as_array("grad_y", grad_y)
-    check_same_dtype("grad_y", grad, check_dtype("x", call.x), "saved.x")
-    check_shape("grad_y", grad, call.x.shape, "to match saved.x")
-    wanted = check_needs(needs, saved)
-    given, old = check_grads_out(out, wanted, saved, grad)
-    if accumulate and out is None:
-        raise ValueError("accumulate is True and out is None; expected arrays to add into")
-
-    shapes = gradient_shapes(saved)
-    fresh = np.zeros if accumulate else np.empty
-    grads: dict[str, Array] = {
-        name: given[name] if name in given else fresh(shapes[name], gradient_dtype(saved, name))
-        for name in wanted
-        if name != "activation"
-    }
-    sums = None
-    if wanted:
+    asked = Asked(grad_y, saved, needs, out, accumulate)
+    grads = asked.arrays
+    results = []
+    if asked.wanted:
         results = over_rows(
-            call.backward(grads, saved._panels, bool(accumulate), "activation" in wanted),
-            (call.x, grad),
+            call.backward(asked, saved._panels),
+            (call.x, asked.grad),
             (grads.get("x"), grads.get("routing_weights")),
             cut=0,
-            keep=bool(accumulate),
+            keep=asked.accumulate,
         )
-        sums = results[0] if "activation" in wanted else None
-    numbers = XieluGrads(*sums) if sums is not None else None
-    if numbers is not None and accumulate and old is not None:
-        numbers = XieluGrads(numbers.alpha_p + old.alpha_p, numbers.alpha_n + old.alpha_n)
     grad_x, grad_routing = grads.pop("x", None), grads.pop("routing_weights", None)
-    return MoEGrads(grad_x, mirror(grads, saved.weights, out), numbers, grad_routing)
+    weights = mirror(grads, saved.weights, out)
+    return MoEGrads(grad_x, weights, asked.numbers(results), grad_routing)
 
 
 class _Call:
@@ -250,9 +228,7 @@ class _Call:
         over_rows(run, (self.x,), (y,), cut=0)
         return y
 
-    def backward(
-        self, grads: dict[str, Array], panels: MaybeArray, accumulate: bool, xielu: bool
-    ) -> Any:
+    def backward(self, asked: Asked, panels: MaybeArray) -> Any:
         core = self.weights._core_arrays()
 
         def run(
@@ -268,11 +244,11 @@ class _Call:
                 self.factors,
                 self.on_input,
                 panels,
-                accumulate,
+                asked.accumulate,
                 grad_x,
                 grad_factors,
-                tuple(grads.get(name) for name in NAMES),  # type: ignore[arg-type]
-                xielu,
+                tuple(asked.arrays.get(name) for name in NAMES),  # type: ignore[arg-type]
+                asked.xielu,
             )
 
         return run
