@@ -4,7 +4,7 @@ For every shape, number of tokens and mode ("packed", "raw", "train"; see _shape
 row as soon as it is measured: time, GFLOP/s, GB/s, and the share of the limit (_limits.py); for
 every shape also what packing reaches of the read bandwidth. Before the rows come the limits
 themselves, after them the cost of a call beyond its kernel and each activation's rate. --json
-writes the same as JSON lines, with the machine's facts first.
+writes the same as JSON lines, with the machine's facts first. Mixtures: _bench_moe.py.
 
 A case runs in rounds of some 20 ms, each next to a fresh measurement of its limit; `share` is the
 median of the rounds' ratios, `best` the fastest limit over the fastest round. Where there are
@@ -30,27 +30,24 @@ import ffncore as fc
 from . import _core, _shapes
 from ._arrays import as_dtype, is_narrow
 from ._bench_cases import Case, errors, make_weights
+from ._bench_measure import MEMORY_SHARE, Row, facts, free_memory, measure_case, pack_row
+from ._bench_moe import moe_rows
 from ._bench_rows import describe
 from ._limits import LimitError, Limits, machine_facts
 from ._shapes import Shape
+from ._shapes_moe import MOE_TOKENS, ROUTINGS, MoEShape, find_shapes
 from .activations import KINDS
 
 PARTS = ("cases", "calls", "activations")
-ROUND_SECONDS = 0.02  # long against starting a thread, short against a change of the clock
-LIMIT_SECONDS = 0.004
-MIN_ROUNDS, MAX_ROUNDS = 5, 25
-PATIENCE = 4  # a case may take so many times its seconds until MIN_ROUNDS were quiet
-MEMORY_SHARE = 0.7  # of what is free; a shape that wants more is left out
-
-Row = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--quick", action="store_true", help="four shapes, four numbers of tokens, short rounds")
-    add("--shapes", help="comma-separated names, or DxF[:activation[:gated]]")
+    add("--shapes", help="comma-separated: names, DxF[:activation[:gated]] or moe")
     add("--tokens", help="comma-separated numbers of tokens")
     add("--modes", help=f"comma-separated, of {', '.join(_shapes.MODES)}")
+    add("--routing", help=f"of mixtures: comma-separated, of {', '.join(ROUTINGS)}")
     add("--parts", help=f"comma-separated, of {', '.join(PARTS)}")
     add("--dtype", default="float32", choices=("float32", "float64", "bfloat16", "float16"))
     add("--x-dtype", choices=("float32",), help="of x; default: as --dtype, which is the weights'")
@@ -66,11 +63,14 @@ class Plan:
     def __init__(self, args: argparse.Namespace) -> None:
         quick = args.quick
         default = _shapes.QUICK_SHAPES if quick else [shape.name for shape in _shapes.SHAPES]
-        self.shapes = [_shapes.find_shape(name) for name in _split(args.shapes) or default]
+        names = _split(args.shapes) or default
+        self.shapes = [shape for name in names for shape in find_shapes(name)]
         for shape in self.shapes:
             fc.Activation(shape.activation)  # raises for an unknown one
-        self.tokens = [_positive(word) for word in _split(args.tokens)]
-        self.tokens = self.tokens or list(_shapes.QUICK_TOKENS if quick else _shapes.TOKENS)
+        given = [_positive(word) for word in _split(args.tokens)]
+        self.tokens = given or list(_shapes.QUICK_TOKENS if quick else _shapes.TOKENS)
+        self.moe_tokens = given or list(_shapes.QUICK_TOKENS if quick else MOE_TOKENS)
+        self.routings = _among(args.routing, ROUTINGS, "--routing")
         self.modes = _among(args.modes, _shapes.MODES, "--modes")
         self.parts = _among(args.parts, PARTS, "--parts")
         self.dtype: str = args.dtype
@@ -138,17 +138,20 @@ def rows(plan: Plan) -> Iterator[Row]:
 
 
 def _shape_rows(shape: Shape, plan: Plan, limits: Limits) -> Iterator[Row]:
+    if isinstance(shape, MoEShape):
+        yield from moe_rows(shape, plan, limits)
+        return
     itemsize = as_dtype("dtype", plan.dtype).itemsize
     # raw, packed, gradients, the buffer of the bandwidth; activations of the largest case
     wanted = shape.parameters * itemsize * (5 if "train" in plan.modes else 3)
     wanted += shape.parameters * 4 if plan.x_dtype != plan.dtype else 0  # to be packed from
     wanted += max(plan.tokens) * (5 * shape.d + 2 * shape.f) * max(4, itemsize)
-    if wanted > MEMORY_SHARE * _free_memory():
+    if wanted > MEMORY_SHARE * free_memory():
         yield {"kind": "skipped", "shape": shape.name, "reason": f"needs {wanted / 2**30:.1f} GiB"}
         return
     weights = make_weights(shape, plan.dtype)
-    facts = _facts(shape, plan.dtype, limits)
-    yield {"kind": "shape", "shape": shape.name, **facts, **errors(shape, weights, plan.x_dtype)}
+    known = facts(shape, plan.dtype, limits)
+    yield {"kind": "shape", "shape": shape.name, **known, **errors(shape, weights, plan.x_dtype)}
     packed = fc.pack(weights) if "packed" in plan.modes else None
     gradients: Any = None
     for mode in plan.modes:
@@ -164,85 +167,6 @@ def _shape_rows(shape: Shape, plan: Plan, limits: Limits) -> Iterator[Row]:
     if packed is not None:
         raw = weights if plan.x_dtype == plan.dtype else make_weights(shape, plan.x_dtype)
         yield pack_row(shape, raw, packed, limits)
-
-
-def pack_row(shape: Shape, weights: fc.FFNWeights, packed: fc.PackedWeights, limits: Limits) -> Row:
-    """Into memory that is there; bytes are those read."""
-    nbytes = sum(array.nbytes for array in weights.arrays().values())
-    rounds = []
-    for _ in range(MIN_ROUNDS):
-        bandwidth = limits.measure("read", LIMIT_SECONDS, nbytes)
-        took = timed(lambda: fc.pack(weights, dtype=packed.dtype, out=packed), 1)
-        rounds.append((nbytes / took, nbytes / took / bandwidth))
-    rates, shares = (list(column) for column in zip(*rounds, strict=True))
-    return {
-        "kind": "pack",
-        "shape": shape.name,
-        **_facts(shape, packed.dtype.name, limits),
-        "source": weights.dtype.name,
-        "bytes_per_second": median(rates),
-        "share": median(shares),
-        "best_share": max(shares),
-    }
-
-
-def measure_case(
-    shape: Shape,
-    tokens: int,
-    mode: str,
-    call: Callable[[], object],
-    dtype: str,
-    limits: Limits,
-    seconds: float,
-) -> Row:
-    cost = _shapes.cost(shape, tokens, mode, as_dtype("dtype", dtype).itemsize)
-    call()
-    repeats = max(1, int(ROUND_SECONDS / max(timed(call, 1), 1e-9)))
-    rounds: list[tuple[bool, float, float, str]] = []  # quiet, time, limit, bound
-    start = time.perf_counter()
-    quiet = limits.quiet()
-    while True:
-        limit, bound = limits.time(cost, shape.activation, shape.gated, LIMIT_SECONDS)
-        call()  # the limit's buffer has taken the caches
-        took = timed(call, repeats)
-        before, quiet = quiet, limits.quiet()
-        rounds.append((before and quiet, took, limit, bound))
-        passed, calm = time.perf_counter() - start, sum(r[0] for r in rounds)
-        enough = (passed >= seconds and calm >= MIN_ROUNDS) or calm >= MAX_ROUNDS
-        if len(rounds) >= MIN_ROUNDS and (enough or passed >= PATIENCE * seconds):
-            break
-    counted = [r for r in rounds if r[0]]
-    if len(counted) < MIN_ROUNDS:
-        counted = rounds
-    _, times, limit_times, bounds = (list(column) for column in zip(*counted, strict=True))
-    took = median(times)
-    return {
-        "kind": "case",
-        "shape": shape.name,
-        **_facts(shape, dtype, limits),
-        "tokens": tokens,
-        "mode": mode,
-        "seconds": took,
-        "best_seconds": min(times),
-        "rounds": len(rounds),
-        "quiet_rounds": calm,
-        "gflops": cost.flops / took / 1e9,
-        "gbytes": cost.bytes / took / 1e9,
-        "flops": cost.flops,
-        "bytes": cost.bytes,
-        "bound": max(set(bounds), key=bounds.count),
-        "limit_seconds": median(limit_times),
-        "share": median(limit / t for limit, t in zip(limit_times, times, strict=True)),
-        "best_share": min(limit_times) / min(times),
-    }
-
-
-def timed(call: Callable[[], object], repeats: int) -> float:
-    """Seconds of one call."""
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats
 
 
 # The cost of a call
@@ -310,22 +234,6 @@ def _activation_row(kind: str, gated: bool, limits: Limits) -> Row:
     }
 
 
-def _facts(shape: Shape, dtype: str, limits: Limits) -> Row:
-    weight_bytes = shape.parameters * as_dtype("dtype", dtype).itemsize
-    return {
-        "d": shape.d,
-        "f": shape.f,
-        "activation": shape.activation,
-        "gated": shape.gated,
-        "bias": shape.bias,
-        "dtype": dtype if dtype == limits.dtype else f"{dtype} under {limits.dtype}",
-        "isa": limits.isa,
-        "threads": limits.threads,
-        "weight_bytes": weight_bytes,
-        "bandwidth": limits.known("read", weight_bytes),
-    }
-
-
 def _write(file: IO[str], row: Row) -> None:
     file.write(json.dumps({k: _rounded(v) for k, v in row.items()}) + "\n")
     file.flush()
@@ -351,12 +259,3 @@ def _among(text: str | None, known: tuple[str, ...], option: str) -> tuple[str, 
         if word not in known:
             raise ValueError(f"{option} has {word!r}; expected some of {', '.join(known)}")
     return words
-
-
-def _free_memory() -> float:
-    try:
-        facts = Path("/proc/meminfo").read_text("utf-8").splitlines()
-    except OSError:
-        return float("inf")
-    free = [line for line in facts if line.startswith("MemAvailable")]
-    return 1024.0 * int(free[0].split()[1]) if free else float("inf")

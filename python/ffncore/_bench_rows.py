@@ -18,12 +18,15 @@ def describe(row: dict[str, Any]) -> str:
         )
     if kind == "shape":
         form = "gated" if row["gated"] else "plain"
+        mixture, columns = "", f"{'share':>6} {'best':>6} {'quiet':>7}  bound"
+        if "experts" in row:
+            mixture = f"{row['experts']} experts, {row['top_k']} a token, each "
+            columns += f"  {'hit':>4} {'dense':>6} {'uniform':>7}  routing"
         return (
-            f"\n{row['shape']}: {row['d']} x {row['f']}, {row['activation']}, {form}, "
+            f"\n{row['shape']}: {mixture}{row['d']} x {row['f']}, {row['activation']}, {form}, "
             f"{row['weight_bytes'] / 1e6:.1f} MB, read at {row['bandwidth'] / 1e9:.1f} GB/s; "
             f"rms error {row['error']:.1e} (numpy {row['numpy_error']:.1e})\n"
-            f"{'mode':>8} {'tokens':>6} {'ms':>10} {'GFLOP/s':>9} {'GB/s':>7} "
-            f"{'share':>6} {'best':>6} {'quiet':>7}  bound"
+            f"{'mode':>8} {'tokens':>6} {'ms':>10} {'GFLOP/s':>9} {'GB/s':>7} {columns}"
         )
     if kind == "pack":
         return (
@@ -33,11 +36,22 @@ def describe(row: dict[str, Any]) -> str:
     if kind == "skipped":
         return f"{row['shape']}: left out, {row['reason']}"
     if kind == "case":
+        mixture = ""
+        if "routing" in row:
+            ratios = (_ratio(row.get("of_dense"), 6), _ratio(row.get("of_uniform"), 7))
+            mixture = f"   {row['hit']:>4} {' '.join(ratios)}  {row['routing']}"
         return (
             f"{row['mode']:>8} {row['tokens']:>6} {1e3 * row['seconds']:>10.4f} "
             f"{row['gflops']:>9.1f} {row['gbytes']:>7.1f} "
             f"{row['share']:>6.2f} {row['best_share']:>6.2f} "
-            f"{row['quiet_rounds']:>3} / {row['rounds']:<2} {row['bound']}"
+            f"{row['quiet_rounds']:>3} / {row['rounds']:<2} {row['bound']}{mixture}"
+        )
+    if kind == "routing":
+        share = row["layer_share"]
+        return (
+            f"    routing {row['tokens']} tokens to {row['top_k']} of {row['experts']} experts: "
+            f"{1e3 * row['seconds']:.4f} ms"
+            + ("" if share is None else f", {100 * share:.2f} % of the layer's time")
         )
     if kind == "call":
         after = (
@@ -55,3 +69,7 @@ def describe(row: dict[str, Any]) -> str:
             f"backward {row['backward_per_second'] / 1e9:7.2f} (costs {ratio:.2f} times as much)"
         )
     return ""
+
+
+def _ratio(value: float | None, width: int) -> str:
+    return f"{'-' if value is None else format(value, '.2f'):>{width}}"

@@ -2,6 +2,7 @@
 
 A case is (shape, tokens, mode). Modes: "packed" and "raw" are one forward pass with packed or raw
 weights; "train" is a forward and a backward pass with raw weights, every gradient computed.
+Mixtures of experts: _shapes_moe.py.
 
     FLOPs and activations   as fc.cost counts them
     bytes                   the weights, biases too, once per pass that needs them; gradients
@@ -16,6 +17,8 @@ from typing import Any
 import ffncore as fc
 
 MODES = ("packed", "raw", "train")
+# Far beyond any cache the bandwidth no longer depends on the buffer, which takes memory itself.
+LARGEST_FOOTPRINT = 2**31
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,13 @@ class Shape:
     activation: str
     gated: bool = False
     bias: bool = False
+    options: tuple[tuple[str, float], ...] = ()  # of the activation
+
+    @property
+    def function(self) -> str | fc.Activation:
+        """A plain name where that says all, as most callers write it."""
+        options: dict[str, Any] = dict(self.options)
+        return fc.Activation(self.activation, **options) if options else self.activation
 
     @property
     def matrices(self) -> int:
