@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 KEY = ("shape", "d", "f", "tokens", "mode", "dtype", "isa", "threads")
+OPTIONAL = "routing"  # mixtures have one
 
 
 def read(path):
@@ -22,7 +23,7 @@ def read(path):
         try:
             row = json.loads(line)
             if row["kind"] == "case":
-                cases[tuple(row[field] for field in KEY)] = row
+                cases[(*(row[field] for field in KEY), row.get(OPTIONAL, ""))] = row
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
     if not cases:
@@ -55,11 +56,12 @@ def main(argv=None):
         return 2
     for key, before, after, lost in rows:
         if lost or args.all:
-            shape, _, _, tokens, mode, dtype, isa, threads = key
+            shape, _, _, tokens, mode, dtype, isa, threads, routing = key
             change = "missing" if after is None else f"{after:.3f} ({after / before - 1:+.1%})"
             print(
                 f"{'LOST' if lost else '    '} {shape:>16} {tokens:>5} tokens {mode:>6} {dtype} "
-                f"{isa} {threads} threads: share {before:.3f} -> {change}"
+                f"{routing + ' ' if routing else ''}{isa} {threads} threads: "
+                f"share {before:.3f} -> {change}"
             )
     count = sum(lost for *_, lost in rows)
     print(f"{len(rows)} cases, {count} lost more than {args.tolerance:.0%}")

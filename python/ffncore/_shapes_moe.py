@@ -105,8 +105,18 @@ def find_shapes(name: str) -> list[Shape]:
     if len(ratio) > 1 or not (experts.isdigit() and k.isdigit() and 1 <= int(k) <= int(experts)):
         raise ValueError(f"shape {name!r} is not known; expected DxF[:...]:E/k with k from 1 to E")
     block = find_shape(":".join(word for word in words if word != ratio[0]))
-    sizes: tuple[Any, ...] = (block.d, block.f, block.activation, block.gated, block.bias)
-    return [MoEShape(name, *sizes, n_experts=int(experts), top_k=int(k))]
+    return [
+        MoEShape(
+            name,
+            block.d,
+            block.f,
+            block.activation,
+            block.gated,
+            block.bias,
+            n_experts=int(experts),
+            top_k=int(k),
+        )
+    ]
 
 
 def make_ids(shape: MoEShape, tokens: int, kind: str) -> Array:
@@ -125,7 +135,7 @@ def make_ids(shape: MoEShape, tokens: int, kind: str) -> Array:
 def make_routing(shape: MoEShape, tokens: int, kind: str, dtype: str = "float32") -> fc.Routing:
     """With weights that add up to 1, the largest first."""
     ids = make_ids(shape, tokens, kind)
-    weights = np.random.default_rng(tokens).exponential(size=ids.shape)
+    weights: Array = np.random.default_rng(tokens).exponential(size=ids.shape)
     weights = -np.sort(-weights, axis=1)
     weights /= weights.sum(axis=1, keepdims=True)
     return fc.Routing(experts=ids, weights=weights.astype(dtype), n_experts=shape.n_experts)
