@@ -6,7 +6,10 @@ needs numpy and the peer, nothing else. It reads JSON lines and answers each wit
     {"do": "setup", "shape": {...}, "tokens": T, "mode": "infer" | "train", "dtype": name}
                                                                              -> {"check": [...]}
     {"do": "round", "repeats": n}                                            -> {"seconds": of one}
+    {"do": "drop"}  forgets the weights                                      -> {}
     {"do": "quit"}
+
+A setup of a mixture also has "ids" and "factors": [T, k] experts and routing weights (peer_moe.py).
 
 A peer is a function (weights, x, grad_y, spec) -> (infer or None, train or None), two functions
 without arguments. infer returns y, train returns y and the gradients of x and up; both give
@@ -19,7 +22,10 @@ import os
 import sys
 import time
 
+import peer_moe
+
 INSTALL = {
+    **peer_moe.INSTALL,
     "ffncore": "pip install .",
     "numpy": "pip install numpy",
     "numpy-skylakex": "pip install numpy",
@@ -290,6 +296,15 @@ def check(result):
     return [float(v) for array in results for v in array[0][:8]]
 
 
+def routing(message):
+    import numpy as np
+
+    return {
+        "ids": np.array(message["ids"], np.int32),
+        "factors": np.array(message["factors"], np.float32),
+    }
+
+
 def main():
     name, threads = sys.argv[1], int(sys.argv[2])
     if hasattr(os, "sched_setaffinity"):
@@ -300,7 +315,7 @@ def main():
     def answer(**fields):
         print(json.dumps(fields), file=answers, flush=True)
 
-    module, build = PEERS[name]
+    module = (PEERS.get(name) or peer_moe.PEERS[name])[0]
     try:
         version = getattr(__import__(module), "__version__", "")
     except ImportError:
@@ -314,14 +329,22 @@ def main():
             if message["do"] == "setup":
                 call = None
                 shape, tokens = message["shape"], message["tokens"]
+                mixture = "n_experts" in shape
                 wanted = shape, message["dtype"]
                 if kept != wanted:
                     data = None
                     gc.collect()
-                    kept, data = wanted, arrays(*wanted)
+                    kept, data = wanted, (peer_moe.arrays if mixture else arrays)(*wanted)
                 spec = {**shape, "mode": message["mode"], "threads": threads}
-                call = build(data[0], data[1](tokens), data[2](tokens), spec)
-                answer(check=check(call()))
+                if mixture:
+                    spec.update(routing(message))
+                peers = peer_moe.PEERS if mixture else PEERS
+                call = peers[name][1](data[0], data[1](tokens), data[2](tokens), spec)
+                answer(check=(peer_moe.check if mixture else check)(call()))
+            elif message["do"] == "drop":
+                kept, data, call = None, None, None
+                gc.collect()
+                answer()
             elif message["do"] == "round":
                 call()  # the others have taken the caches
                 start = time.perf_counter()

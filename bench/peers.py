@@ -1,7 +1,7 @@
 """ffncore beside numpy, torch, JAX and zentorch: the same work, interleaved round by round.
 
     python bench/peers.py [--shapes a,b] [--tokens 1,128] [--modes infer,train] [--peers a,b]
-                          [--dtype bfloat16] [--threads N] [--rounds N]
+                          [--routing uniform,zipf] [--dtype bfloat16] [--threads N] [--rounds N]
                           [--python zentorch=PATH] [--json FILE]
 
 Each peer lives in a process of its own (peer_worker.py), pinned to the same CPUs. In each round
@@ -11,6 +11,9 @@ all alike; what ran while somebody else worked on the cores is left out where en
 are the medians: how much longer than ffncore, and which share of the limit. A peer that is not
 installed is left out with a line that says how to install it. Results are compared with each other
 before any timing.
+
+Mixtures of experts (peer_moe.py) are shapes too, and run with given routing. Where memory does not
+hold every peer's weights at once, ffncore runs beside as many at a time as it holds.
 """
 
 import argparse
@@ -26,15 +29,26 @@ from pathlib import Path
 from random import Random
 from statistics import median
 
+import peer_moe
 from peer_worker import ENVIRONMENT, PEERS, THREAD_VARIABLES
 
+from ffncore._bench_measure import free_memory
 from ffncore._limits import LimitError, Limits, machine_facts
-from ffncore._shapes import TOKENS, cost, find_shape
+from ffncore._shapes import TOKENS, cost
+from ffncore._shapes_moe import (
+    MOE_TOKENS,
+    ROUTINGS,
+    MoEShape,
+    find_shapes,
+    make_routing,
+    moe_cost,
+)
 from ffncore.config import active_isa
 
 WORKER = Path(__file__).with_name("peer_worker.py")
 SHAPES = ("minilm", "bert-base", "smollm2-135m", "llama-3.2-1b", "llama-3.1-8b", "falcon-7b")
 ROUND_SECONDS = 0.05
+MEMORY_SHARE = 0.8  # of what is free: for the weights of a mixture
 ENOUGH = 3  # quiet rounds of a peer; with fewer, all its rounds count
 # Results that are further apart, of the largest, are not the same work. In 16 bits some peers round
 # between every two steps.
@@ -94,23 +108,52 @@ def start(names, pythons, threads):
 
 
 def agree(answers, dtype="float32"):
-    """Names whose numbers are not ffncore's."""
-    expected = answers["ffncore"]
-    scale = max(abs(v) for v in expected)
-    return [
-        name
-        for name, values in answers.items()
-        if not all(
-            abs(a - b) <= AGREE[dtype] * scale for a, b in zip(values, expected, strict=True)
-        )
-    ]
+    """Names whose numbers are not ffncore's; mixtures have a list for each result."""
+
+    def close(values, expected):
+        if isinstance(values[0], list):
+            return all(map(close, values, expected))
+        reach = AGREE[dtype] * max(abs(v) for v in expected)
+        return all(abs(a - b) <= reach for a, b in zip(values, expected, strict=True))
+
+    return [name for name, values in answers.items() if not close(values, answers["ffncore"])]
 
 
-def run_case(workers, shape, tokens, mode, dtype, limits, rounds):
-    """One dictionary for each peer."""
+def groups(workers, shape, mode, dtype, free):
+    """Workers whose weights memory holds at once; ffncore, the first one, is in every group."""
+    if not isinstance(shape, MoEShape):
+        return [workers]
+    weight_bytes = shape.parameters * (4 if dtype == "float32" else 2)
+    needs = {w.name: peer_moe.memory(w.name, mode, weight_bytes) for w in workers}
+    found = []
+    for worker in workers[1:]:
+        if needs["ffncore"] + needs[worker.name] > MEMORY_SHARE * free:
+            print(f"  {worker.name}: not enough memory; left out")
+        elif found and sum(needs[w.name] for w in [*found[-1], worker]) <= MEMORY_SHARE * free:
+            found[-1].append(worker)
+        else:
+            found.append([workers[0], worker])
+    if not found and needs["ffncore"] <= MEMORY_SHARE * free:
+        found = [workers[:1]]
+    return found
+
+
+def run_case(workers, shape, tokens, mode, dtype, limits, rounds, kind=None):
+    """One dictionary for each peer; kind: of the routing."""
     answers, able = {}, []
+    case = {"shape": asdict(shape), "tokens": tokens, "mode": mode, "dtype": dtype}
+    itemsize = 4 if dtype == "float32" else 2
+    pass_ = "train" if mode == "train" else "packed"
+    facts = {}
+    if kind is None:
+        work = cost(shape, tokens, pass_, itemsize)
+    else:
+        routing = make_routing(shape, tokens, kind)
+        case.update(ids=routing.experts.tolist(), factors=routing.weights.tolist())
+        work = moe_cost(shape, routing.counts, pass_, itemsize)
+        facts = {"routing": kind, "experts": shape.n_experts, "top_k": shape.top_k}
+        facts["hit"] = int((routing.counts > 0).sum())
     for worker in workers:
-        case = {"shape": asdict(shape), "tokens": tokens, "mode": mode, "dtype": dtype}
         reply = worker.ask(do="setup", **case)
         if "check" in reply:
             answers[worker.name] = reply["check"]
@@ -125,8 +168,6 @@ def run_case(workers, shape, tokens, mode, dtype, limits, rounds):
     for worker in able:
         seconds = worker.ask(do="round", repeats=1)["seconds"]
         worker.repeats = max(1, int(ROUND_SECONDS / max(seconds, 1e-9)))
-    itemsize = 4 if dtype == "float32" else 2
-    work = cost(shape, tokens, "train" if mode == "train" else "packed", itemsize)
     times = {worker.name: [] for worker in able}  # of rounds: (quiet, seconds, limit)
     for number in range(rounds):
         # In another order each time, so that none always follows the same neighbour.
@@ -152,6 +193,7 @@ def run_case(workers, shape, tokens, mode, dtype, limits, rounds):
                 "tokens": tokens,
                 "mode": mode,
                 "dtype": dtype,
+                **facts,
                 "threads": limits.threads,
                 "seconds": seconds,
                 "gflops": work.flops / seconds / 1e9,
@@ -164,26 +206,56 @@ def run_case(workers, shape, tokens, mode, dtype, limits, rounds):
     return rows
 
 
+def peers_of(shape):
+    return peer_moe.PEERS if isinstance(shape, MoEShape) else PEERS
+
+
+def run_shape(workers, shape, mode, args, limits):
+    """Rows of every number of tokens and routing; ffncore's once."""
+    mixture = isinstance(shape, MoEShape)
+    tokens = args.tokens or (MOE_TOKENS if mixture else TOKENS)
+    kinds = args.routing if mixture else [None]
+    workers = [worker for worker in workers if worker.name in peers_of(shape)]
+    told = set()
+    for group in groups(workers, shape, mode, args.dtype, free_memory()):
+        for count, kind in product(tokens, kinds):
+            print(f"{shape.name}, {count} tokens, {mode}{', ' + kind if kind else ''}", flush=True)
+            rows = run_case(group, shape, count, mode, args.dtype, limits, args.rounds, kind)
+            for row in rows:
+                if row["peer"] != "ffncore" or (count, kind) not in told:
+                    yield row
+            if rows:
+                told.add((count, kind))
+        if mixture:
+            for worker in group:
+                worker.ask(do="drop")
+
+
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--shapes", default=",".join(SHAPES))
-    add("--tokens", default=",".join(str(t) for t in TOKENS))
+    add("--tokens", help="default: as python -m ffncore bench")
     add("--modes", default="infer,train")
-    add("--peers", default=",".join(PEERS))
+    add("--routing", default=ROUTINGS[0], help=f"of mixtures; of {', '.join(ROUTINGS)}")
+    add("--peers", help="default: all that know one of the shapes")
     add("--dtype", default="float32", choices=tuple(AGREE))
     add("--threads", type=int, default=len(os.sched_getaffinity(0)))
     add("--rounds", type=int, default=9)
     add("--python", action="append", default=[], metavar="PEER=PATH", help="another interpreter")
     add("--json", type=Path, help="append results as JSON lines")
     args = parser.parse_args(argv)
-    args.shapes = [find_shape(name) for name in args.shapes.split(",")]
-    args.tokens = [int(word) for word in args.tokens.split(",")]
+    args.shapes = [shape for name in args.shapes.split(",") for shape in find_shapes(name)]
+    args.tokens = [int(word) for word in args.tokens.split(",")] if args.tokens else None
     args.modes = args.modes.split(",")
-    args.peers = args.peers.split(",")
-    for word, known in [(w, PEERS) for w in args.peers] + [
-        (w, ("infer", "train")) for w in args.modes
-    ]:
+    args.routing = args.routing.split(",")
+    able = list(dict.fromkeys(name for shape in args.shapes for name in peers_of(shape)))
+    args.peers = args.peers.split(",") if args.peers else able
+    for word, known in (
+        [(w, {**PEERS, **peer_moe.PEERS}) for w in args.peers]
+        + [(w, ("infer", "train")) for w in args.modes]
+        + [(w, ROUTINGS) for w in args.routing]
+    ):
         if word not in known:
             parser.error(f"{word!r} is not known; expected some of {', '.join(known)}")
     if "ffncore" not in args.peers:
@@ -212,9 +284,8 @@ def main(argv=None):
             return 1
         keep({**machine_facts(limits.isa, args.threads), "versions": versions})
         keep({"kind": "peak", "isa": limits.isa, "dtype": args.dtype, **peak})
-        for shape, mode, tokens in product(args.shapes, args.modes, args.tokens):
-            print(f"{shape.name}, {tokens} tokens, {mode}", flush=True)
-            for row in run_case(workers, shape, tokens, mode, args.dtype, limits, args.rounds):
+        for shape, mode in product(args.shapes, args.modes):
+            for row in run_shape(workers, shape, mode, args, limits):
                 keep(row)
                 print(
                     f"  {row['peer']:>14} {1e3 * row['seconds']:10.4f} ms {row['gflops']:7.1f} "

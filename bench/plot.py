@@ -6,7 +6,7 @@
 --peers  a file of `python bench/peers.py --json`:    docs/share.png, and the table between the
          markers in the README, which no hand edits
 Default: the files bench.jsonl and peers.jsonl in bench/results. Both may hold several dtypes;
-the roofline is float32's.
+the roofline is float32's. Rows of mixtures of experts are left out.
 """
 
 import argparse
@@ -31,7 +31,8 @@ def read(path):
     rows = {}
     for line in path.read_text("utf-8").splitlines():
         row = json.loads(line)
-        rows.setdefault(row["kind"], []).append(row)
+        if "experts" not in row:
+            rows.setdefault(row["kind"], []).append(row)
     return rows
 
 

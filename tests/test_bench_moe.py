@@ -1,6 +1,8 @@
 """The bench of mixtures: shapes, routings, costs, options, rows. No time is asserted."""
 
 import json
+from contextlib import ExitStack
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -225,6 +227,23 @@ def test_routing_without_a_layer_has_a_line():
     assert "2.00 %" in _bench_rows.describe(row)
 
 
+def test_options_of_the_activation_reach_every_call():
+    shape = _shapes_moe.MoEShape(
+        *("t", 16, 24, "silu", True, True, _shapes_moe.GPT_OSS), n_experts=4, top_k=2
+    )
+    words = ("--tokens", "512", "--seconds", "0", "--routing", "uniform")
+    limits = Limits("avx2", "float32", 2, machine)
+    rows = list(_bench_moe.moe_rows(shape, _bench.Plan(arguments(*words)), limits))
+    cases = [row for row in rows if row["kind"] == "case"]
+    assert [row["mode"] for row in cases] == list(_shapes.MODES)
+    assert all(row["of_dense"] > 0 for row in cases)
+    weights = _bench_moe.make_experts(shape, "float32")
+    case = _bench_moe.MoECase(shape, 3, "uniform", "float32", weights)
+    plain = fc.moe(case.x, case.routing, weights, activation="silu")
+    assert np.abs(case.forward(weights)() - plain).max() > 0.1
+    assert rows[0]["error"] < 1e-6
+
+
 @in_tree
 def test_compare_tells_routings_apart(tmp_path, capsys):
     compare = tool("compare")
@@ -236,3 +255,125 @@ def test_compare_tells_routings_apart(tmp_path, capsys):
     assert compare.main([str(tmp_path / "old"), str(tmp_path / "old")]) == 0
     assert compare.main([str(tmp_path / "old"), str(tmp_path / "new")]) == 1
     assert "uniform" in capsys.readouterr().out
+
+
+@in_tree
+def test_pictures_leave_mixtures_out(tmp_path):
+    file = tmp_path / "rows"
+    rows = [{"kind": "case", "shape": "a"}, {"kind": "case", "shape": "b", "experts": 4}]
+    file.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    assert tool("plot").read(file) == {"case": rows[:1]}
+
+
+def peer_shape(activation="silu", options=(), **changes):
+    sizes = {"d": 24, "f": 40, "n_experts": 6, "top_k": 2}
+    form = {"gated": True, "bias": bool(options)}
+    return {**sizes, **form, "activation": activation, "options": options, **changes}
+
+
+@in_tree
+@pytest.mark.parametrize("options", [(), _shapes_moe.GPT_OSS])
+def test_peers_do_the_same_work(options):
+    """The loop over experts against ours; the other peers where installed (bench/peers.py)."""
+    peer_moe = tool("peer_moe")
+    assert options in ((), tuple(peer_moe.GPT_OSS.items()))
+    shape = peer_shape(options=options)
+    weights, x, grad_y = peer_moe.arrays(shape)
+    routing = _shapes_moe.make_routing(tiny("24x40:5/2"), 9, "zipf")  # expert 5 is never hit
+    for mode, results in (("infer", 1), ("train", 5)):
+        spec = {**shape, "mode": mode, "threads": 1}
+        spec |= {"ids": routing.experts, "factors": routing.weights}
+        ours, theirs = (
+            peer_moe.check(build(weights, x(9), grad_y(9), spec)())
+            for build in (peer_moe.ffncore_peer, peer_moe.numpy_peer)
+        )
+        assert len(ours) == len(theirs) == results
+        for own, other in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(other, own, rtol=0, atol=1e-5 * np.abs(own).max())
+
+
+@in_tree
+def test_halves_are_views_of_one_array():
+    peer_moe = tool("peer_moe")
+    array = np.arange(2 * 6 * 3).reshape(2, 6, 3)
+    gate, up = peer_moe.halves(array, peer_shape())
+    assert np.array_equal(np.concatenate([gate, up], axis=1), array)
+    gate, up = peer_moe.halves(array, peer_shape(options=_shapes_moe.GPT_OSS))
+    assert np.array_equal(gate[:, 1], array[:, 2])
+    assert np.array_equal(up[:, 1], array[:, 3])
+    assert np.shares_memory(up, array)
+    assert peer_moe.halves(array, peer_shape(gated=False)) == (None, array)
+
+
+@in_tree
+def test_peers_say_what_they_cannot():
+    peer_moe = tool("peer_moe")
+    for shape in (peer_shape("gelu"), peer_shape(gated=False), peer_shape(options=[("alpha", 2)])):
+        with pytest.raises(ValueError, match="no adapter"):
+            peer_moe.known_activation(shape)
+    with pytest.raises(ValueError, match="16-bit"):
+        peer_moe.numpy_peer({}, np.zeros((1, 2), np.float16), None, peer_shape())
+
+
+@in_tree
+def test_peers_arguments(capsys):
+    peers, peer_moe = tool("peers"), tool("peer_moe")
+    args = peers.parse(["--shapes", "moe", "--routing", "zipf,all-to-one"])
+    assert args.peers == list(peer_moe.PEERS)
+    assert args.routing == ["zipf", "all-to-one"]
+    assert [shape.name for shape in args.shapes] == list(PUBLISHED)
+    assert peers.parse(["--shapes", "minilm"]).peers == list(tool("peer_worker").PEERS)
+    both = peers.parse(["--shapes", "minilm,olmoe"]).peers
+    assert set(both) == {*peer_moe.PEERS, *tool("peer_worker").PEERS}
+    for wrong in (["--routing", "even"], ["--shapes", "olmoe", "--peers", "trnsformers"]):
+        with pytest.raises(SystemExit):
+            peers.parse(wrong)
+        assert "not known" in capsys.readouterr().err
+
+
+@in_tree
+def test_every_result_has_its_own_scale():
+    peers = tool("peers")
+    ours = [[1.0, 2.0], [1e4, 2e4]]
+    answers = {"ffncore": ours, "a": [[1.0, 2.0001], [1e4, 2e4]], "b": [[1.1, 2.0], [1e4, 2e4]]}
+    assert peers.agree(answers) == ["b"]
+
+
+@in_tree
+def test_groups_hold_what_memory_holds(capsys):
+    peers = tool("peers")
+    workers = [SimpleNamespace(name=n) for n in ("ffncore", "numpy", "transformers", "zentorch")]
+    shape = tiny("1024x1024:silu:gated:64/2")
+    weights = shape.parameters * 4
+
+    def names(mode, free):
+        found = peers.groups(workers, shape, mode, "float32", free * weights / peers.MEMORY_SHARE)
+        return [[worker.name for worker in group] for group in found]
+
+    everyone = [worker.name for worker in workers]
+    assert names("infer", 100) == [everyone]
+    assert names("infer", 4) == [everyone[:3], ["ffncore", "zentorch"]]
+    assert names("train", 5) == [["ffncore", "numpy"], ["ffncore", "zentorch"]]
+    assert "transformers: not enough memory" in capsys.readouterr().out
+    assert names("train", 1) == []
+    dense = _shapes.find_shape("minilm")
+    assert peers.groups(workers, dense, "train", "float32", 0) == [workers]
+
+
+@in_tree
+def test_a_worker_runs_a_mixture(monkeypatch):
+    """From the message to the row, with ffncore and numpy as processes of their own."""
+    peers = tool("peers")
+    monkeypatch.setattr(peers, "ROUND_SECONDS", 1e-4)
+    limits = Limits("avx2", "float32", 1, machine)
+    args = peers.parse(["--shapes", TINY, "--tokens", "3", "--routing", "zipf", "--rounds", "1"])
+    with ExitStack() as stack:
+        workers, _ = peers.start(["ffncore", "numpy"], {}, 1)
+        for worker in workers:
+            stack.callback(worker.close)
+        rows = list(peers.run_shape(workers, tiny("16x24:silu:gated:6/2"), "train", args, limits))
+    assert [row["peer"] for row in rows] == ["ffncore", "numpy"]
+    for row in rows:
+        assert (row["routing"], row["experts"], row["top_k"]) == ("zipf", 6, 2)
+        assert row["hit"] >= 2
+        assert row["seconds"] > 0

@@ -135,7 +135,7 @@ def make_ids(shape: MoEShape, tokens: int, kind: str) -> Array:
 def make_routing(shape: MoEShape, tokens: int, kind: str, dtype: str = "float32") -> fc.Routing:
     """With weights that add up to 1, the largest first."""
     ids = make_ids(shape, tokens, kind)
-    weights: Array = np.random.default_rng(tokens).exponential(size=ids.shape)
+    weights = np.asarray(np.random.default_rng(tokens).exponential(size=ids.shape))
     weights = -np.sort(-weights, axis=1)
     weights /= weights.sum(axis=1, keepdims=True)
     return fc.Routing(experts=ids, weights=weights.astype(dtype), n_experts=shape.n_experts)

@@ -1,0 +1,313 @@
+"""The peers' mixtures of experts: adapters for peer_worker.py, all with given routing.
+
+An adapter is a function (weights, x, grad_y, spec) -> a function without arguments, as in
+peer_worker.py; spec also holds the routing: "ids" [T, k] int32 and "factors" [T, k] float32. In
+inference it returns y, in training y and the gradients of x, up, down and the factors.
+
+Gate and up are halves of one array [E, 2f, d], the form that most peers want and ffncore takes as
+views: one after the other, or in turns where the activation is gpt-oss's, as its checkpoints have
+them. Weights so exist once in each process. PEERS holds the adapters with their modules.
+"""
+
+INSTALL = {
+    "transformers": "pip install torch transformers  (or in an environment of its own; then "
+    "--python transformers=PATH/bin/python)",
+    "transformers-grouped": "pip install torch transformers",
+}
+BLOCK = 1048573  # a prime: each expert begins elsewhere in the block
+GPT_OSS = {"alpha": 1.702, "limit": 7.0, "up_offset": 1.0}
+
+
+def arrays(shape, dtype="float32"):
+    """The same numbers in every worker: weights, x, grad_y; as peer_worker.arrays."""
+    import numpy as np
+
+    if dtype == "bfloat16":
+        from ml_dtypes import bfloat16 as dtype
+
+    def normal(seed, *size, scale=1.0):
+        numbers = np.random.default_rng(seed).standard_normal(size, dtype=np.float32)
+        numbers *= np.float32(scale)
+        return numbers.astype(dtype, copy=False)
+
+    def tiled(seed, *size):
+        """A block of random numbers again and again, which fills gigabytes fast."""
+        block = normal(seed, BLOCK, scale=size[-1] ** -0.5)
+        array = np.empty(size, block.dtype)
+        flat = array.reshape(-1)
+        for start in range(0, flat.size, BLOCK):
+            part = flat[start : start + BLOCK]
+            part[:] = block[: part.size]
+        return array
+
+    e, d, f = shape["n_experts"], shape["d"], shape["f"]
+    halves = 2 if shape["gated"] else 1
+    bias = shape["bias"]
+    weights = {
+        "gate_up": tiled(1, e, halves * f, d),
+        "down": tiled(2, e, d, f),
+        "b_gate_up": normal(3, e, halves * f) if bias else None,
+        "b_down": normal(4, e, d) if bias else None,
+    }
+    return weights, lambda t: normal(7, t, d), lambda t: normal(8, t, d)
+
+
+def in_turns(spec):
+    return bool(spec["options"])
+
+
+def halves(array, spec):
+    """(gate, up) of an array [E, 2f, ...] as views; gate is None where there is none."""
+    if array is None or not spec["gated"]:
+        return None, array
+    if in_turns(spec):
+        return array[:, 0::2], array[:, 1::2]
+    f = array.shape[1] // 2
+    return array[:, :f], array[:, f:]
+
+
+def check(result):
+    """About a hundred numbers of each result, from all over it."""
+    results = result if isinstance(result, tuple) else (result,)
+    found = []
+    for array in results:
+        flat = array.reshape(-1)
+        found.append([float(v) for v in flat[:: max(1, flat.size // 101) | 1]])
+    return found
+
+
+def known_activation(spec):
+    """silu or gpt-oss's; anything else has no adapter but ffncore's."""
+    options = dict(spec["options"])
+    if spec["activation"] != "silu" or not spec["gated"] or options not in ({}, GPT_OSS):
+        raise ValueError("no adapter but for gated silu and gpt-oss's activation")
+    return options
+
+
+def ffncore_peer(w, x, grad_y, spec):
+    import numpy as np
+
+    import ffncore as fc
+
+    gate, up = halves(w["gate_up"], spec)
+    b_gate, b_up = halves(w["b_gate_up"], spec)
+    weights = fc.FFNWeights(
+        gate=gate, up=up, down=w["down"], b_gate=b_gate, b_up=b_up, b_down=w["b_down"]
+    )
+    act = fc.Activation(spec["activation"], **dict(spec["options"]))
+    routing = fc.Routing(experts=spec["ids"], weights=spec["factors"], n_experts=len(up))
+    y = np.empty_like(x)
+    if spec["mode"] == "infer":
+        packed = fc.pack(weights)
+        return lambda: fc.moe(x, routing, packed, activation=act, out=y)
+    out = {name: np.empty(a.shape, a.dtype) for name, a in weights.arrays().items()}
+    out.update(x=np.empty_like(x), routing_weights=np.empty_like(routing.weights))
+
+    def train():
+        _, saved = fc.moe_forward(x, routing, weights, activation=act, out=y)
+        fc.moe_backward(grad_y, saved, out=out)
+        return y, out["x"], out["up"], out["down"], out["routing_weights"]
+
+    return train
+
+
+def numpy_peer(w, x, grad_y, spec):
+    """A loop over the experts that are hit; each gathers its rows."""
+    import numpy as np
+
+    if x.dtype.itemsize == 2:
+        raise ValueError("numpy multiplies 16-bit matrices one number at a time")
+    options = known_activation(spec)
+    alpha, limit = x.dtype.type(options.get("alpha", 1)), options.get("limit")
+    offset = x.dtype.type(options.get("up_offset", 0))
+    ids, factors = spec["ids"], spec["factors"]
+    experts = range(len(w["down"]))
+
+    def activate(both):
+        """h, and (d gate, d up) of dh as a function"""
+        gate, up = (half[0] for half in halves(both[None].swapaxes(1, 2), spec))
+        gate, up = gate.T, up.T
+        inside_gate = inside_up = None
+        if limit is not None:
+            inside_gate, inside_up = gate <= limit, np.abs(up) <= limit
+            gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+        s = 1 / (1 + np.exp(-alpha * gate))
+        a = gate * s
+        u = up + offset
+
+        def backward(dh, out):
+            d_gate, d_up = (half[0].T for half in halves(out[None].swapaxes(1, 2), spec))
+            d_gate[...] = dh * u * s * (1 + alpha * gate * (1 - s))
+            d_up[...] = dh * a
+            if inside_gate is not None:
+                d_gate *= inside_gate
+                d_up *= inside_up
+
+        return a * u, backward
+
+    def biased(array, name, e):
+        if w[name] is not None:
+            array += w[name][e]
+        return array
+
+    def forward(e, tokens):
+        both = biased(x[tokens] @ w["gate_up"][e].T, "b_gate_up", e)
+        h, backward = activate(both)
+        return both, h, backward, biased(h @ w["down"][e].T, "b_down", e)
+
+    def infer():
+        y = np.zeros_like(x)
+        for e in experts:
+            tokens, slots = np.nonzero(ids == e)
+            if len(tokens):
+                y[tokens] += factors[tokens, slots, None] * forward(e, tokens)[-1]
+        return y
+
+    if spec["mode"] == "infer":
+        return infer
+    grads = {name: np.empty_like(array) for name, array in w.items() if array is not None}
+
+    def train():
+        y, dx, d_factors = np.zeros_like(x), np.zeros_like(x), np.zeros_like(factors)
+        for e in experts:
+            tokens, slots = np.nonzero(ids == e)
+            if not len(tokens):
+                for array in grads.values():
+                    array[e] = 0
+                continue
+            both, h, backward, out = forward(e, tokens)
+            factor = factors[tokens, slots, None]
+            y[tokens] += factor * out
+            dy = grad_y[tokens]
+            d_factors[tokens, slots] = np.einsum("td,td->t", dy, out)
+            dy *= factor
+            backward(dy @ w["down"][e], both)  # both is overwritten
+            np.matmul(dy.T, h, out=grads["down"][e])
+            np.matmul(both.T, x[tokens], out=grads["gate_up"][e])
+            dx[tokens] += both @ w["gate_up"][e]
+            if "b_down" in grads:
+                dy.sum(axis=0, out=grads["b_down"][e])
+                both.sum(axis=0, out=grads["b_gate_up"][e])
+        return y, dx, halves(grads["gate_up"], spec)[1], grads["down"], d_factors
+
+    return train
+
+
+def tensors(dtype):
+    """numpy to torch and back; numpy's bfloat16 is not torch's, but it has the same bits."""
+    import torch
+
+    if dtype.name != "bfloat16":
+        return torch.from_numpy, lambda t: t.numpy()
+    return (
+        lambda a: torch.from_numpy(a.view("int16")).view(torch.bfloat16),
+        lambda t: t.view(torch.int16).numpy().view(dtype),
+    )
+
+
+def transformers_peer(w, x, grad_y, spec, implementation="eager"):
+    """The experts' class of OLMoE or of gpt-oss; routing weights in x's type, as its routers."""
+    from types import SimpleNamespace
+
+    import torch
+    from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
+    from transformers.models.olmoe.modeling_olmoe import OlmoeExperts
+
+    torch.set_num_threads(spec["threads"])
+    options, train = known_activation(spec), spec["mode"] == "train"
+    if spec["bias"] != bool(options):
+        raise ValueError("no class with biases but gpt-oss's, and it always has them")
+    to_torch, to_numpy = tensors(x.dtype)
+    config = SimpleNamespace(
+        num_local_experts=spec["n_experts"],
+        hidden_size=spec["d"],
+        intermediate_size=spec["f"],
+        hidden_act="silu",
+        swiglu_alpha=options.get("alpha"),
+        swiglu_limit=options.get("limit"),
+        _experts_implementation=implementation,
+    )
+    with torch.device("meta"):
+        layer = (GptOssExperts if options else OlmoeExperts)(config)
+
+    def oriented(tensor):  # gpt-oss has its matrices the other way round: the same memory, turned
+        return tensor.transpose(1, 2) if options else tensor
+
+    layer.gate_up_proj = torch.nn.Parameter(oriented(to_torch(w["gate_up"])), train)
+    layer.down_proj = torch.nn.Parameter(oriented(to_torch(w["down"])), train)
+    if options:
+        layer.gate_up_proj_bias = torch.nn.Parameter(to_torch(w["b_gate_up"]), train)
+        layer.down_proj_bias = torch.nn.Parameter(to_torch(w["b_down"]), train)
+    tx, tg = to_torch(x).requires_grad_(train), to_torch(grad_y)
+    ids = torch.from_numpy(spec["ids"]).long()
+    factors = torch.from_numpy(spec["factors"]).to(tx.dtype).requires_grad_(train)
+    if not train:
+
+        def infer():
+            with torch.no_grad():
+                return to_numpy(layer(tx, ids, factors))
+
+        return infer
+
+    def step():
+        layer.zero_grad(set_to_none=True)
+        tx.grad = factors.grad = None
+        y = layer(tx, ids, factors)
+        y.backward(tg)
+        both, down = oriented(layer.gate_up_proj.grad), oriented(layer.down_proj.grad)
+        up = halves(to_numpy(both), spec)[1]
+        results = (t.detach() for t in (y, tx.grad, down, factors.grad))
+        y, dx, down, d_factors = map(to_numpy, results)
+        return y, dx, up, down, d_factors
+
+    return step
+
+
+def grouped_peer(w, x, grad_y, spec):
+    return transformers_peer(w, x, grad_y, spec, "grouped_mm")
+
+
+def zentorch_peer(w, x, _grad_y, spec):
+    import torch
+    import zentorch  # noqa: F401
+
+    torch.set_num_threads(spec["threads"])
+    options = known_activation(spec)
+    if spec["mode"] == "train":
+        raise ValueError("zentorch is for inference")
+    to_torch, to_numpy = tensors(x.dtype)
+    tx, both, down = (to_torch(array) for array in (x, w["gate_up"], w["down"]))
+    biases = [None if w[n] is None else to_torch(w[n]) for n in ("b_gate_up", "b_down")]
+    factors, ids = torch.from_numpy(spec["factors"]), torch.from_numpy(spec["ids"])
+    y = torch.empty_like(tx)
+    act = "swigluoai" if options else "silu"
+
+    def infer():
+        with torch.no_grad():
+            torch.ops.zentorch.zentorch_fused_moe(
+                y, tx, both, down, *biases, factors, ids, False, act
+            )
+        return to_numpy(y)
+
+    return infer
+
+
+PEERS = {
+    "ffncore": ("ffncore", ffncore_peer),
+    "numpy": ("numpy", numpy_peer),
+    "numpy-skylakex": ("numpy", numpy_peer),
+    "transformers": ("transformers", transformers_peer),
+    "transformers-grouped": ("transformers", grouped_peer),
+    "zentorch": ("zentorch", zentorch_peer),
+}
+
+
+def memory(name, mode, weight_bytes):
+    """Bytes that a peer's process takes at most, but for activations.
+
+    Beside the weights: packed ones or gradients; autograd adds up what it makes for each expert.
+    """
+    copies = {"infer": 2, "train": 4 if name.startswith("transformers") else 2}
+    if name.startswith(("numpy", "transformers")) and mode == "infer":
+        return weight_bytes
+    return copies[mode] * weight_bytes
