@@ -209,7 +209,8 @@ def errors(shape: MoEShape, weights: fc.FFNWeights, x_dtype: str, tokens: int = 
     for t, s in np.ndindex(routing.experts.shape):
         expert, factor = one_expert(weights, int(routing.experts[t, s])), routing.weights[t, s]
         exact[t] += float(factor) * fc.reference.ffn(x[t], expert, activation=act)
-        rough[t] += wide(factor) * plain(x[t : t + 1], expert, act)[0]
+        # Four rows, as for dense shapes: numpy sums a single one in another order.
+        rough[t] += wide(factor) * plain(np.repeat(x[t : t + 1], 4, axis=0), expert, act)[0]
     return {
         "error": relative(case.forward(weights)(), exact),
         "numpy_error": relative(rough.astype(x.dtype), exact),
