@@ -112,7 +112,7 @@ sanitize: $(VENV)/native.done
 	$(CMAKE) -S . -B build/asan $(SANITIZED) -DFFNCORE_SANITIZE=address,undefined \
 	    -DFFNCORE_EMULATE_BF16=ON > /dev/null
 	$(CMAKE) --build build/asan --target $(notdir $(CPP_TESTS:.cpp=))
-	for t in $(notdir $(CPP_TESTS:.cpp=)); do build/asan/$$t || exit 1; done
+	printf 'build/asan/%s\n' $(notdir $(CPP_TESTS:.cpp=)) | xargs -P 2 -I{} sh -c {}
 	$(CMAKE) -S . -B build/tsan $(SANITIZED) -DFFNCORE_SANITIZE=thread > /dev/null
 	$(CMAKE) --build build/tsan --target test_pool
 	$$(setarch -R true 2> /dev/null && echo setarch -R) build/tsan/test_pool
