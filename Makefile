@@ -15,7 +15,7 @@ CPP_TESTS := $(wildcard tests/cpp/test_*.cpp)
 CPP_FORMATTED := $(shell find csrc tests examples -name '*.cpp' -o -name '*.h' -o -name '*.inl' \
                    -o -name '*.c')
 
-.PHONY: all demo test test-all conformance bench lint format sanitize scalar wheel clean
+.PHONY: all demo moe test test-all conformance bench lint format sanitize scalar wheel clean
 all: test
 # All targets share one environment.
 .NOTPARALLEL:
@@ -64,6 +64,9 @@ $(VENV)/demo.done: pyproject.toml | $(VENV)/package.done
 
 demo: $(VENV)/package.done $(VENV)/demo.done
 	$(BIN)/python examples/minilm.py $(ARGS)
+
+moe: $(VENV)/package.done $(VENV)/bench.done
+	$(BIN)/python examples/moe_training.py $(ARGS)
 
 test: $(VENV)/package.done $(VENV)/test.done
 	$(BIN)/python -m pytest $(ARGS)
