@@ -13,6 +13,7 @@ import ffncore as fc
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "moe_training.py"
 pytest.importorskip("pydoc_data.topics")
+pytestmark = pytest.mark.skipif(not EXAMPLE.exists(), reason="not run from the source tree")
 
 
 @pytest.fixture(scope="module")
