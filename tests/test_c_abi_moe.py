@@ -68,7 +68,8 @@ def only(name, array):
 def test_forward(dtype, gated, biases, on_input):
     x, _, ids, factors, w = mixture(dtype, gated, biases)
     y = np.full(x.shape, np.nan, dtype)
-    args = moe_args("forward", x, ids, np.asfortranarray(factors), w, lib.FFNCORE_GELU, y=y)
+    by_columns = np.asfortranarray(factors)  # the arguments keep no array alive
+    args = moe_args("forward", x, ids, by_columns, w, lib.FFNCORE_GELU, y=y)
     args.weight_on_input = on_input
     check(lib.ffncore_moe_forward(args))
     routing = fc.Routing(experts=ids, weights=factors)

@@ -47,12 +47,13 @@ def arrays(rng, dtype=FLOATS[0]):
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_route_and_its_backward_pass(dtype, rng):
     z, _, _ = arrays(rng, dtype)
+    z_by_columns = np.asfortranarray(z)  # the arguments keep no array alive
     bias = normal(rng, 2 * E, dtype=dtype)[::2]
     ids = np.full((T, K + 2), -7, np.int32)[:, :K]  # rows that are farther apart
     weights = np.zeros((K, T), dtype).T
     options = {"norm_eps": 0.25, "routed_scaling_factor": 2.5, "n_group": 4, "topk_group": 2}
     check(lib.ffncore_route(route_args(
-        np.asfortranarray(z), ids, weights, e_score_correction_bias=vector(bias), **options
+        z_by_columns, ids, weights, e_score_correction_bias=vector(bias), **options
     )))  # fmt: skip
     routing = fc.route(z, K, score_fn="sigmoid", e_score_correction_bias=bias, **options)
     np.testing.assert_array_equal(ids, routing.experts)
