@@ -129,6 +129,14 @@ void tile(const TileArgs<typename F::T> &t) {
         }
 
         T *c = t.c;
+        if constexpr (sizeof(S) == sizeof(T))
+            if (t.stream) {
+#pragma GCC unroll 16
+                for (int r = 0; r < MR; ++r, c += t.ldc)
+#pragma GCC unroll 4
+                    for (int v = 0; v < NV; ++v) F::stream(c + v * F::W, acc[r][v]);
+                return;
+            }
 #pragma GCC unroll 16
         for (int r = 0; r < MR; ++r, c += t.ldc)
 #pragma GCC unroll 4

@@ -174,6 +174,7 @@ struct F64 {
     }
     static inline V load(const T *p) { return _mm256_loadu_pd(p); }
     static inline void store(T *p, V a) { _mm256_storeu_pd(p, a); }
+    static inline void stream(T *p, V a) { _mm256_stream_pd(p, a); }
     static inline V load_n(const T *p, int64_t n) { return _mm256_maskload_pd(p, tail(n)); }
     static inline void store_n(T *p, V a, int64_t n) { _mm256_maskstore_pd(p, tail(n), a); }
     static inline V set1(T x) { return _mm256_set1_pd(x); }

@@ -221,6 +221,7 @@ struct F64 {
     static inline M first(int64_t n) { return (M)((1u << n) - 1); }
     static inline V load(const T *p) { return _mm512_loadu_pd(p); }
     static inline void store(T *p, V a) { _mm512_storeu_pd(p, a); }
+    static inline void stream(T *p, V a) { _mm512_stream_pd(p, a); }
     static inline V load_n(const T *p, int64_t n) { return _mm512_maskz_loadu_pd(first(n), p); }
     static inline void store_n(T *p, V a, int64_t n) { _mm512_mask_storeu_pd(p, first(n), a); }
     static inline V set1(T x) { return _mm512_set1_pd(x); }

@@ -328,7 +328,8 @@ template <class T, class A, class B, class Epilogue> class Multiply {
                 t.c = (T *)epilogue_.at(r, p * w_.panel);
                 t.ldc = epilogue_.of(r).row;
                 t.add = epilogue_.add;
-                fetch_lines((const char *)t.c, t.ldc * kBytes, n, w_.panel * kBytes);
+                t.stream = epilogue_.stream && ((uintptr_t)t.c | t.ldc * kBytes) % 64 == 0;
+                if (!t.stream) fetch_lines((const char *)t.c, t.ldc * kBytes, n, w_.panel * kBytes);
                 return tiles(panel, vectors)[n](t);
             }
         t.ldc = w_.panel;

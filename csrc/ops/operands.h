@@ -329,6 +329,7 @@ template <class T> struct GradientTiles {
     int64_t cut;
     bool add;
     bool one_block; // the sum is a single block of tokens
+    bool stream;    // past the caches
     const Output &of(int64_t r) const { return r < cut ? out : second; }
     char *at(int64_t r, int64_t col) const { return of(r).at(r < cut ? r : r - cut, col); }
     bool direct(int64_t r, int64_t cols) const {

@@ -213,6 +213,7 @@ template <class T> struct Panels {
         const int64_t tiles = build.call.l2 / 2 / (width * kBytes * walk.tile_rows);
         const int64_t most = depth == kBlock ? rows : std::max<int64_t>(tiles, 1) * walk.tile_rows;
         const Grid grid(rows, walk.tile_rows, panels, 1, build.call.threads, build.share);
+        const bool stream = streams(rows, cols, tokens, add);
         build.scratch.need(0, kBlock * width, depth == kBlock ? 0 : most * width);
         s.job(grid.tasks(), [=, k = k, width = width, per_step = per_step,
                              buffers = &build.scratch](int64_t task, int thread) {
@@ -224,13 +225,14 @@ template <class T> struct Panels {
                     const A from = a.from(t / per_step);
                     const auto panel = make(t);
                     const GradientTiles<T> write{
-                        k, width, out, second, a.cut, add || t > 0, depth == kBlock};
+                        k, width, out, second, a.cut, add || t > 0, depth == kBlock, stream};
                     multiply(*k, block, &from, &panel, 1, mine, r0, r1, p0, p1, write);
                 }
             };
             grid.run(task, [&](int64_t r0, int64_t r1, int64_t p0, int64_t p1) {
                 for (int64_t r = r0; r < r1; r += most) part(r, std::min(r + most, r1), p0, p1);
             });
+            if (stream) k->drain();
         });
     }
 
@@ -250,6 +252,7 @@ template <class T> struct Panels {
         build.scratch.need(kBlock * ld, kBlock * width,
                            depth == kBlock ? 0 : walk.strip * round_up(cols, width));
         const Grid grid(rows, walk.strip, 1, 1, build.call.threads, build.share);
+        const bool stream = streams(rows, cols, tokens, add);
         s.job(grid.tasks(),
               [=, k = k, width = width, buffers = &build.scratch](int64_t task, int thread) {
                   const Scratch<T> mine = buffers->at(thread);
@@ -260,12 +263,20 @@ template <class T> struct Panels {
                           const TokenColumns<T> columns{m.from(t), ld};
                           const MatrixPanels<T> panels{b.from(t), cols, width, true};
                           const GradientTiles<T> write{
-                              k, width, out, {}, INT64_MAX, add || t > 0, depth == kBlock};
+                              k,         width,        out,   {},
+                              INT64_MAX, add || t > 0, depth == kBlock, stream};
                           multiply(*k, block, &columns, &panels, 1, mine, r0, r1, 0,
                                    ceil_div(cols, width), write);
                       }
                   });
+                  if (stream) k->drain();
               });
+    }
+
+    // Whether a weight gradient goes past the caches: it is written once, and is larger than L2.
+    // That spares reading what is overwritten.
+    bool streams(int64_t rows, int64_t cols, int64_t tokens, bool add) const {
+        return !add && tokens <= kBlock && rows * cols * kBytes > build.call.l2;
     }
 
     // sums [rows, cols] -> out (+)=, rounded.

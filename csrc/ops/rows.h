@@ -244,7 +244,7 @@ template <class T> struct Rows {
                       const StridedRows<T> units{own<T>(a.from(t)), a.col, a.row};
                       const MatrixPanels<T> panels{b.from(t), cols, width, true};
                       const GradientTiles<T> write{
-                          k, width, out, {}, INT64_MAX, add || t > 0, depth == kBlock};
+                          k, width, out, {}, INT64_MAX, add || t > 0, depth == kBlock, false};
                       multiply(*k, one, &units, &panels, 1, mine, r0, r1, 0, ceil_div(cols, width),
                                write);
                   };

@@ -23,6 +23,7 @@ from ._arrays import (
     check_same_dtype,
     check_shape,
 )
+from ._memory import empty
 from ._saved import MoESaved, Saved
 from .elementwise import XieluGrads
 from .packed import PackedWeights
@@ -118,7 +119,7 @@ class Asked:
         if accumulate and out is None:
             raise ValueError("accumulate is True and out is None; expected arrays to add into")
         shapes = gradient_shapes(saved)
-        fresh = np.zeros if accumulate else np.empty
+        fresh = np.zeros if accumulate else empty
         self.arrays: dict[str, Array] = {
             name: given[name] if name in given else fresh(shapes[name], gradient_dtype(saved, name))
             for name in self.wanted

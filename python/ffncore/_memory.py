@@ -13,8 +13,10 @@ Tests: tests/test_saved.py.
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 from collections import deque
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +49,14 @@ def allocate(nbytes: int) -> Array:
         raw = np.frombuffer(pages, np.uint8)
     start = -raw.ctypes.data % alignment
     return raw[start : start + nbytes]
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """An array of any values; a large one is aligned, which lets kernels write whole lines."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes < _HUGE_PAGE:
+        return np.empty(shape, dtype)
+    return allocate(nbytes).view(dtype).reshape(shape)
 
 
 def reusable(nbytes: int) -> Array:
