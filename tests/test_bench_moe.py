@@ -313,6 +313,16 @@ def test_peers_say_what_they_cannot():
             peer_moe.known_activation(shape)
     with pytest.raises(ValueError, match="16-bit"):
         peer_moe.numpy_peer({}, np.zeros((1, 2), np.float16), None, peer_shape())
+    x = np.zeros((1, 2), np.float32)
+    with pytest.raises(ValueError, match="for inference"):
+        peer_moe.vllm_peer({}, x, None, peer_shape(mode="train"))
+    with pytest.raises(ValueError, match="neither biases"):
+        peer_moe.kt_kernel_peer({}, x, None, peer_shape(options=_shapes_moe.GPT_OSS))
+    with pytest.raises(ValueError, match="in bfloat16"):
+        peer_moe.kt_kernel_peer({}, x, None, peer_shape(mode="infer"))
+    half = SimpleNamespace(dtype=SimpleNamespace(name="bfloat16"))
+    with pytest.raises(ValueError, match="multiples of 32"):
+        peer_moe.kt_kernel_peer({}, half, None, peer_shape(mode="infer"))
 
 
 @in_tree
