@@ -16,6 +16,10 @@ def sigmoid(v):
     return 1 / (1 + np.exp(-v))
 
 
+def part(arrays, prefix):
+    return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+
+
 class Case:
     """A layer's arrays by name, and the options that are no arrays."""
 
@@ -52,10 +56,7 @@ class Case:
         return {name: array.astype(dtype) for name, array in found.items()}
 
     def layer(self, arrays):
-        def group(prefix):
-            named = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
-            return fc.FFNWeights(**named)
-
+        experts, shared = part(arrays, "experts."), part(arrays, "shared.")
         router = fc.Router(
             arrays["router_weight"],
             bias=arrays.get("router_bias"),
@@ -65,14 +66,24 @@ class Case:
         )
         rest = ("latent_in", "latent_out", "b_latent_in", "b_latent_out")
         return fc.MoE(
-            group("experts."),
+            fc.FFNWeights(**experts),
             self.activation,
             router,
-            shared=None if self.shared is None else fc.FFN(group("shared."), self.shared),
+            shared=None if self.shared is None else fc.FFN(fc.FFNWeights(**shared), self.shared),
             n_null_experts=self.null,
             **{n: arrays.get(n) for n in (*rest, "shared_gate", "output_bias")},
             **self.options,
         )
+
+    def passes(self, **options):
+        """As check_gradients calls them: the layer's passes on x (and router_x) and its arrays."""
+
+        def layer(x, router_x=None, **arrays):
+            made = self.layer(arrays)
+            y, saved = made.forward(x, router_x=router_x, **options)
+            return y, lambda grad_y: made.backward(grad_y, saved).arrays()
+
+        return layer
 
     def expected(self, arrays, x, routing):
         """The layer in plain numpy, in float64, for a routing that is known."""
@@ -80,12 +91,11 @@ class Case:
         x = x.astype(np.float64)
         ids, p = routing.experts, routing.weights.astype(np.float64)
         inner = x @ a["latent_in"].T + a.get("b_latent_in", 0) if "latent_in" in a else x
-        experts = {n.removeprefix("experts."): v for n, v in a.items() if n.startswith("experts.")}
         y = reference.moe(
             inner,
             ids,
             p,
-            experts,
+            part(a, "experts."),
             activation=self.activation,
             apply_router_weight_on_input=self.options.get("apply_router_weight_on_input", False),
         )
@@ -94,8 +104,7 @@ class Case:
         if self.options.get("null_experts", "identity") == "identity":
             y = y + np.where(ids >= E, p, 0).sum(-1)[..., None] * x
         if self.shared is not None:
-            shared = {n.removeprefix("shared."): v for n, v in a.items() if n.startswith("shared.")}
-            term = reference.ffn(x, shared, activation=self.shared)
+            term = reference.ffn(x, part(a, "shared."), activation=self.shared)
             y = y + term * (sigmoid(x @ a["shared_gate"])[..., None] if "shared_gate" in a else 1)
         return y * self.options.get("combine", 1.0) + a.get("output_bias", 0)
 
@@ -174,17 +183,11 @@ def test_forward(case, gated, dtype, rng):
 @cases
 def test_gradients(case, gated, rng):
     arrays = case.arrays(rng, gated=gated)
-
-    def layer(x, **arrays):
-        made = case.layer(arrays)
-        y, saved = made.forward(x)
-        return y, lambda grad_y: made.backward(grad_y, saved).arrays()
-
-    fc.check_gradients(layer, {"x": normal(rng, B, S, D), **arrays})
+    fc.check_gradients(case.passes(), {"x": normal(rng, B, S, D), **arrays})
 
 
-@pytest.mark.parametrize("case", [CASES["xielu"]], ids=["xielu"])
-def test_gradients_of_xielu(case, gated, rng):
+def test_gradients_of_xielu(gated, rng):
+    case = CASES["xielu"]
     arrays = case.arrays(rng, gated=gated)
     layer = case.layer(arrays)
     x, grad_y = normal(rng, 2, B, S, D)
@@ -213,32 +216,19 @@ def test_router_reads_what_it_is_told(rng):
     assert np.array_equal(routing.experts, expected.experts)
     np.testing.assert_allclose(y, case.expected(arrays, x, expected), rtol=1e-12, atol=1e-12)
 
-    def apart(x, router_x, **arrays):
-        made = case.layer(arrays)
-        y, saved = made.forward(x, router_x=router_x, jitter=jitter)
-        return y, lambda grad_y: made.backward(grad_y, saved).arrays()
-
-    def together(x, **arrays):
-        made = case.layer(arrays)
-        y, saved = made.forward(x, jitter=jitter)
-        return y, lambda grad_y: made.backward(grad_y, saved).arrays()
-
-    fc.check_gradients(apart, {"x": x, "router_x": router_x, **arrays})
-    fc.check_gradients(together, {"x": x, **arrays})
+    passes = case.passes(jitter=jitter)
+    fc.check_gradients(passes, {"x": x, "router_x": router_x, **arrays})
+    fc.check_gradients(passes, {"x": x, **arrays})
 
 
 def test_experts_chosen_already(rng):
     case = Case(router={"score_fn": "sqrtsoftplus", "top_k": 2})
     arrays = case.arrays(rng)
     ids = rng.permuted(np.tile(np.arange(E), (B, S, 1)), axis=-1)[..., :2]
-
-    def layer(x, **arrays):
-        made = case.layer(arrays)
-        y, saved = made.forward(x, experts=ids)
-        assert np.array_equal(saved.routing.experts, ids)
-        return y, lambda grad_y: made.backward(grad_y, saved).arrays()
-
-    fc.check_gradients(layer, {"x": normal(rng, B, S, D), **arrays})
+    x = normal(rng, B, S, D)
+    _, routing = case.layer(arrays)(x, experts=ids, return_routing=True)
+    assert np.array_equal(routing.experts, ids)
+    fc.check_gradients(case.passes(experts=ids), {"x": x, **arrays})
 
 
 def test_routing_given(rng):
@@ -252,13 +242,12 @@ def test_routing_given(rng):
         routing = fc.Routing(experts=ids, weights=weights, n_experts=E)
         y, saved = made.forward(x, routing=routing)
         assert saved.logits is None
-        return (
-            y,
-            lambda grad_y: (
-                made.backward(grad_y, saved).arrays()
-                | {"weights": made.backward(grad_y, saved).routing_weights}
-            ),
-        )
+
+        def backward(grad_y):
+            grads = made.backward(grad_y, saved)
+            return {**grads.arrays(), "weights": grads.routing_weights}
+
+        return y, backward
 
     weights = normal(rng, B, S, 3)
     used = {name: a for name, a in arrays.items() if name != "router_weight"}
