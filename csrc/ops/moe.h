@@ -8,10 +8,8 @@
 // gradients of x in the order of experts, then slots; both begin with the first, so that one expert
 // with weight 1 is the dense layer.
 //
-//   moe_forward.cpp   a chunk of tokens at a time: up of all experts, then down and the sum of
-//   slots moe_backward.cpp  some experts at a time, in rising order: their weights' gradients are
-//   written
-//                     once
+//   moe_forward.cpp   a chunk of tokens at a time: up of all experts, then down and the slots' sum
+//   moe_backward.cpp  some experts at a time, in rising order: each weight's gradient once
 #pragma once
 #include <memory>
 

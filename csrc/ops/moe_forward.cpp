@@ -17,15 +17,6 @@ namespace ffncore {
 
 namespace {
 
-// A chunk of tokens: its routes, and where each group's h begins.
-template <class T> struct Chunk {
-    int64_t token0, tokens;
-    Dispatch routes;
-    std::vector<T> factors;       // of rows, where they are of the input
-    std::vector<int64_t> hidden;  // offsets of h; behind the last, their sum
-    std::vector<int64_t> earlier; // rows of each group in earlier chunks
-};
-
 // How a group's h lies.
 template <class T> struct HiddenLayout {
     bool rows, pairs;
@@ -43,6 +34,19 @@ template <class T> struct HiddenLayout {
     }
 };
 
+template <class T> struct ChunkGroup : Group {
+    HiddenLayout<T> layout;
+    int64_t hidden;  // offset of h
+    int64_t earlier; // the expert's rows in earlier chunks
+};
+
+template <class T> struct Chunk {
+    int64_t token0, tokens;
+    Dispatch routes;
+    std::vector<T> factors;            // of rows, where they are of the input
+    std::vector<ChunkGroup<T>> groups; // those of routes
+};
+
 template <class T> class Forward {
   public:
     Forward(const Call<T> &call, const MoeForward<T> &moe)
@@ -51,14 +55,16 @@ template <class T> class Forward {
         std::vector<int64_t> seen(m_.experts.size());
         for (int64_t i = 0; i < parts; ++i) {
             const int64_t t0 = m_.tokens * i / parts, n = m_.tokens * (i + 1) / parts - t0;
-            Chunk<T> c{t0, n, {m_.ids, t0, n, m_.top_k, (int64_t)m_.experts.size()}, {}, {0}, {}};
+            Chunk<T> c{t0, n, {m_.ids, t0, n, m_.top_k, (int64_t)m_.experts.size()}, {}, {}};
             if (m_.on_input) c.factors = c.routes.in_rows(m_.factors);
+            int64_t hidden = 0;
             for (const Group &g : c.routes.groups) {
                 const HiddenLayout<T> layout(call.kernels, m_.experts[g.expert], g.rows);
-                c.hidden.push_back(c.hidden.back() + round_up(layout.elements, 64));
-                c.earlier.push_back(std::exchange(seen[g.expert], seen[g.expert] + g.rows));
+                c.groups.push_back({g, layout, hidden, seen[g.expert]});
+                hidden += round_up(layout.elements, 64);
+                seen[g.expert] += g.rows;
             }
-            most_hidden_ = std::max(most_hidden_, c.hidden.back());
+            most_hidden_ = std::max(most_hidden_, hidden);
             chunks_.push_back(std::move(c));
         }
         if (moe.saved) saved_offsets_ = m_.saved_offsets(), counts_ = std::move(seen);
@@ -68,7 +74,7 @@ template <class T> class Forward {
         T *h = build.arena.template take<T>(most_hidden_);
         for (const Chunk<T> &chunk : chunks_) {
             build.schedule.phase();
-            for (int64_t i : chunk.routes.biggest_first()) up(build, chunk, i, h);
+            for (int64_t i : chunk.routes.biggest_first()) up(build, chunk, chunk.groups[i], h);
             build.schedule.phase();
             down(build, chunk, h);
         }
@@ -79,13 +85,12 @@ template <class T> class Forward {
         return plan_override.token_chunk > 0 ? plan_override.token_chunk : kMoeChunk;
     }
 
-    void up(const Build<T> &whole, const Chunk<T> &chunk, int64_t i, T *all_h) const {
-        const Group &g = chunk.routes.groups[i];
+    void up(const Build<T> &whole, const Chunk<T> &chunk, const ChunkGroup<T> &g, T *all_h) const {
         const Build<T> build{whole.schedule, whole.arena, whole.scratch, whole.call,
                              double(g.rows) / double(chunk.routes.rows())};
         const Weights<T> &w = m_.experts[g.expert];
-        const HiddenLayout<T> layout(call_.kernels, w, g.rows);
-        T *h = all_h + chunk.hidden[i];
+        const HiddenLayout<T> &layout = g.layout;
+        T *h = all_h + g.hidden;
         TokenRows<T> x{m_.x, chunk.routes.tokens.data() + g.first,
                        m_.on_input ? chunk.factors.data() + g.first : nullptr};
         if (g.rows == 1 && !x.factors) x = {m_.x.from(x.tokens[0])}; // where it lies
@@ -93,7 +98,7 @@ template <class T> class Forward {
         if (moe_.saved)
             saved = Preactivations(moe_.saved + saved_offsets_[g.expert] * m_.x.bytes(), m_.x.type,
                                    counts_[g.expert], w.f, w.gated)
-                        .from(chunk.earlier[i], 0);
+                        .from(g.earlier, 0);
         if (layout.rows) {
             const bool whole_row =
                 x.m.col == 1 && (!layout.pairs || (x.m.row % 2 == 0 && w.d % 2 == 0));
@@ -119,9 +124,10 @@ template <class T> class Forward {
     using Part =
         std::function<void(int64_t c0, int64_t c1, const Scratch<T> &mine, T *out, int64_t ld)>;
 
-    Part part(const Build<T> &build, const Group &g, const T *h) const {
+    Part part(const Build<T> &build, const ChunkGroup<T> &g, const T *all_h) const {
         const Weights<T> &w = m_.experts[g.expert];
-        const HiddenLayout<T> layout(call_.kernels, w, g.rows);
+        const HiddenLayout<T> &layout = g.layout;
+        const T *const h = all_h + g.hidden;
         const int64_t n = g.rows;
         if (!layout.rows) {
             Panels<T> panels(build, layout.pairs, layout.width);
@@ -157,9 +163,7 @@ template <class T> class Forward {
     void down(const Build<T> &build, const Chunk<T> &chunk, const T *h) const {
         const Dispatch &routes = chunk.routes;
         const auto parts = std::make_shared<std::vector<std::pair<Part, int64_t>>>();
-        for (size_t i = 0; i < routes.groups.size(); ++i)
-            parts->push_back(
-                {part(build, routes.groups[i], h + chunk.hidden[i]), routes.groups[i].first});
+        for (const ChunkGroup<T> &g : chunk.groups) parts->push_back({part(build, g, h), g.first});
         const int64_t d = m_.d, strip = strip_of(routes.rows()), ld = strip + kGap;
         build.scratch.need(0, 0, 0, routes.rows() * ld + strip);
         const T *factors = m_.on_input ? nullptr : m_.factors + chunk.token0 * m_.top_k;
