@@ -64,15 +64,16 @@ def test_every_array(end, isa, dtype, gated, rng, plan):
         for in_rows in (0, 1):
             plan(0, 0, 0, in_rows)
             for weights in (arrays, packed):
-                call = (weights, n, core, ids, factors, on_input)
-                _core.moe_forward(x, y, *call, saved)
-                _core.moe_forward(x, y, *call, None)
+                mixture = (weights, n, core, ids, factors, on_input)
+                _core.moe_forward(x, y, mixture, saved)
+                _core.moe_forward(x, y, mixture, None)
                 inputs = (grad_x, grad_factors)
-                _core.moe_backward(x, grad_y, *call, saved, False, *inputs, (None,) * 6, False)
+                _core.moe_backward(x, grad_y, mixture, saved, False, *inputs, (None,) * 6, False)
+        mixture = (arrays, n, core, ids, factors, on_input)
         grads = against(w, end, transposed)
         for kept in (saved, None):
             for accumulate in (False, True):
                 _core.moe_backward(
-                    *(x, grad_y, arrays, n, core, ids, factors, on_input, kept, accumulate),
+                    *(x, grad_y, mixture, kept, accumulate),
                     *(grad_x, grad_factors, grads, act.name == "xielu"),
                 )

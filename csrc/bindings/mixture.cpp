@@ -40,42 +40,37 @@ ffncore_experts experts(const py::tuple &t, int64_t count) {
     return e;
 }
 
-void moe_forward(const py::array &x, const py::array &y, const py::tuple &w, int64_t n_experts,
-                 const py::tuple &act, const py::array &ids, const py::array &routing_weights,
-                 bool on_input, py::object saved) {
-    ffncore_moe_forward_args args{};
+// MixtureTuple, and what else both passes have.
+template <class Args> Args moe_args(const py::array &x, const py::tuple &t, py::handle saved) {
+    Args args{};
     args.size = sizeof args;
     args.x = matrix(x);
-    args.y = matrix(y);
-    args.experts = experts(w, n_experts);
-    args.activation = activation(act);
-    args.expert_ids = static_cast<const int32_t *>(ids.data());
-    args.routing_weights = matrix(routing_weights);
-    args.weight_on_input = on_input;
+    args.experts = experts(t[0], t[1].cast<int64_t>());
+    args.activation = activation(t[2]);
+    args.expert_ids = static_cast<const int32_t *>(data(t[3]));
+    args.routing_weights = matrix(t[4]);
+    args.weight_on_input = t[5].cast<bool>();
     args.saved = data(saved);
+    return args;
+}
+
+void moe_forward(const py::array &x, const py::array &y, const py::tuple &mixture,
+                 py::object saved) {
+    auto args = moe_args<ffncore_moe_forward_args>(x, mixture, saved);
+    args.y = matrix(y);
     run([&] { return ffncore_moe_forward(&args); });
 }
 
-py::object moe_backward(const py::array &x, const py::array &grad_y, const py::tuple &w,
-                        int64_t n_experts, const py::tuple &act, const py::array &ids,
-                        const py::array &routing_weights, bool on_input, py::object saved,
-                        bool accumulate, py::object grad_x, py::object grad_routing_weights,
-                        const py::tuple &grads, bool xielu) {
+py::object moe_backward(const py::array &x, const py::array &grad_y, const py::tuple &mixture,
+                        py::object saved, bool accumulate, py::object grad_x,
+                        py::object grad_routing_weights, const py::tuple &grads, bool xielu) {
     double alpha_p = 0, alpha_n = 0;
-    ffncore_moe_backward_args args{};
-    args.size = sizeof args;
-    args.x = matrix(x);
+    auto args = moe_args<ffncore_moe_backward_args>(x, mixture, saved);
     args.grad_y = matrix(grad_y);
-    args.experts = experts(w, n_experts);
-    args.activation = activation(act);
-    args.expert_ids = static_cast<const int32_t *>(ids.data());
-    args.routing_weights = matrix(routing_weights);
-    args.weight_on_input = on_input;
-    args.saved = data(saved);
     args.accumulate = accumulate;
     args.grad_x = matrix(grad_x);
     args.grad_routing_weights = matrix(grad_routing_weights);
-    args.grad_experts = experts(grads, n_experts);
+    args.grad_experts = experts(grads, args.experts.count);
     args.grad_alpha_p = xielu ? &alpha_p : nullptr;
     args.grad_alpha_n = xielu ? &alpha_n : nullptr;
     run([&] { return ffncore_moe_backward(&args); });
@@ -100,14 +95,22 @@ ffncore_router router(const py::tuple &t, py::handle bias) {
     return r;
 }
 
-void route(const py::array &logits, const py::array &experts, bool given, const py::array &weights,
-           py::object log_sum_exp, const py::tuple &options, py::object bias) {
-    ffncore_route_args args{};
+// What both passes have; experts are written, or read.
+template <class Args>
+Args route_args(const py::array &logits, const py::array &experts, const py::tuple &options,
+                py::handle bias) {
+    Args args{};
     args.size = sizeof args;
     args.router = router(options, bias);
     args.logits = matrix(logits);
     args.experts = static_cast<int32_t *>(data(experts));
     args.expert_stride = experts.strides(0) / experts.itemsize();
+    return args;
+}
+
+void route(const py::array &logits, const py::array &experts, bool given, const py::array &weights,
+           py::object log_sum_exp, const py::tuple &options, py::object bias) {
+    auto args = route_args<ffncore_route_args>(logits, experts, options, bias);
     args.experts_given = given;
     args.weights = matrix(weights);
     args.log_sum_exp = vector(log_sum_exp);
@@ -117,12 +120,7 @@ void route(const py::array &logits, const py::array &experts, bool given, const 
 void route_backward(const py::array &grad_weights, const py::array &experts,
                     const py::array &logits, const py::array &grad_logits,
                     const py::tuple &options) {
-    ffncore_route_backward_args args{};
-    args.size = sizeof args;
-    args.router = router(options, py::none());
-    args.logits = matrix(logits);
-    args.experts = static_cast<const int32_t *>(data(experts));
-    args.expert_stride = experts.strides(0) / experts.itemsize();
+    auto args = route_args<ffncore_route_backward_args>(logits, experts, options, py::none());
     args.grad_weights = matrix(grad_weights);
     args.grad_logits = matrix(grad_logits);
     run([&] { return ffncore_route_backward(&args); });

@@ -24,6 +24,9 @@ WeightsTuple = tuple[MaybeArray, Array, Array, MaybeArray, MaybeArray, MaybeArra
 PackedTuple = tuple[Array, int, int, bool, bool, bool, bool]
 # the same, then the number of experts and the bytes from one to the next
 PackedExpertsTuple = tuple[Array, int, int, bool, bool, bool, bool, int, int]
+# experts' weights, their number, the activation, expert ids [T, k] (int32, C order), weights [T, k]
+# (float32, or float64), whether these are on the input
+MixtureTuple = tuple[WeightsTuple | PackedExpertsTuple, int, ActivationTuple, Array, Array, bool]
 
 # score_fn, select_on_logits, norm_topk_prob, norm_eps, norm_min, routed_scaling_factor, n_group,
 # topk_group, group_score, group_mask_value
@@ -48,26 +51,11 @@ def ffn_backward(
     xielu: bool,
 ) -> tuple[float, float] | None: ...  # grads in WeightsTuple's order; returns (alpha_p, alpha_n)
 def saved_bytes(x: Array, tokens: int, d_ff: int, gated: bool) -> int: ...  # x's dtype counts
-def moe_forward(
-    x: Array,
-    y: Array,
-    weights: WeightsTuple | PackedExpertsTuple,
-    n_experts: int,
-    activation: ActivationTuple,
-    experts: Array,
-    routing_weights: Array,
-    on_input: bool,
-    saved: MaybeArray,
-) -> None: ...  # experts [T, k] int32, C order; routing_weights [T, k] float32, or float64
+def moe_forward(x: Array, y: Array, mixture: MixtureTuple, saved: MaybeArray) -> None: ...
 def moe_backward(
     x: Array,
     grad_y: Array,
-    weights: WeightsTuple | PackedExpertsTuple,
-    n_experts: int,
-    activation: ActivationTuple,
-    experts: Array,
-    routing_weights: Array,
-    on_input: bool,
+    mixture: MixtureTuple,
     saved: MaybeArray,
     accumulate: bool,
     grad_x: MaybeArray,

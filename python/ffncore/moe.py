@@ -209,27 +209,21 @@ class _Call:
         check_apart("out", y, routing_inputs(self.routing))
         return y
 
-    def forward(self, y: Array, panels: MaybeArray) -> Array:
+    def _mixture(self) -> _core.MixtureTuple:
         core = self.weights._core_arrays()
+        return core, self.n_experts, self.activation, self.ids, self.factors, self.on_input
+
+    def forward(self, y: Array, panels: MaybeArray) -> Array:
+        mixture = self._mixture()
 
         def run(rows: Array, y_rows: Array) -> None:
-            _core.moe_forward(
-                rows,
-                y_rows,
-                core,
-                self.n_experts,
-                self.activation,
-                self.ids,
-                self.factors,
-                self.on_input,
-                panels,
-            )
+            _core.moe_forward(rows, y_rows, mixture, panels)
 
         over_rows(run, (self.x,), (y,), cut=0)
         return y
 
     def backward(self, asked: Asked, panels: MaybeArray) -> Any:
-        core = self.weights._core_arrays()
+        mixture = self._mixture()
 
         def run(
             rows: Array, grad_rows: Array, grad_x: MaybeArray, grad_factors: MaybeArray
@@ -237,12 +231,7 @@ class _Call:
             return _core.moe_backward(
                 rows,
                 grad_rows,
-                core,
-                self.n_experts,
-                self.activation,
-                self.ids,
-                self.factors,
-                self.on_input,
+                mixture,
                 panels,
                 asked.accumulate,
                 grad_x,
