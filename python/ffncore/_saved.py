@@ -14,7 +14,7 @@ import numpy as np
 
 from ._arrays import Array, MaybeArray
 from ._rows import row_count
-from .activations import Activation
+from .activations import Activation, as_activation
 from .packed import PackedWeights
 from .routing import Routing
 from .weights import FFNWeights
@@ -24,6 +24,13 @@ _PANEL, _STEP = 64, 16
 
 
 _S = TypeVar("_S", bound="Saved")
+
+
+def keeps_preactivations(save: object) -> bool:
+    """What save= says, tested."""
+    if save not in ("preactivations", "input"):
+        raise ValueError(f"save is {save!r}; expected 'preactivations' or 'input'")
+    return save == "preactivations"
 
 
 class Saved:
@@ -48,9 +55,18 @@ class Saved:
     _maker = "ffn_forward"
 
     @classmethod
-    def _make(cls: type[_S], **attributes: object) -> _S:
+    def _make(
+        cls: type[_S],
+        x: Array,
+        weights: FFNWeights | PackedWeights,
+        activation: str | Activation,
+        panels: MaybeArray,
+        **own: object,
+    ) -> _S:
         saved = object.__new__(cls)
-        for name, value in attributes.items():
+        own |= {"x": x, "weights": weights, "activation": as_activation(activation)}
+        own |= {"_own_x": x.view(), "_panels": panels}
+        for name, value in own.items():
             object.__setattr__(saved, name, value)
         return saved
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from . import _core
 from ._arrays import FLOAT32, as_dtype, check_names, check_size, is_narrow
 from ._grads import GRADIENTS
+from ._saved import keeps_preactivations
 from .activations import KINDS, Activation, to_tuple
 from .packed import PackedWeights, check_block
 from .weights import NAMES, FFNWeights
@@ -81,8 +82,7 @@ def cost(
     """
     if op not in _OPERATIONS:
         raise ValueError(f"op is {op!r}; expected one of {', '.join(_OPERATIONS)}")
-    if save not in ("preactivations", "input"):
-        raise ValueError(f"save is {save!r}; expected 'preactivations' or 'input'")
+    keep = keeps_preactivations(save)
     if weights is not None:
         if d_model is not None or d_ff is not None:
             raise ValueError("d_model and d_ff are given beside weights; expected one or the other")
@@ -104,12 +104,12 @@ def cost(
         wanted = _wanted(needs, exist, packed)
         flags = [gradient in wanted for gradient in GRADIENTS]
         answer = _core.backward_cost(
-            element.name, stored.name, *sizes, gated, packed, core, save == "input", flags
+            element.name, stored.name, *sizes, gated, packed, core, not keep, flags
         )
     else:
         if needs is not None:
             raise ValueError(f"needs is given for {op}; expected it with op='ffn_backward' alone")
-        keep = op == "ffn_forward" and save == "preactivations"
+        keep = keep and op == "ffn_forward"
         answer = _core.forward_cost(element.name, stored.name, *sizes, gated, packed, core, keep)
     return Cost(
         flops=float(answer["flops"]),

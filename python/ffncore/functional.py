@@ -43,8 +43,8 @@ from ._grads import (
 )
 from ._memory import reusable
 from ._rows import over_rows, row_count
-from ._saved import Saved
-from .activations import PLAIN_CORE, Activation, as_activation, to_tuple
+from ._saved import Saved, keeps_preactivations
+from .activations import PLAIN_CORE, Activation, to_tuple
 from .packed import PackedWeights, check_block
 from .weights import NAMES, FFNWeights
 
@@ -162,13 +162,12 @@ def ffn_forward(
     """
     checked = check_block(weights)
     core_activation = to_tuple(activation, checked.gated, checked.dtype)
-    if save not in ("preactivations", "input"):
-        raise ValueError(f"save is {save!r}; expected 'preactivations' or 'input'")
+    keep = keeps_preactivations(save)
     tokens = _check_x(x, checked)
     y = _output(out, tokens, checked)
     core_weights = checked._core_arrays()
     panels = None
-    if save == "preactivations":
+    if keep:
         count = row_count(tokens.shape)
         size = _core.saved_bytes(tokens, count, checked.d_ff, checked.gated)
         panels = reusable(size).view(tokens.dtype)
@@ -177,14 +176,7 @@ def ffn_forward(
         _forward(rows, y_rows, core_weights, core_activation, panels)
 
     over_rows(run, (tokens,), (y,), cut=tokens.ndim - 1 if panels is None else 0)
-    saved = Saved._make(
-        x=tokens,
-        weights=checked,
-        activation=as_activation(activation),
-        _own_x=tokens.view(),
-        _panels=panels,
-    )
-    return y, saved
+    return y, Saved._make(tokens, checked, activation, panels)
 
 
 def ffn_backward(

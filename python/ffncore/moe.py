@@ -45,8 +45,8 @@ from ._grads import (
 )
 from ._memory import reusable
 from ._rows import over_rows, row_count
-from ._saved import MoESaved
-from .activations import Activation, as_activation, to_tuple
+from ._saved import MoESaved, keeps_preactivations
+from .activations import Activation, to_tuple
 from .packed import PackedWeights, check_experts
 from .routing import Routing
 from .weights import NAMES, FFNWeights
@@ -106,24 +106,22 @@ def moe_forward(
     >>> y, saved = fc.moe_forward(x, routing, experts, activation="silu")
     """
     call = _Call(x, routing, weights, activation, apply_router_weight_on_input)
-    if save not in ("preactivations", "input"):
-        raise ValueError(f"save is {save!r}; expected 'preactivations' or 'input'")
+    keep = keeps_preactivations(save)
     y = call.output(out)
     w = call.weights
     panels = None
-    if save == "preactivations":
+    if keep:
         size = _core.moe_saved_bytes(call.x, call.ids, call.n_experts, w.d_ff, w.gated)
         panels = reusable(size).view(call.x.dtype)
     call.forward(y, panels)
     saved = MoESaved._make(
-        x=call.x,
-        weights=w,
-        activation=as_activation(activation),
-        routing=routing,
-        apply_router_weight_on_input=bool(apply_router_weight_on_input),
+        call.x,
+        w,
+        activation,
+        panels,
+        routing=call.routing,
+        apply_router_weight_on_input=call.on_input,
         _ids=call.ids.copy(),
-        _own_x=call.x.view(),
-        _panels=panels,
     )
     return y, saved
 
