@@ -206,9 +206,12 @@ template <class T> class Layer {
                 forward(packed, saved.data(), turn + 1);
                 if (saved_.empty()) saved_ = saved; // the other levels read what the first wrote
                 const char *from = turn % 3 ? saved_.data() : saved.data();
+                // A plain layer has no gate: the same subset with and without it is one call.
+                const int exist = s_.gated ? kAll : kAll & ~(1 << GATE | 1 << B_GATE);
                 for (int i = 0; i < (all_subsets && !packed ? kAll : 2); ++i) {
-                    const int most = all_subsets ? kAll - i : kAll, add = i % 3 % 2;
-                    const int some = i + turn * 151 + (packed ? 77 : 0); // 512 subsets, in leaps
+                    if (i & ~exist) continue;
+                    const int most = all_subsets ? exist - i : exist, add = (i + turn) % 2;
+                    const int some = (i ^ (turn * 151 + (packed ? 77 : 0))) & exist; // in leaps
                     backward(packed, from, packed ? some : most, add, i + turn);
                     backward(packed, nullptr, packed ? most : some, add, i + turn + 1);
                 }
