@@ -220,6 +220,13 @@ template <class T, class A, class B, class Epilogue> class Multiply {
                 return {data ? data : (const char *)panel.data, 0, 0, 0, true};
             }
             if (!data || depth == 0) return {};
+            // One tile takes all of a panel, and memory is the limit: what comes next is near. (A
+            // panel ahead, 128 KB, took 7 % longer with 8 rows of float; without, half as long
+            // again.)
+            constexpr int64_t kNear = 8 << 10;
+            if (tiles == 1 && kPacked && !w_.rows_outer && w_.strip == 1)
+                return {(const char *)panel.data + kNear, 0, b_->line_step(),
+                        kRunLength * b_->line_step(), false};
             const int64_t bytes = next.depth * b_->line_step() / (tiles * next.share); // evenly
             return {data + next.part * tiles * bytes, bytes, bytes / depth,
                     kRunLength * bytes / depth, false};
@@ -266,7 +273,7 @@ template <class T, class A, class B, class Epilogue> class Multiply {
     Later follow(const Block &block, int64_t p) const {
         const B *b = b_ + block.term;
         Later later{b, p, block.k, block.depth};
-        if constexpr (requires { b->share(); }) {
+        if constexpr (kPacked) {
             later.share = b->share();
             later.part = p % later.share;
         }
@@ -276,7 +283,7 @@ template <class T, class A, class B, class Epilogue> class Multiply {
             later.b = b_ + term, later.panel = panel, later.k = k, later.depth = depth;
             return later;
         };
-        if constexpr (kFetches && !kCopies) // packed panels one by one: in memory's order
+        if constexpr (kPacked) // one by one: in memory's order
             if (!w_.rows_outer && w_.strip == 1)
                 return at(0, p, block.k + block.depth, block.depth);
         if (next < block.p1) return at(block.term, next, block.k, block.depth);
@@ -377,6 +384,7 @@ template <class T, class A, class B, class Epilogue> class Multiply {
     static constexpr int64_t kBytes = sizeof(T);
     static constexpr bool kTurns = requires(const B &b) { b.turns(1); };
     static constexpr bool kFetches = requires(const B &b) { b.line_bytes(); };
+    static constexpr bool kPacked = requires(const B &b) { b.share(); };
     static constexpr bool kCopies = requires(const B &b) { b.copies(); };
     static constexpr bool kAnnounces = requires(const Epilogue &e) { e.begin(0, 0, 0, 0, 0); };
     static constexpr bool kDirect = requires(const Epilogue &e) { e.direct(0, 0); };

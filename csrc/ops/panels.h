@@ -263,8 +263,7 @@ template <class T> struct Panels {
                           const TokenColumns<T> columns{m.from(t), ld};
                           const MatrixPanels<T> panels{b.from(t), cols, width, true};
                           const GradientTiles<T> write{
-                              k,         width,        out,   {},
-                              INT64_MAX, add || t > 0, depth == kBlock, stream};
+                              k, width, out, {}, INT64_MAX, add || t > 0, depth == kBlock, stream};
                           multiply(*k, block, &columns, &panels, 1, mine, r0, r1, 0,
                                    ceil_div(cols, width), write);
                       }
