@@ -106,13 +106,13 @@ def ffncore_peer(w, x, grad_y, spec):
     if spec["mode"] == "infer":
         packed = fc.pack(weights)
         return lambda: fc.moe(x, routing, packed, activation=act, out=y)
-    out = {name: np.empty(a.shape, a.dtype) for name, a in weights.arrays().items()}
-    out.update(x=np.empty_like(x), routing_weights=np.empty_like(routing.weights))
+    _, saved = fc.moe_forward(x, routing, weights, activation=act, out=y)
+    grads = fc.moe_backward(grad_y, saved)  # its arrays are reused
 
     def train():
         _, saved = fc.moe_forward(x, routing, weights, activation=act, out=y)
-        fc.moe_backward(grad_y, saved, out=out)
-        return y, out["x"], out["up"], out["down"], out["routing_weights"]
+        fc.moe_backward(grad_y, saved, out=grads)
+        return y, grads.x, grads.weights.up, grads.weights.down, grads.routing_weights
 
     return train
 

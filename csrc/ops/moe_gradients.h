@@ -26,6 +26,20 @@ inline void zero_elements(const Output &m, int64_t rows, int64_t cols) {
     }
 }
 
+// Contiguous zeros, to memory past the caches: most of a large mixture's gradients, for few tokens.
+template <class T> void stream_zeros(const Kernels<T> &kernels, char *to, int64_t bytes) {
+    constexpr int64_t kLine = 64;
+    alignas(kLine) static constexpr char kZeros[4096] = {};
+    const int64_t head = std::min(bytes, -(int64_t)(uintptr_t)to & (kLine - 1));
+    std::memset(to, 0, head);
+    for (to += head, bytes -= head; bytes >= kLine;) {
+        const int64_t n = std::min<int64_t>(bytes / kLine * kLine, sizeof kZeros);
+        kernels.stream(kZeros, n, to);
+        to += n, bytes -= n;
+    }
+    std::memset(to, 0, bytes);
+}
+
 template <class T> class ExpertGradients {
   public:
     explicit ExpertGradients(const MoeBackward<T> &moe)
@@ -76,13 +90,18 @@ template <class T> class ExpertGradients {
         constexpr int64_t kRows = 64; // per task
         for (const One &one : all_) {
             if (!one.gradient->first.data) continue;
-            const int64_t parts = ceil_div(one.rows, kRows);
-            build.schedule.job(parts * (int64_t)experts.size(),
-                               [=, experts = experts.data()](int64_t task, int) {
-                                   const int64_t r = task % parts * kRows;
-                                   zero_elements(one.gradient->of(experts[task / parts]).from(r),
-                                                 std::min(kRows, one.rows - r), one.cols);
-                               });
+            const int64_t parts = ceil_div(one.rows, kRows), count = (int64_t)experts.size();
+            const Output &first = one.gradient->first;
+            const bool streams = first.col == 1 && first.row == one.cols &&
+                                 count * one.rows * one.cols * first.bytes() > build.call.l2;
+            build.schedule.job(parts * count, [=, k = &build.call.kernels,
+                                               experts = experts.data()](int64_t task, int) {
+                const int64_t r = task % parts * kRows, n = std::min(kRows, one.rows - r);
+                const Output to = one.gradient->of(experts[task / parts]).from(r);
+                if (!streams) return zero_elements(to, n, one.cols);
+                stream_zeros(*k, to.data, n * one.cols * to.bytes());
+                k->drain();
+            });
         }
     }
 

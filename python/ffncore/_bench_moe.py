@@ -36,6 +36,7 @@ from ._bench_measure import (
     timed,
 )
 from ._limits import Limits
+from ._memory import empty
 from ._shapes import LARGEST_FOOTPRINT
 from ._shapes_moe import MoEShape, make_routing, moe_cost
 
@@ -132,7 +133,8 @@ def moe_rows(shape: MoEShape, plan: Plan, limits: Limits) -> Iterator[Row]:
         if mode == "packed":
             held = fc.pack(weights)
         elif mode == "train":
-            held = {name: np.empty_like(array) for name, array in weights.arrays().items()}
+            arrays = weights.arrays()
+            held = {name: empty(a.shape, a.dtype) for name, a in arrays.items()}
         for tokens in plan.moe_tokens:
             for kind in plan.routings:
                 row = _case_row(shape, tokens, kind, mode, weights, held, plan, limits)
