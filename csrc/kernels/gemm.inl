@@ -47,6 +47,7 @@ void tile(const TileArgs<typename F::T> &t) {
     const int64_t fetch_run = t.prefetch ? t.prefetch_run - kRun * fetch_step : 0;
     T *keep = t.keep;
     bool add = t.add;
+    const T *start = t.start;
     int64_t k0 = 0, s = 0;
     do {
         V acc[MR][NV];
@@ -54,6 +55,11 @@ void tile(const TileArgs<typename F::T> &t) {
         for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
             for (int v = 0; v < NV; ++v) acc[r][v] = F::zero();
+        if (start)
+#pragma GCC unroll 16
+            for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 4
+                for (int v = 0; v < NV; ++v) acc[r][v] = F::load(start + r * t.ldc + v * F::W);
 
         constexpr int64_t block = kBlock / kTerms<F>;
         const int64_t end = t.depth - k0 < block ? t.depth : k0 + block;

@@ -53,9 +53,10 @@ template <class T> struct TileArgs {
     T *c;
     int64_t ldc;
     int64_t depth;
-    bool add;    // c += sum, else c = sum
-    bool stream; // c = sum, in whole lines, past the caches; see Kernels::stream
-    T *keep;     // Access::tile[1]: b widened, [depth][two vectors]
+    const T *start; // the sums of a block's earlier steps, as c; nullptr: zero
+    bool add;       // c += sum, else c = sum
+    bool stream;    // c = sum, in whole lines, past the caches; see Kernels::stream
+    T *keep;        // Access::tile[1]: b widened, [depth][two vectors]
     // What is needed next is fetched into L2, evenly: at step k the line at
     // prefetch + (k % 16) * prefetch_step + (k / 16) * prefetch_run + (segment of k) *
     // prefetch_jump, and in tiles of 128 bytes the line after it. nullptr: nothing.

@@ -16,7 +16,7 @@
 #include <atomic>
 #include <cstdint>
 
-#include "../kernels/kernels.h"
+#include "fetch.h"
 
 namespace ffncore {
 
@@ -52,14 +52,6 @@ template <class T> struct Scratch {
     T *out;  // of a mixture: all rows of some columns of y, before they are combined
 };
 
-// Into L2: `rows` rows of `cols` bytes.
-inline void fetch_lines(const char *first, int64_t row, int64_t rows, int64_t cols) {
-    for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t i = 0; i < cols; i += 64) __builtin_prefetch(first + r * row + i, 1, 2);
-        __builtin_prefetch(first + r * row + cols - 1, 1, 2);
-    }
-}
-
 // How a product walks. Rows are counted in units of A: a unit is one row, or (pair) a row of gate
 // and the same row of up, which share a tile: then the tile's upper half is gate, the lower up.
 template <class T> struct Walk {
@@ -68,6 +60,9 @@ template <class T> struct Walk {
     int64_t panel;         // columns of a panel of B
     int64_t tile_rows;     // units per tile, at most
     int64_t step = kBlock; // of the sum that a call of the micro-kernel takes: whole blocks
+    // Steps of a block that all panels of a strip take at a time, else all of them: then what a
+    // strip reads of B, these rows of it, fits in L2 twice, and is fetched there as it lies.
+    int64_t slice = kBlock;
     bool pair = false;
     bool rows_outer = true;    // the rows stream, the panels stay; else the other way round
     int64_t strip = INT64_MAX; // units (rows_outer) or panels per strip
@@ -108,6 +103,8 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         int64_t k, depth;
         int term;
         bool add, last;
+        // Of slices: whether there are earlier ones of this block, and later ones.
+        bool resumes = false, rests = false;
     };
 
     // A panel's block of B that is read later. A packed panel may hold the columns of several tiles
@@ -141,9 +138,24 @@ template <class T, class A, class B, class Epilogue> class Multiply {
                                   w_.finish && i + 1 == steps && term + 1 == terms_};
                 if (w_.rows_outer && !w_.rows_stay)
                     rows_outer(block);
+                else if (w_.slice < kBlock)
+                    slices(block);
                 else
                     panels_outer(block);
             }
+    }
+
+    void slices(const Block &block) const {
+        int64_t k = 0;
+        do { // an empty sum is a slice, too
+            Block slice = block;
+            slice.k += k;
+            slice.depth = std::min(w_.slice, block.depth - k);
+            slice.resumes = k > 0;
+            slice.rests = k + slice.depth < block.depth;
+            panels_outer(slice);
+            k += slice.depth;
+        } while (k < block.depth);
     }
 
     void rows_outer(const Block &block) const {
@@ -188,10 +200,13 @@ template <class T, class A, class B, class Epilogue> class Multiply {
                 TileArgs<T> t = tile_args(block, a, block.r0, r, n, height);
                 if (p == block.p0 && !a.copies() && w_.rows_outer) {
                     fetch_rows(block, a, r + n, 0, t);
+                } else if (w_.slice < kBlock) {
+                    fetch_slice(block, (p - block.p0) * tiles + i, tiles, t);
                 } else if (t.jump != t.segment * t.step) {
                     fetch_across(n, t);
                 } else if (ahead.soon) {
-                    fetch_soon(panel, i + 1 < tiles ? (const char *)panel.data : ahead.data, t);
+                    fetch_soon((const char *)panel.data, panel.ld,
+                               i + 1 < tiles ? (const char *)panel.data : ahead.data, t);
                 } else if (ahead.data) {
                     t.prefetch = ahead.data + i * ahead.tile;
                     t.prefetch_step = ahead.step;
@@ -247,25 +262,29 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         }
     }
 
-    // Panels read across: in each segment the next tile's rows follow this one's.
-    void fetch_across(int64_t n, TileArgs<T> &t) const {
-        t.prefetch = (const char *)(t.a0 + n * t.row);
-        t.prefetch_step = n * (int64_t)sizeof(T);
-        t.prefetch_run = kRunLength * t.prefetch_step;
-        t.prefetch_jump = (t.jump - n * t.row) * (int64_t)sizeof(T);
+    // Tile i of a slice fetches its part of the next one, whose rows are as wide as the strip.
+    void fetch_slice(const Block &block, int64_t i, int64_t tiles, TileArgs<T> &t) const {
+        if constexpr (kFetches) {
+            const Later next = follow_slice(block);
+            if (!next.b || block.depth == 0) return;
+            const int64_t row = std::min(block.p1 * w_.panel, w_.cols) - block.p0 * w_.panel;
+            const int64_t bytes = row * next.b->line_bytes() / w_.panel;
+            const int64_t part = next.depth * bytes / ((block.p1 - block.p0) * tiles);
+            const int64_t at = i * part;
+            t.prefetch = next.b->line(next.panel, next.k + at / bytes) + at % bytes;
+            t.prefetch_step = part / block.depth;
+            t.prefetch_run = kRunLength * part / block.depth;
+        }
     }
-
-    // A panel read in place, by few tiles: its own later rows are fetched, at last the first of the
-    // next panel. A whole panel ahead, rows of some lengths would evict each other.
-    void fetch_soon(const Panel &panel, const char *next, TileArgs<T> &t) const {
-        constexpr int64_t kDistance = 64; // L3's latency at full bandwidth is about 24 rows
-        const int64_t first = std::max(t.depth - kDistance, t.depth / 2);
-        t.segment = round_up(std::max<int64_t>(first, 1), kRunLength);
-        t.jump = t.segment * t.step;
-        t.prefetch_step = panel.ld * (int64_t)sizeof(T);
-        t.prefetch = (const char *)panel.data + (t.depth - t.segment) * t.prefetch_step;
-        t.prefetch_run = kRunLength * t.prefetch_step;
-        t.prefetch_jump = next - ((const char *)panel.data + t.depth * t.prefetch_step);
+    // What is read after a slice: the block's next one, else the first of what follows.
+    Later follow_slice(const Block &block) const {
+        Later later = follow(block, block.p1 - 1);
+        if (block.rests)
+            later = {b_ + block.term, block.p0, block.k + block.depth};
+        else if (later.panel == block.p0)
+            later.k = later.k / kBlock * kBlock;
+        later.depth = w_.slice;
+        return later;
     }
 
     // The block of B that is read after panel p: the strip's next panel, else its first one for the
@@ -316,6 +335,12 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         return s_.sums + at * unit_ * w_.panel;
     }
 
+    // The same of a block's sums between slices: behind those of whole blocks.
+    T *parts(const Block &block, int64_t r, int64_t p) const {
+        const int64_t at = (p - block.p0 + w_.strip) * (block.r1 - block.r0) + r - block.r0;
+        return s_.sums + at * unit_ * w_.panel;
+    }
+
     // Of panel p: those that exist, and the vectors that hold them.
     struct Columns {
         int64_t count, vectors;
@@ -342,10 +367,12 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         t.ldc = w_.panel;
         t.c = sums(block, r, p);
         t.add = block.add;
+        if (block.resumes) t.start = parts(block, r, p);
+        if (block.rests) t.c = parts(block, r, p), t.add = false;
         if constexpr (kAnnounces)
-            if (block.last) epilogue_.begin(r, n, p, p * w_.panel, columns.count);
+            if (block.last && !block.rests) epilogue_.begin(r, n, p, p * w_.panel, columns.count);
         tiles(panel, vectors)[n * unit_](t);
-        if (block.last) epilogue_(r, n, p, p * w_.panel, columns.count, t.c);
+        if (block.last && !block.rests) epilogue_(r, n, p, p * w_.panel, columns.count, t.c);
     }
 
     // The same for rows of B that are turned on the way, a vector of outputs at a time.
@@ -388,7 +415,6 @@ template <class T, class A, class B, class Epilogue> class Multiply {
     static constexpr bool kCopies = requires(const B &b) { b.copies(); };
     static constexpr bool kAnnounces = requires(const Epilogue &e) { e.begin(0, 0, 0, 0, 0); };
     static constexpr bool kDirect = requires(const Epilogue &e) { e.direct(0, 0); };
-    static constexpr int64_t kRunLength = 16; // the micro-kernel's run of prefetches, in k
 
     const Kernels<T> &k_;
     const Walk<T> &w_;

@@ -118,13 +118,15 @@ template <class T> class Backward {
         });
     }
 
-    void run(const Build<T> &whole, const Batch &batch) {
+    static Build<T> build_of(const Build<T> &whole, const Batch &batch, const Segment &part) {
         const int64_t rows = batch.back().at + batch.back().rows;
+        return {whole.schedule, whole.arena, whole.scratch, whole.call,
+                double(part.rows) / double(rows)};
+    }
+
+    void run(const Build<T> &whole, const Batch &batch) {
         Schedule &s = whole.schedule;
-        auto build_of = [&](const Segment &part) {
-            return Build<T>{s, whole.arena, whole.scratch, whole.call,
-                            double(part.rows) / double(rows)};
-        };
+        auto build_of = [&](const Segment &part) { return this->build_of(whole, batch, part); };
         std::vector<ReadPreactivations> saved;
         std::vector<Preactivations> dh;
         int64_t at = 0, at_dh = 0;
@@ -238,8 +240,10 @@ template <class T> class Backward {
     void input_gradient(const Build<T> &build, const Batch &batch) {
         using Part = std::function<void(int64_t p0, int64_t p1, const Scratch<T> &mine)>;
         const auto parts = std::make_shared<std::vector<Part>>();
-        const Rows<T> rows(build);
+        const int64_t columns = Rows<T>(build).width, widest = Rows<T>(build).widest_strip();
         for (const Segment &part : batch) {
+            const Build<T> share = build_of(build, batch, part);
+            const Rows<T> rows(share);
             const Weights<T> &w = weights(part);
             T *const own = grads(part);
             std::vector<StridedRows<T>> a{{own + up_at_, ld_}};
@@ -265,7 +269,8 @@ template <class T> class Backward {
                 add(panels);
             }
         }
-        const Grid grid(ceil_div(m_.d, rows.width), kPanelStrip, 1, 1, call_.threads);
+        const int64_t panels = ceil_div(m_.d, columns), each = panels / call_.threads;
+        const Grid grid(panels, std::clamp(each, kPanelStrip, widest), 1, 1, call_.threads);
         build.schedule.job(grid.tasks(), [=, buffers = &build.scratch](int64_t task, int thread) {
             const Scratch<T> mine = buffers->at(thread);
             grid.run(task, [&](int64_t p0, int64_t p1, int64_t, int64_t) {

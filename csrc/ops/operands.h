@@ -202,19 +202,23 @@ template <class T> struct RawPanels {
     }
 };
 
+// How a matrix is read: full panels of T where they lie, which is good for rows that spread over
+// the sets of L2 (see row_stride), or that are read by one tile; the same by slices (Walk::slice);
+// or copied, a strip at a time.
+enum class Reading { kInPlace, kSliced, kCopied };
+
 template <class T> struct MatrixPanels {
     Input m; // element (k, column)
     int64_t cols, width;
-    // Full panels of T are read where they lie: good for rows that spread over the sets of L2 (see
-    // row_stride), or that are read by few tiles.
-    bool in_place;
+    Reading reading;
     int64_t paired; // copied to pairs of bfloat16 (Walk::pairs): length of the sum; else 0
-    MatrixPanels(const Input &m, int64_t cols, int64_t width, bool in_place, int64_t paired = 0)
-        : m(m), cols(cols), width(width), in_place(in_place && m.holds<T>()), paired(paired) {}
-    bool copies() const { return !in_place; }
+    MatrixPanels(const Input &m, int64_t cols, int64_t width, Reading reading, int64_t paired = 0)
+        : m(m), cols(cols), width(width), reading(reading), paired(paired) {}
+    bool copies() const { return reading == Reading::kCopied; }
     Panel get(const Kernels<T> &kernels, int64_t p, int64_t k, int64_t depth, T *to) const {
         const int64_t have = std::min(width, cols - p * width);
-        if (in_place && m.col == 1 && have == width) return {m.at(k, p * width), m.row};
+        if (!copies() && m.holds<T>() && m.col == 1 && have == width)
+            return {m.at(k, p * width), m.row};
         if (paired)
             kernels.pairs.pack(m.at(2 * k, p * width), m.col, m.row, have,
                                std::min(2 * depth, paired - 2 * k), to, width, width);

@@ -261,7 +261,7 @@ template <class T> struct Panels {
                           Walk<T> block = walk;
                           block.depth = std::min(depth, tokens - t);
                           const TokenColumns<T> columns{m.from(t), ld};
-                          const MatrixPanels<T> panels{b.from(t), cols, width, true};
+                          const MatrixPanels<T> panels{b.from(t), cols, width, Reading::kInPlace};
                           const GradientTiles<T> write{
                               k, width, out, {}, INT64_MAX, add || t > 0, depth == kBlock, stream};
                           multiply(*k, block, &columns, &panels, 1, mine, r0, r1, 0,
