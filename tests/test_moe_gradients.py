@@ -69,3 +69,28 @@ def test_xielu_parameters(isa, gated, on_input, rng):
         return y, lambda grad_y: np.array(fc.moe_backward(grad_y, saved).activation)
 
     fc.check_gradients(layer, [np.array([0.3, -0.4])], tolerance=TOLERANCE)
+
+
+def test_large_gradients_wherever_they_begin(isa, rng):
+    """Gradients beyond L2 go past the caches, in whole lines where they begin at one."""
+    d, f = 1024, 1104  # rows of whole lines, 4.5 MB a matrix
+    w = make_experts(rng, 3, d, f, dtype=np.float32)
+    x, grad_y = normal(rng, 6, d, dtype=np.float32), normal(rng, 6, d, dtype=np.float32)
+    routing = fc.Routing(experts=np.array([[0], [2]] * 3), weights=np.ones((6, 1), np.float32))
+    _, saved = fc.moe_forward(x, routing, w, activation="silu")
+    grads = fc.moe_backward(grad_y, saved).arrays()
+    assert all(grads[name].ctypes.data % 64 == 0 for name in ("gate", "up", "down"))
+
+    def elsewhere(array):
+        flat = np.full(array.size + 3, np.nan, array.dtype)[3:]
+        return flat.reshape(array.shape)
+
+    others = {name: elsewhere(array) for name, array in grads.items()}
+    fc.moe_backward(grad_y, saved, out=others)
+    for name, array in grads.items():
+        np.testing.assert_array_equal(array, others[name], err_msg=name)
+    for name in ("gate", "up", "down"):
+        assert not grads[name][1].any()
+        alone = fc.ffn_forward(x[::2], w.expert(0), activation="silu")[1]
+        expected = getattr(fc.ffn_backward(grad_y[::2], alone).weights, name)
+        np.testing.assert_array_equal(grads[name][0], expected, err_msg=name)

@@ -293,7 +293,8 @@ template <class T> class BackwardPanels {
         const Input x = g_.x.from(t0), dy = g_.grad_y.from(t0);
         const auto of_tokens = [=, pairs = panels_.pairs](const Input &m) {
             return [=](int64_t t) {
-                return MatrixPanels<T>{m.from(t), d, width, Reading::kCopied, pairs ? tokens - t : 0};
+                return MatrixPanels<T>{m.from(t), d, width, Reading::kCopied,
+                                       pairs ? tokens - t : 0};
             };
         };
         const auto x_panels = of_tokens(x);
