@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 namespace ffncore {
@@ -51,6 +52,21 @@ struct Dispatch {
         return out;
     }
 
+    // Of each row: whether it is the first of its token.
+    std::vector<char> firsts(int64_t count) const {
+        std::vector<char> seen(count), first;
+        for (int32_t token : tokens) first.push_back(!std::exchange(seen[token], 1));
+        return first;
+    }
+
+    // What no row reaches: tokens below count, experts below count.
+    std::vector<int64_t> idle_tokens(int64_t count) const { return missing(tokens, count); }
+    std::vector<int64_t> idle_experts(int64_t count) const {
+        std::vector<int32_t> hit;
+        for (const Group &g : groups) hit.push_back((int32_t)g.expert);
+        return missing(hit, count);
+    }
+
     // Indices of groups, the one with the most rows first.
     std::vector<int64_t> biggest_first() const {
         std::vector<int64_t> order(groups.size());
@@ -58,6 +74,16 @@ struct Dispatch {
         std::stable_sort(order.begin(), order.end(),
                          [&](int64_t a, int64_t b) { return groups[a].rows > groups[b].rows; });
         return order;
+    }
+
+  private:
+    static std::vector<int64_t> missing(const std::vector<int32_t> &some, int64_t count) {
+        std::vector<char> seen(count);
+        for (int32_t i : some) seen[i] = 1;
+        std::vector<int64_t> others;
+        for (int64_t i = 0; i < count; ++i)
+            if (!seen[i]) others.push_back(i);
+        return others;
     }
 };
 

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "../kernels/kernels.h"
+#include "walk.h"
 
 namespace ffncore {
 
@@ -32,7 +32,7 @@ template <class T>
 void fetch_soon(const char *panel, int64_t ld, const char *next, TileArgs<T> &t) {
     constexpr int64_t kDistance = 64; // L3's latency at full bandwidth is about 24 rows
     const int64_t first = std::max(t.depth - kDistance, t.depth / 2);
-    t.segment = (std::max<int64_t>(first, 1) + kRunLength - 1) / kRunLength * kRunLength;
+    t.segment = round_up(std::max<int64_t>(first, 1), kRunLength);
     t.jump = t.segment * t.step;
     t.prefetch_step = ld * (int64_t)sizeof(T);
     t.prefetch = panel + (t.depth - t.segment) * t.prefetch_step;

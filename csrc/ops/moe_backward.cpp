@@ -13,6 +13,7 @@
 
 #include "hidden_gradient.h"
 #include "moe_batch.h"
+#include "moe_factors.h"
 #include "moe_gradients.h"
 #include "rows.h"
 #include "xielu.h"
@@ -26,7 +27,9 @@ template <class T> class Backward {
     Backward(const Call<T> &call, MoeBackward<T> &moe)
         : call_(call), moe_(moe), m_(moe.mixture),
           routes_(m_.ids, 0, m_.tokens, m_.top_k, (int64_t)m_.experts.size()),
-          factors_(routes_.in_rows(m_.factors)), sides_(m_.gated ? 2 : 1), gradients_(moe) {
+          factors_(routes_.in_rows(m_.factors)), sides_(m_.gated ? 2 : 1), gradients_(moe),
+          first_(routes_.firsts(m_.tokens)), idle_tokens_(routes_.idle_tokens(m_.tokens)),
+          idle_experts_(routes_.idle_experts((int64_t)m_.experts.size())) {
         const bool of_input = moe.grad_factors.data && m_.on_input;
         dots_of_hidden_ = moe.grad_factors.data && !m_.on_input;
         needs_x_ = moe.grad_x.data || of_input;
@@ -46,14 +49,6 @@ template <class T> class Backward {
         batches_ = cut_batches(routes_.groups,
                                asked > 0 ? asked : kBatchBytes / (row * (int64_t)sizeof(T)),
                                gradients_.narrow());
-        std::vector<char> seen(m_.tokens);
-        for (int32_t token : routes_.tokens) first_.push_back(!std::exchange(seen[token], 1));
-        for (int64_t t = 0; t < m_.tokens; ++t)
-            if (!seen[t]) idle_tokens_.push_back(t);
-        for (int64_t e = 0, g = 0; e < (int64_t)m_.experts.size(); ++e) {
-            const bool hit = g < (int64_t)routes_.groups.size() && routes_.groups[g].expert == e;
-            hit ? void(++g) : idle_experts_.push_back(e);
-        }
     }
 
     void operator()(const Build<T> &build) {
@@ -61,32 +56,17 @@ template <class T> class Backward {
         auto take = [&](bool needed, int64_t n) {
             return needed ? arena.template take<T>(n) : nullptr;
         };
-        int64_t rows = 0, saved = 0, dh = 0, groups = 0;
-        bool keeps = false;
-        for (const Batch &batch : batches_) {
-            int64_t n = 0, kept = 0, kept_dh = 0, of_tokens = 0;
-            for (const Segment &s : batch) {
-                n += s.rows;
-                kept += saved_elements(s.rows, m_.f, m_.gated);
-                kept_dh += saved_elements(s.rows, m_.f, false);
-                of_tokens += ceil_div(s.rows, kSumGroup);
-                keeps = keeps || s.apart;
-            }
-            rows = std::max(rows, n);
-            saved = std::max(saved, kept);
-            dh = std::max(dh, kept_dh);
-            groups = std::max(groups, of_tokens);
-        }
-        hidden_ = take(needs_dh_ || needs_h_, rows * ld_);
-        dots_ = take(moe_.grad_factors.data, rows * ld_dots_);
-        again_ = (char *)take(recompute_, saved);
+        const BatchSizes most(batches_, m_.f, m_.gated);
+        hidden_ = take(needs_dh_ || needs_h_, most.rows * ld_);
+        dots_ = take(moe_.grad_factors.data, most.rows * ld_dots_);
+        again_ = (char *)take(recompute_, most.saved);
         carry_ld_ = round_up(m_.d, 16);
         carry_ = take(moe_.grad_x.data && !moe_.grad_x.template holds<T>(), m_.tokens * carry_ld_);
-        gradients_.take(arena, keeps);
+        gradients_.take(arena, most.apart);
         if (moe_.xielu) {
-            dh_ = take(true, dh);
-            xielu_[0] = take(true, groups * m_.f);
-            xielu_[1] = take(true, groups * m_.f);
+            dh_ = take(true, most.dh);
+            xielu_[0] = take(true, most.sums * m_.f);
+            xielu_[1] = take(true, most.sums * m_.f);
             totals_ = arena.template take<double>(2 * m_.f * (int64_t)routes_.groups.size());
         }
         build.schedule.phase();
@@ -357,34 +337,12 @@ template <class T> class Backward {
                                           g.adds(kBiasDown, part));
     }
 
-    // From the dots, in double; the bias of down adds its own inner product with dy.
     void factor_gradient(const Build<T> &build, const Segment &part) const {
-        constexpr int64_t kRows = 16; // per task
-        const T *bias = m_.on_input ? nullptr : weights(part).b_down;
-        build.schedule.job(ceil_div(part.rows, kRows), [=, this](int64_t task, int) {
-            const Kernels<T> &k = call_.kernels;
-            const Output &out = moe_.grad_factors;
-            const TokenRows<T> dy = rows_of(moe_.grad_y, part);
-            const int64_t end = std::min((task + 1) * kRows, part.rows);
-            for (int64_t r = task * kRows; r < end; ++r) {
-                double sum = 0;
-                const T *const dots = dots_ + (part.at + r) * ld_dots_;
-                for (int64_t i = 0; i < ld_dots_; ++i) sum += dots[i];
-                constexpr int64_t kSome = 64;
-                for (int64_t c = 0; bias && c < m_.d; c += kSome) {
-                    const int64_t n = std::min(kSome, m_.d - c);
-                    T row[kSome], some[kSome / kSumGroup];
-                    dy.copy(k, r, 1, c, n, row, n);
-                    k.dot_groups(row, n, bias + c, n, 1, n, some, kSome);
-                    for (int64_t i = 0; i < ceil_div(n, kSumGroup); ++i) sum += some[i];
-                }
-                const int32_t place = routes_.places[part.row0 + r];
-                const T value = T(sum);
-                k.of[out.type].store(&value, 1, 1, 1, nullptr, 0, 0,
-                                     out.at(place / m_.top_k, place % m_.top_k), 1, 1,
-                                     moe_.accumulate);
-            }
-        });
+        const Input dots = input(dots_ + part.at * ld_dots_, ld_dots_);
+        const T *const bias = m_.on_input ? nullptr : weights(part).b_down;
+        add_factor_gradient<T>(build, dots, ld_dots_, part.rows, rows_of(moe_.grad_y, part), bias,
+                               m_.d, routes_.places.data() + part.row0, m_.top_k, moe_.grad_factors,
+                               moe_.accumulate);
     }
 
     // ---- xielu's parameters: sums of each expert, then over these in order
@@ -418,14 +376,14 @@ template <class T> class Backward {
     const std::vector<T> factors_; // of rows
     const int64_t sides_;
     ExpertGradients<T> gradients_;
+    const std::vector<char> first_; // whether a row is the first of its token
+    const std::vector<int64_t> idle_tokens_, idle_experts_;
     bool needs_x_, needs_gradients_, needs_dh_, needs_h_; // of the products
     bool dots_of_hidden_, recompute_;
     // A row of the batch: dgate, dup (from up_at_ on), h (from h_at_ on).
     int64_t up_at_, h_at_, ld_, ld_dots_, carry_ld_ = 0;
     std::vector<int64_t> offsets_; // of what was saved
     std::vector<Batch> batches_;
-    std::vector<char> first_; // whether a row is the first of its token
-    std::vector<int64_t> idle_tokens_, idle_experts_;
     T *hidden_ = nullptr, *dots_ = nullptr;
     T *carry_ = nullptr; // dx of 16 bits is added up in T
     char *again_ = nullptr;

@@ -7,7 +7,7 @@
 // stay together, or, where they are too many for a batch, have batches of their own.
 #pragma once
 #include "dispatch.h"
-#include "gemm.h"
+#include "ffn.h"
 
 namespace ffncore {
 
@@ -50,5 +50,28 @@ inline std::vector<Batch> cut_batches(const std::vector<Group> &groups, int64_t 
     }
     return batches;
 }
+
+// What the largest batch holds.
+struct BatchSizes {
+    int64_t rows = 0;
+    int64_t saved = 0, dh = 0; // elements of its preactivations, and of their like without a gate
+    int64_t sums = 0;          // groups of 8 rows (kSumGroup)
+    bool apart = false;        // some segment is
+    BatchSizes(const std::vector<Batch> &batches, int64_t f, bool gated) {
+        for (const Batch &batch : batches) {
+            int64_t kept = 0, plain = 0, groups = 0;
+            for (const Segment &s : batch) {
+                kept += saved_elements(s.rows, f, gated);
+                plain += saved_elements(s.rows, f, false);
+                groups += ceil_div(s.rows, kSumGroup);
+                apart = apart || s.apart;
+            }
+            rows = std::max(rows, batch.back().at + batch.back().rows);
+            saved = std::max(saved, kept);
+            dh = std::max(dh, plain);
+            sums = std::max(sums, groups);
+        }
+    }
+};
 
 } // namespace ffncore
