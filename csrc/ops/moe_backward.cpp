@@ -190,30 +190,24 @@ template <class T> class Backward {
                          const Preactivations &dh) const {
         const Rows<T> rows(build);
         const Weights<T> &w = weights(part);
-        T *const own = grads(part);
-        HiddenGradient<T> epilogue{rows.k,
-                                   call_.activation,
-                                   rows.width,
-                                   pre,
-                                   m_.gated ? own : nullptr,
-                                   own ? own + up_at_ : nullptr,
-                                   h(part),
-                                   ld_,
-                                   dh};
+        T *const own = grads(part), *const gate = m_.gated ? own : nullptr;
+        T *const up = own ? own + up_at_ : nullptr;
+        HiddenGradient<T> epilogue{rows.k, call_.activation, rows.width, pre, gate,
+                                   up,     h(part),          ld_,        dh};
         epilogue.factors = of_output(part);
         if (dots_of_hidden_) {
             epilogue.dots = dots_ + part.at * ld_dots_;
             epilogue.ld_dots = ld_dots_;
         }
         if (!needs_dh_) return rows.hidden(part.rows, w.f, epilogue);
-        const TokenRows<T> dy = rows_of(moe_.grad_y, part);
+        auto product = [&](const auto &panels) {
+            rows.product(part.rows, w.d, w.f, {StridedRows<T>{}}, std::vector{panels}, {}, epilogue,
+                         rows_of(moe_.grad_y, part));
+        };
         if (w.packed())
-            rows.product(part.rows, w.d, w.f, {StridedRows<T>{}},
-                         std::vector{rows.packed_across(w.packed_down, w, w.f, w.f, false, false)},
-                         {}, epilogue, dy);
+            product(rows.packed_across(w.packed_down, w, w.f, w.f, false, false));
         else
-            rows.product(part.rows, w.d, w.f, {StridedRows<T>{}},
-                         std::vector{rows.across(w.down, w.f, part.rows)}, {}, epilogue, dy);
+            product(rows.across(w.down, w.f, part.rows));
     }
 
     // dx of the rows' tokens, or (weight on input) w times it, and its inner products with x.
