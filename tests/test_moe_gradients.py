@@ -4,7 +4,7 @@
 
 import numpy as np
 import pytest
-from support import CASE_IDS, CASES, all_biases, make_experts, normal
+from support import CASE_IDS, CASES, NARROW, all_biases, make_experts, normal
 from support_moe import forward, make_routing
 from test_gradients import CLEARANCE, TOLERANCE, distance_to_kinks
 
@@ -71,11 +71,12 @@ def test_xielu_parameters(isa, gated, on_input, rng):
     fc.check_gradients(layer, [np.array([0.3, -0.4])], tolerance=TOLERANCE)
 
 
-def test_large_gradients_wherever_they_begin(isa, rng):
+@pytest.mark.parametrize("dtype", [np.dtype(np.float32), *NARROW], ids=str)
+def test_large_gradients_wherever_they_begin(isa, rng, dtype):
     """Gradients beyond L2 go past the caches, in whole lines where they begin at one."""
-    d, f = 1024, 1104  # rows of whole lines, 4.5 MB a matrix
-    w = make_experts(rng, 3, d, f, dtype=np.float32)
-    x, grad_y = normal(rng, 6, d, dtype=np.float32), normal(rng, 6, d, dtype=np.float32)
+    d, f = 1024, 1104  # rows of whole lines, 2.3 or 4.5 MB a matrix
+    w = make_experts(rng, 3, d, f, dtype=dtype)
+    x, grad_y = normal(rng, 6, d, dtype=dtype), normal(rng, 6, d, dtype=dtype)
     routing = fc.Routing(experts=np.array([[0], [2]] * 3), weights=np.ones((6, 1), np.float32))
     _, saved = fc.moe_forward(x, routing, w, activation="silu")
     grads = fc.moe_backward(grad_y, saved).arrays()

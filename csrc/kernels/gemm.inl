@@ -9,11 +9,11 @@
 // 4 % of 512 steps. 14 x 2 and 6 x 4 AVX-512 vectors use 28 and 24 of 32 accumulators and need 16
 // and 10 loads for 28 and 24 fma: the two fma ports are the limit, not the two load ports. AVX2 has
 // 16 registers: 6 x 2.
-// A panel of 16-bit weights is widened in registers: 2 instructions a vector of two steps, which a
-// few tokens' waiting for memory hides. For many, the first tile leaves what it has widened to the
-// others: the store port has nothing else to do.
-// A has two base pointers, half of the rows each: gate and up share a tile, and seven row offsets
-// fit the address registers.
+// 16-bit weights are widened in registers: 2 instructions a vector of two steps of a packed panel,
+// which a few tokens' waiting for memory hides. For many, the first tile leaves what it has widened
+// to the others: the store port has nothing else to do. A 16-bit gradient is rounded on the way
+// out. A has two base pointers, half of the rows each: gate and up share a tile, and seven row
+// offsets fit the address registers.
 #pragma once
 
 namespace ffncore {
@@ -29,8 +29,23 @@ template <int N> struct Constant {
 // Terms of the sum in a step of k: 2 where an element is a pair.
 template <class F> constexpr int64_t kTerms = 1;
 
-// S: T, or what a packed panel holds; Keep: then it is left widened.
-template <class F, class S, Order order, int NV, int MR, bool Keep = false>
+// What a panel of B is: rows of S; a packed panel; one that is left widened for other tiles.
+enum Form { kRows, kPanel, kKeptPanel };
+
+// A row of sums to whole lines of memory, past the caches.
+template <class F, int NV, class C> inline void stream_row(C *c, const typename F::V (&row)[NV]) {
+    constexpr int together = sizeof(C) == sizeof(typename F::T) ? 1 : 2; // vectors of a line
+    static_assert(NV % together == 0);
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; v += together)
+        if constexpr (together == 1)
+            F::stream(c + v * F::W, row[v]);
+        else
+            F::stream(c + v * F::W, row[v], row[v + 1]);
+}
+
+// S: what B holds, T or 16 bits. C: T; or a gradient of 16 bits, of one block.
+template <class F, class S, Order order, int NV, int MR, Form form = kRows, class C = typename F::T>
 void tile(const TileArgs<typename F::T> &t) {
     using T = typename F::T;
     using V = typename F::V;
@@ -75,13 +90,13 @@ void tile(const TileArgs<typename F::T> &t) {
                 if (next) __asm__("" : "+r"(a0_at), "+r"(a1_at));
                 V bv[NV];
 #pragma GCC unroll 4
-                for (int v = 0; v < NV; ++v)
-                    if constexpr (sizeof(S) == 2) {
-                        bv[v] = load_step<F, next>(b + v * F::W * kLaneStep<S>);
-                        if (Keep) F::store(keep + (next * NV + v) * F::W, bv[v]);
-                    } else {
+                for (int v = 0; v < NV; ++v) {
+                    if constexpr (form == kRows)
                         bv[v] = F::load(b + next * ldb + v * F::W);
-                    }
+                    else
+                        bv[v] = load_step<F, next>(b + v * F::W * kLaneStep<S>);
+                    if (form == kKeptPanel) F::store(keep + (next * NV + v) * F::W, bv[v]);
+                }
 #pragma GCC unroll 16
                 for (int r = 0; r < MR; ++r) {
                     const V av = F::set1(r < half ? a0_at[r * row] : a1_at[(r - half) * row]);
@@ -98,7 +113,7 @@ void tile(const TileArgs<typename F::T> &t) {
                 a0 += steps * step;
                 a1 += steps * step;
                 b += steps * ldb;
-                if (Keep) keep += steps * NV * F::W;
+                if (form == kKeptPanel) keep += steps * NV * F::W;
             };
             const auto steps = [&]() __attribute__((always_inline)) {
                 if constexpr (kTogether == 1) {
@@ -134,13 +149,11 @@ void tile(const TileArgs<typename F::T> &t) {
             prefetch += fetch_jump;
         }
 
-        T *c = t.c;
+        C *c = (C *)t.c;
         if constexpr (sizeof(S) == sizeof(T))
             if (t.stream) {
 #pragma GCC unroll 16
-                for (int r = 0; r < MR; ++r, c += t.ldc)
-#pragma GCC unroll 4
-                    for (int v = 0; v < NV; ++v) F::stream(c + v * F::W, acc[r][v]);
+                for (int r = 0; r < MR; ++r, c += t.ldc) stream_row<F>(c, acc[r]);
                 return;
             }
 #pragma GCC unroll 16

@@ -79,6 +79,9 @@ bool works() {
 template <int NV> void add_tiles(Kernels<float> &kernels) {
     for_heights<kTileRows[NV - 1]>([&](auto height) {
         kernels.pairs.tile[NV][height.kValue] = tile<PairF32, float, kRising, NV, height.kValue>;
+        if constexpr (NV == 2 || NV == kMaxVectors)
+            kernels.pairs.rounded[NV][height.kValue] =
+                tile<PairF32, float, kRising, NV, height.kValue, kRows, Bf16>;
     });
 }
 

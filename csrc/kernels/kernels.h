@@ -48,15 +48,15 @@ constexpr int kMaxRows = 14; // rows of a tile: 14 x 2 vectors = 28 of 32 AVX-51
 template <class T> struct TileArgs {
     const T *a0, *a1;
     int64_t row, step, segment, jump;
-    const void *b; // T; a packed panel of 16-bit elements for Access::tile
-    int64_t ldb;   // of T, or of 16-bit elements
-    T *c;
+    const void *b; // T; for Access::tile 16-bit elements
+    int64_t ldb;
+    T *c; // or a gradient's elements, for rounded tiles
     int64_t ldc;
     int64_t depth;
     const T *start; // the sums of a block's earlier steps, as c; nullptr: zero
     bool add;       // c += sum, else c = sum
     bool stream;    // c = sum, in whole lines, past the caches; see Kernels::stream
-    T *keep;        // Access::tile[1]: b widened, [depth][two vectors]
+    T *keep;        // Access::tile[2]: b widened, [depth][two vectors]
     // What is needed next is fetched into L2, evenly: at step k the line at
     // prefetch + (k % 16) * prefetch_step + (k / 16) * prefetch_run + (segment of k) *
     // prefetch_jump, and in tiles of 128 bytes the line after it. nullptr: nothing.
@@ -169,9 +169,11 @@ template <class T> struct Access {
     void (*sum_along)(const void *m, int64_t row, int64_t col, int64_t rows, int64_t cols, T *sums);
     void (*turned[kMaxTurned + 1])(const TurnedArgs<T> &);
 
-    // 16-bit elements: packed panels (ops/packing.h), which tiles of two vectors widen on the way;
-    // [1]: and leave in TileArgs::keep.
-    void (*tile[2][kMaxRows + 1])(const TileArgs<T> &);
+    // 16-bit elements: tiles of two vectors widen B on the way. [0]: rows; [1]: packed panels
+    // (ops/packing.h), [2]: which are left in TileArgs::keep. For gradients: tiles of two vectors,
+    // and the widest, that round a block's sum.
+    void (*tile[3][kMaxRows + 1])(const TileArgs<T> &);
+    void (*rounded[kMaxVectors + 1][kMaxRows + 1])(const TileArgs<T> &);
     // A panel's numbers, [depth][32], and a panel from its numbers, or from pairs of steps.
     void (*widen)(const void *panel, int64_t depth, T *dst);
     void (*narrow)(const T *src, int64_t depth, void *panel);
@@ -181,7 +183,8 @@ template <class T> struct Access {
 // Products of bfloat16 by an instruction that takes pairs of terms, each in the place of one T, the
 // odd one first (pairs.inl). Where a level has none: nullptr.
 template <class T> struct Pairs {
-    void (*tile[kMaxVectors + 1][kMaxRows + 1])(const TileArgs<T> &); // as Kernels::tile
+    void (*tile[kMaxVectors + 1][kMaxRows + 1])(const TileArgs<T> &);    // as Kernels::tile
+    void (*rounded[kMaxVectors + 1][kMaxRows + 1])(const TileArgs<T> &); // as Access's
     // As Access's, of bfloat16; depth counts numbers.
     void (*pack)(const void *src, int64_t row, int64_t step, int64_t rows, int64_t depth, T *dst,
                  int64_t ld, int64_t width);

@@ -27,8 +27,16 @@ template <class F> void split_groups(typename F::T *c, int64_t ldc, int64_t rows
     }
 }
 
-// Of arrays of S. Packed weights may hold 16 bits beside any T of 32.
-template <class F, class S, Order order, int Rows> void fill_access(Access<typename F::T> &a) {
+template <class F, class C, Order order, int NV, int Rows, class Tiles>
+void fill_rounded(Tiles &rounded) {
+    for_heights<Rows>([&](auto height) {
+        rounded[NV][height.kValue] = tile<F, typename F::T, order, NV, height.kValue, kRows, C>;
+    });
+}
+
+// Of arrays of S. Weights may hold 16 bits beside any T of 32.
+template <class F, class S, Order order, int... Rows> void fill_access(Access<typename F::T> &a) {
+    constexpr int rows[] = {Rows...}, widest = sizeof...(Rows);
     a.pack = pack<F, S>;
     a.pack_tiles = pack_tiles<F, S>;
     a.store = store<F, S>;
@@ -40,10 +48,13 @@ template <class F, class S, Order order, int Rows> void fill_access(Access<typen
         a.widen = widen<F, S>;
         a.narrow = narrow<F, S>;
         if constexpr (kLaneStep<S> == 1) a.part = part_pairs;
-        for_heights<Rows>([&](auto height) {
+        for_heights<rows[1]>([&](auto height) {
             a.tile[0][height.kValue] = tile<F, S, order, 2, height.kValue>;
-            a.tile[1][height.kValue] = tile<F, S, order, 2, height.kValue, true>;
+            a.tile[1][height.kValue] = tile<F, S, order, 2, height.kValue, kPanel>;
+            a.tile[2][height.kValue] = tile<F, S, order, 2, height.kValue, kKeptPanel>;
         });
+        fill_rounded<F, S, order, 2, rows[1]>(a.rounded);
+        fill_rounded<F, S, order, widest, rows[widest - 1]>(a.rounded);
     }
 }
 
@@ -77,14 +88,14 @@ template <class F, Order order, int... Rows> void fill_kernels(Kernels<typename 
     // Where a vector is one 32-byte group, a tile of two is gate and up already.
     if constexpr (F::W * sizeof(typename F::T) > kGroupBytes) k.split_groups = split_groups<F>;
     if constexpr (sizeof(typename F::T) == 8) {
-        fill_access<F, double, order, rows[1]>(k.of[kFloat64]);
+        fill_access<F, double, order, Rows...>(k.of[kFloat64]);
     } else {
-        fill_access<F, float, order, rows[1]>(k.of[kFloat32]);
-        fill_access<F, Bf16, order, rows[1]>(k.of[kBfloat16]);
+        fill_access<F, float, order, Rows...>(k.of[kFloat32]);
+        fill_access<F, Bf16, order, Rows...>(k.of[kBfloat16]);
         if constexpr (order == kOddFirst)
             k.round = round_bf16<F>;
         else
-            fill_access<F, F16, order, rows[1]>(k.of[kFloat16]);
+            fill_access<F, F16, order, Rows...>(k.of[kFloat16]);
     }
 }
 

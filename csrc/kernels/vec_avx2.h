@@ -110,6 +110,7 @@ struct F32 {
     static inline void store_n(Bf16 *p, V a, int64_t n) { put_part(p, words(upper(a)), n); }
     static inline void store(F16 *p, V a) { _mm_storeu_si128((__m128i *)p, half(a)); }
     static inline void store_n(F16 *p, V a, int64_t n) { put_part(p, half(a), n); }
+    template <class S> static inline void stream(S *p, V a, V b) { store(p, a), store(p + W, b); }
     static inline V round_bf16(V a) { return _mm256_castsi256_ps(_mm256_slli_epi32(upper(a), 16)); }
     // Of W pairs of bfloat16 the even elements, or the odd ones.
     static inline V load_even(const Bf16 *p) {

@@ -155,6 +155,13 @@ struct F32 {
     static inline void store(Bf16 *p, V a) {
         _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(upper(a)));
     }
+    static inline void stream(Bf16 *p, V a, V b) {
+        _mm512_stream_si512((__m512i *)p, upper_halves(rounded(a), rounded(b)));
+    }
+    static inline void stream(F16 *p, V a, V b) {
+        const __m512i low = _mm512_castsi256_si512(half(a));
+        _mm512_stream_si512((__m512i *)p, _mm512_inserti64x4(low, half(b), 1));
+    }
     static inline void store_n(Bf16 *p, V a, int64_t n) {
         _mm256_mask_storeu_epi16(p, first(n), _mm512_cvtepi32_epi16(upper(a)));
     }
@@ -162,7 +169,7 @@ struct F32 {
     static inline void store_n(F16 *p, V a, int64_t n) {
         _mm256_mask_storeu_epi16(p, first(n), half(a));
     }
-    static inline V round_bf16(V a) { return _mm512_castsi512_ps(_mm512_slli_epi32(upper(a), 16)); }
+    static inline V round_bf16(V a) { return odd_of(rounded(a)); }
     // Of W pairs of bfloat16 the even elements, or the odd ones.
     static inline V load_even(const Bf16 *p) { return even_of(_mm512_loadu_si512(p)); }
     static inline V load_odd(const Bf16 *p) { return odd_of(_mm512_loadu_si512(p)); }
@@ -174,14 +181,14 @@ struct F32 {
         return _mm512_castsi512_ps(_mm512_and_si512(pairs, upper_half));
     }
     static inline void store_pairs(Bf16 *p, V even, V odd) {
-        _mm512_storeu_si512(p, _mm512_or_si512(upper(even), _mm512_slli_epi32(upper(odd), 16)));
+        _mm512_storeu_si512(p, paired(even, odd));
     }
     // One half of each pair alone.
     static inline void store_even(Bf16 *p, V a) {
         _mm512_mask_storeu_epi16(p, 0x55555555, upper(a));
     }
     static inline void store_odd(Bf16 *p, V a) {
-        _mm512_mask_storeu_epi16(p, 0xaaaaaaaa, _mm512_slli_epi32(upper(a), 16));
+        _mm512_mask_storeu_epi16(p, 0xaaaaaaaa, rounded(a));
     }
     // Pairs of the numbers of two rows, and of n numbers of one.
     static inline V pair(V even, V odd) {
@@ -196,14 +203,27 @@ struct F32 {
     static inline V widened(__m256i a) {
         return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(a), 16));
     }
-    // Rounded, in the lower half of each lane.
-    static inline __m512i upper(V a) {
-        const __m512i bits = _mm512_castps_si512(a), high = _mm512_srli_epi32(bits, 16);
-        const __m512i even = _mm512_and_si512(high, _mm512_set1_epi32(1));
-        const __m512i sum =
-            _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), even);
-        const __m512i quiet = _mm512_or_si512(high, _mm512_set1_epi32(0x40));
-        return _mm512_mask_mov_epi32(_mm512_srli_epi32(sum, 16), unordered(a, a), quiet);
+    // To bfloat16, in the upper half of each lane; the lower half is undefined.
+    static inline __m512i rounded(V a) {
+        const __m512i bits = _mm512_castps_si512(a);
+        const __m512i even = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+        const __m512i up = _mm512_add_epi32(_mm512_set1_epi32(0x7fff), even);
+        const V sum = _mm512_castsi512_ps(_mm512_add_epi32(bits, up));
+        // Where a is a quiet (0) or signalling (1) NaN, it is taken, quiet (2); else the sum.
+        const __m512i kNaN = _mm512_set1_epi32(0x22);
+        return _mm512_castps_si512(_mm512_fixupimm_ps(sum, a, kNaN, 0));
+    }
+    // The same in the lower half, with zero above.
+    static inline __m512i upper(V a) { return _mm512_srli_epi32(rounded(a), 16); }
+    static inline __m512i upper_halves(__m512i a, __m512i b) {
+        alignas(64) static constexpr uint16_t kOdd[32] = {
+            1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+            33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+        return _mm512_permutex2var_epi16(a, _mm512_load_si512(kOdd), b);
+    }
+    // Pairs of rounded numbers.
+    static inline __m512i paired(V even, V odd) {
+        return _mm512_mask_blend_epi16(0xaaaaaaaa, upper(even), rounded(odd));
     }
     static inline __m256i half(V a) {
         return _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

@@ -70,6 +70,7 @@ template <class Value, class Bits, int Lanes, int Fraction> struct ScalarVector 
     // To whole, aligned lines of memory, past the caches where there is a way; seen by other
     // threads after drain().
     static inline void stream(T *p, V a) { store(p, a); }
+    template <class S> static inline void stream(S *p, V a, V b) { store(p, a), store(p + W, b); }
     static inline void drain() {}
     // The first n lanes, 0 <= n <= W; the others are zero and their memory is not touched.
     template <class S> static inline V load_n(const S *p, int64_t n) {

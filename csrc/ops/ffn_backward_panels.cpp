@@ -297,34 +297,36 @@ template <class T> class BackwardPanels {
                                        pairs ? tokens - t : 0};
             };
         };
+        // Rows are units of token panels: those of m, or dgate's and behind these dup's.
+        const auto product = [&](const T *m, int64_t units, int64_t rows, const auto &panels,
+                                 const Output &out, const Output &second, bool add) {
+            const PanelRows<T> all{m, units, row, part.f};
+            panels_.weight_gradient(
+                {rows, d, tokens, out, second, part.f, add},
+                [=, per_step = panels_.per_step](int64_t t) { return all.from(t / per_step); },
+                panels);
+        };
         const auto x_panels = of_tokens(x);
         const Output gate = of_units(g_.grad_gate, f0), up = of_units(g_.grad_up, f0);
-        const bool alike = adds(g_.grad_gate, t0) == adds(g_.grad_up, t0) && gate.type == up.type;
-        if (needs_.gate && needs_.up && alike) {
-            panels_.weight_gradient({grads_, both, row, part.f}, both, d, tokens, x_panels, gate,
-                                    up, adds(g_.grad_up, t0));
+        const bool add_gate = adds(g_.grad_gate, t0), add_up = adds(g_.grad_up, t0);
+        if (needs_.gate && needs_.up && add_gate == add_up && gate.type == up.type) {
+            product(grads_, both, both, x_panels, gate, up, add_up);
         } else {
-            if (needs_.gate)
-                panels_.weight_gradient({dgate.rows, both, row, part.f}, part.f, d, tokens,
-                                        x_panels, gate, {}, adds(g_.grad_gate, t0));
-            if (needs_.up)
-                panels_.weight_gradient({dup.rows, both, row, part.f}, part.f, d, tokens, x_panels,
-                                        up, {}, adds(g_.grad_up, t0));
+            if (needs_.gate) product(dgate.rows, both, part.f, x_panels, gate, {}, add_gate);
+            if (needs_.up) product(dup.rows, both, part.f, x_panels, up, {}, add_up);
         }
         if (!needs_.down) return;
         const Output down = of_units(g_.grad_down, f0); // [units][d]
         const bool add = adds(g_.grad_down, t0);
-        if (dy_across()) {
-            const T *h = h_;
-            const int64_t units = part.f;
-            panels_.weight_gradient(
-                {dy_, d, width, d}, d, units, tokens,
-                [=](int64_t t) { return UnitPanels<T>{h + t * units, units, width, width}; },
-                down.transposed(), {}, add);
-        } else { // no panels of dy: units are rows, the result goes out turned
-            panels_.weight_gradient({h_, part.f, row, part.f}, part.f, d, tokens, of_tokens(dy),
-                                    down, {}, add);
-        }
+        // No panels of dy: units are rows, the result goes out turned.
+        if (!dy_across()) return product(h_, part.f, part.f, of_tokens(dy), down, {}, add);
+        const PanelRows<T> dy_rows{dy_, d, width, d};
+        const T *h = h_;
+        const int64_t units = part.f;
+        panels_.weight_gradient(
+            {d, units, tokens, down.transposed(), {}, d, add},
+            [=](int64_t t) { return dy_rows.from(t); },
+            [=](int64_t t) { return UnitPanels<T>{h + t * units, units, width, width}; });
     }
 
     TokenPanels<T> full(const T *data) const { return panels_.full(data, panels_.steps(w_.d)); }

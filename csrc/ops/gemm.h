@@ -304,12 +304,15 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         t.ldb = panel.ld;
         if constexpr (kDirect)
             if (epilogue_.direct(r, columns.count)) { // a gradient's product has one block
+                const auto &out = epilogue_.of(r);
+                const int64_t row = out.row * out.bytes();
                 t.c = (T *)epilogue_.at(r, p * w_.panel);
-                t.ldc = epilogue_.of(r).row;
+                t.ldc = out.row;
                 t.add = epilogue_.add;
-                t.stream = epilogue_.stream && ((uintptr_t)t.c | t.ldc * kBytes) % 64 == 0;
-                if (!t.stream) fetch_lines((const char *)t.c, t.ldc * kBytes, n, w_.panel * kBytes);
-                return tiles(panel, vectors)[n](t);
+                t.stream = epilogue_.stream && ((uintptr_t)t.c | row) % 64 == 0;
+                if (!t.stream) fetch_lines((const char *)t.c, row, n, w_.panel * out.bytes());
+                if (out.template holds<T>()) return tiles(panel, vectors)[n](t);
+                return (w_.pairs ? k_.pairs.rounded : k_.of[out.type].rounded)[vectors][n](t);
             }
         t.ldc = w_.panel;
         t.c = sums(block, r, p);
@@ -347,15 +350,14 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         if (block.last) epilogue_(r, n, p, p * w_.panel, columns_of(p).count, c);
     }
 
-    // Packed panels of 16-bit elements are two vectors wide.
+    // Panels of 16-bit elements are two vectors wide.
     auto tiles(const Panel &panel, int64_t vectors) const {
         if (w_.pairs) return k_.pairs.tile[vectors];
         if constexpr (requires { b_->type(); })
-            if (panel.narrow) return k_.of[b_->type()].tile[panel.leaves];
+            if (panel.narrow) return k_.of[b_->type()].tile[panel.packed + panel.leaves];
         return k_.tile[vectors];
     }
 
-    static constexpr int64_t kBytes = sizeof(T);
     static constexpr bool kTurns = requires(const B &b) { b.turns(1); };
     static constexpr bool kFetches = requires(const B &b) { b.line_bytes(); };
     static constexpr bool kPacked = requires(const B &b) { b.share(); };

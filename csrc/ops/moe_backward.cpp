@@ -298,21 +298,23 @@ template <class T> class Backward {
         const ExpertGradients<T> &g = gradients_;
         const Output gate = g.at(kGate, part), up = g.at(kUp, part);
         const bool add_gate = g.adds(kGate, part), add_up = g.adds(kUp, part);
-        auto x = [=, rows = x_rows(part)](int64_t t) {
-            return GatheredPanels<T>{rows.from(t), d, width};
-        };
-        auto units = [&](int64_t first, int64_t cut) {
-            return StridedRows<T>{grads(part) + first, 1, ld_, kBlock, 0, cut};
+        auto of_hidden = [&](int64_t first, int64_t rows, Output out, Output second, bool add) {
+            const StridedRows<T> units{grads(part) + first, 1, ld_, kBlock, 0, f};
+            panels.strips_gradient(
+                {rows, d, n, out, second, f, add}, [=](int64_t t) { return units.from(t); },
+                [=, x = x_rows(part)](int64_t t) {
+                    return GatheredPanels<T>{x.from(t), d, width};
+                });
         };
         if (gate.data && up.data && gate.type == up.type && add_gate == add_up) {
-            panels.weight_gradient(units(0, f), 2 * f, d, n, x, gate, up, add_up);
+            of_hidden(0, 2 * f, gate, up, add_up);
         } else {
-            if (gate.data) panels.weight_gradient(units(0, f), f, d, n, x, gate, {}, add_gate);
-            if (up.data) panels.weight_gradient(units(up_at_, f), f, d, n, x, up, {}, add_up);
+            if (gate.data) of_hidden(0, f, gate, {}, add_gate);
+            if (up.data) of_hidden(up_at_, f, up, {}, add_up);
         }
         if (g.needs(kDown))
-            panels.columns_gradient(rows_of(moe_.grad_y, part), d, input(h(part), ld_), f, n,
-                                    g.at(kDown, part), g.adds(kDown, part));
+            panels.columns_gradient({d, f, n, g.at(kDown, part), {}, d, g.adds(kDown, part)},
+                                    rows_of(moe_.grad_y, part), input(h(part), ld_));
     }
 
     void bias_gradients(const Build<T> &build, const Segment &part) const {

@@ -150,7 +150,7 @@ template <class T> struct PackedPanels {
     Panel get(const Kernels<T> &, int64_t p, int64_t k, int64_t, T *) const {
         const int64_t lane = of == kBfloat16 ? 2 : 1; // elements from column to column
         return {line(p, k) + p % share() * width * lane * element_bytes(of), kPanel<T>,
-                of != kOwn<T>, leaves};
+                of != kOwn<T>, of != kOwn<T>, leaves};
     }
     int64_t share() const { return kPanel<T> / width; }
     int64_t line_bytes() const { return packed_step<T>(of) * terms(); }
@@ -202,9 +202,9 @@ template <class T> struct RawPanels {
     }
 };
 
-// How a matrix is read: full panels of T where they lie, which is good for rows that spread over
-// the sets of L2 (see row_stride), or that are read by one tile; the same by slices (Walk::slice);
-// or copied, a strip at a time.
+// How a matrix is read: full panels where they lie (of 16 bits: two vectors wide), which is good
+// for rows that spread over the sets of L2 (see row_stride), or that are read by one tile; the same
+// by slices (Walk::slice); or copied, a strip at a time.
 enum class Reading { kInPlace, kSliced, kCopied };
 
 template <class T> struct MatrixPanels {
@@ -214,11 +214,13 @@ template <class T> struct MatrixPanels {
     int64_t paired; // copied to pairs of bfloat16 (Walk::pairs): length of the sum; else 0
     MatrixPanels(const Input &m, int64_t cols, int64_t width, Reading reading, int64_t paired = 0)
         : m(m), cols(cols), width(width), reading(reading), paired(paired) {}
+    Element type() const { return m.type; }
     bool copies() const { return reading == Reading::kCopied; }
     Panel get(const Kernels<T> &kernels, int64_t p, int64_t k, int64_t depth, T *to) const {
         const int64_t have = std::min(width, cols - p * width);
-        if (!copies() && m.holds<T>() && m.col == 1 && have == width)
-            return {m.at(k, p * width), m.row};
+        const bool narrow = !m.holds<T>();
+        if (!copies() && m.col == 1 && have == width && (!narrow || width == 2 * kernels.width))
+            return {m.at(k, p * width), m.row, narrow};
         if (paired)
             kernels.pairs.pack(m.at(2 * k, p * width), m.col, m.row, have,
                                std::min(2 * depth, paired - 2 * k), to, width, width);
@@ -324,8 +326,16 @@ template <class T> struct GatheredPanels {
     }
 };
 
-// The epilogue of a weight gradient: out, or from row `cut` on second, (+)= tile. Whole tiles are
-// written by the micro-kernel where they belong, if the gradient holds T.
+// Whether a weight gradient goes past the caches: it is written once, in whole lines, and is larger
+// than L2. That spares reading what is overwritten. width: of a tile.
+inline bool streams(const Output &out, int64_t rows, int64_t cols, int64_t width, int64_t tokens,
+                    bool add, int64_t l2) {
+    return !add && tokens <= kBlock && width * out.bytes() % 64 == 0 &&
+           rows * cols * out.bytes() > l2;
+}
+
+// The epilogue of a weight gradient: out, or from row `cut` on second, (+)= tile. Whole tiles of a
+// single block are rounded and written by the micro-kernel where they belong.
 template <class T> struct GradientTiles {
     const Kernels<T> *k;
     int64_t width; // of a tile
@@ -337,7 +347,7 @@ template <class T> struct GradientTiles {
     const Output &of(int64_t r) const { return r < cut ? out : second; }
     char *at(int64_t r, int64_t col) const { return of(r).at(r < cut ? r : r - cut, col); }
     bool direct(int64_t r, int64_t cols) const {
-        return one_block && of(r).template holds<T>() && of(r).col == 1 && cols == width;
+        return one_block && of(r).col == 1 && cols == width;
     }
     void operator()(int64_t r, int64_t n, int64_t, int64_t col, int64_t cols, T *c) const {
         k->of[of(r).type].store(c, width, n, cols, nullptr, 0, 0, at(r, col), of(r).row, of(r).col,

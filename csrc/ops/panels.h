@@ -190,92 +190,59 @@ template <class T> struct Panels {
         });
     }
 
-    // A weight gradient: out [rows, cols] (+)= the sum over the chunk's tokens of a row's value
-    // times a column's; rows from a.cut on go to `second`. `make` gives B for the block from token
-    // t on. Blocks of tokens are added in a gradient of T itself, else in scratch. a counts steps.
-    template <class A = PanelRows<T>, class MakePanels>
-    void weight_gradient(const A &a, int64_t rows, int64_t cols, int64_t tokens,
-                         const MakePanels &make, const Output &out, const Output &second,
-                         bool add) {
-        Walk<T> walk{};
-        walk.panel = width;
-        walk.cols = cols;
+    // Weight gradients: out [rows, cols] (+)= the sum over the chunk's tokens of a row's value
+    // times a column's; rows from `cut` on go to `second`. rows_from(t) gives A, panels_from(t) B
+    // for the block from token t on. Blocks of tokens are added in a gradient of T itself, else in
+    // scratch.
+    struct Gradient {
+        int64_t rows, cols, tokens;
+        Output out, second;
+        int64_t cut;
+        bool add;
+    };
+
+    // Panels outermost: those of B are made once, the rows stream past each. A panel of a gradient
+    // is written at a time.
+    template <class RowsFrom, class PanelsFrom>
+    void weight_gradient(const Gradient &g, const RowsFrom &rows_from,
+                         const PanelsFrom &panels_from) const {
+        Walk<T> walk = gradient_walk(g);
         walk.rows_outer = false;
         walk.strip = 1;
-        walk.step = kBlock / per_step;
-        walk.pairs = pairs;
-        walk.tile_rows = tile_rows(cols);
-        const int64_t panels = ceil_div(cols, width);
-        const bool narrow =
-            !out.template holds<T>() || (second.data && !second.template holds<T>());
-        const int64_t depth = narrow ? std::max(kBlock, round_up(tokens, kBlock)) : kBlock;
+        const Grid grid(g.rows, walk.tile_rows, ceil_div(g.cols, width), 1, build.call.threads,
+                        build.share);
         // Rows whose running sums stay in half of L2.
         const int64_t tiles = build.call.l2 / 2 / (width * kBytes * walk.tile_rows);
-        const int64_t most = depth == kBlock ? rows : std::max<int64_t>(tiles, 1) * walk.tile_rows;
-        const Grid grid(rows, walk.tile_rows, panels, 1, build.call.threads, build.share);
-        const bool stream = streams(rows, cols, tokens, add);
-        build.scratch.need(0, kBlock * width, depth == kBlock ? 0 : most * width);
-        s.job(grid.tasks(), [=, k = k, width = width, per_step = per_step,
-                             buffers = &build.scratch](int64_t task, int thread) {
-            const Scratch<T> mine = buffers->at(thread);
-            auto part = [&](int64_t r0, int64_t r1, int64_t p0, int64_t p1) {
-                for (int64_t t = 0; t < tokens; t += depth) {
-                    Walk<T> block = walk;
-                    block.depth = ceil_div(std::min(depth, tokens - t), per_step);
-                    const A from = a.from(t / per_step);
-                    const auto panel = make(t);
-                    const GradientTiles<T> write{
-                        k, width, out, second, a.cut, add || t > 0, depth == kBlock, stream};
-                    multiply(*k, block, &from, &panel, 1, mine, r0, r1, p0, p1, write);
-                }
-            };
-            grid.run(task, [&](int64_t r0, int64_t r1, int64_t p0, int64_t p1) {
-                for (int64_t r = r0; r < r1; r += most) part(r, std::min(r + most, r1), p0, p1);
-            });
-            if (stream) k->drain();
-        });
+        const int64_t most = one_block(g) ? g.rows : std::max<int64_t>(tiles, 1) * walk.tile_rows;
+        build.scratch.need(0, kBlock * width, one_block(g) ? 0 : most * width);
+        gradient(g, walk, grid, most, rows_from, panels_from);
     }
 
-    // out [rows, cols] (+)= the sum over tokens t of a column of m [tokens, rows] times one of b
-    // [tokens, cols], which holds T. A strip of rows at a time, whose m is copied.
-    void columns_gradient(const TokenRows<T> &m, int64_t rows, const Input &b, int64_t cols,
-                          int64_t tokens, const Output &out, bool add) const {
-        constexpr int64_t kTiles = 16; // a strip's block, 512 x 96 floats, in a tenth of L2
-        Walk<T> walk{};
-        walk.panel = width;
-        walk.cols = cols;
-        walk.tile_rows = tile_rows(cols);
-        walk.strip = kTiles * walk.tile_rows;
+    // Rows outermost, in strips: a strip's block stays in L2, all panels pass by it, made for each
+    // anew. So a gradient is written by whole rows, in memory's order. copied: rows that are
+    // copied, ld elements from token to token.
+    static constexpr int64_t kStripTiles = 16; // a strip's block, 512 x 96 floats, a tenth of L2
+    template <class RowsFrom, class PanelsFrom>
+    void strips_gradient(const Gradient &g, const RowsFrom &rows_from,
+                         const PanelsFrom &panels_from, int64_t copied = 0) const {
+        Walk<T> walk = gradient_walk(g);
+        walk.strip = kStripTiles * walk.tile_rows;
         walk.rows_stay = true;
-        const int64_t ld = walk.strip + 16; // rows spread over the sets of L1
-        const int64_t depth = out.template holds<T>() ? kBlock : round_up(tokens, kBlock);
-        build.scratch.need(kBlock * ld, kBlock * width,
-                           depth == kBlock ? 0 : walk.strip * round_up(cols, width));
-        const Grid grid(rows, walk.strip, 1, 1, build.call.threads, build.share);
-        const bool stream = streams(rows, cols, tokens, add);
-        s.job(grid.tasks(),
-              [=, k = k, width = width, buffers = &build.scratch](int64_t task, int thread) {
-                  const Scratch<T> mine = buffers->at(thread);
-                  grid.run(task, [&](int64_t r0, int64_t r1, int64_t, int64_t) {
-                      for (int64_t t = 0; t < tokens; t += depth) {
-                          Walk<T> block = walk;
-                          block.depth = std::min(depth, tokens - t);
-                          const TokenColumns<T> columns{m.from(t), ld};
-                          const MatrixPanels<T> panels{b.from(t), cols, width, Reading::kInPlace};
-                          const GradientTiles<T> write{
-                              k, width, out, {}, INT64_MAX, add || t > 0, depth == kBlock, stream};
-                          multiply(*k, block, &columns, &panels, 1, mine, r0, r1, 0,
-                                   ceil_div(cols, width), write);
-                      }
-                  });
-                  if (stream) k->drain();
-              });
+        const int64_t panels = ceil_div(g.cols, width);
+        const Grid grid(g.rows, walk.strip, panels, panels, build.call.threads, build.share);
+        build.scratch.need(copied, kBlock * width, one_block(g) ? 0 : walk.strip * panels * width);
+        gradient(g, walk, grid, g.rows, rows_from, panels_from);
     }
 
-    // Whether a weight gradient goes past the caches: it is written once, and is larger than L2.
-    // That spares reading what is overwritten.
-    bool streams(int64_t rows, int64_t cols, int64_t tokens, bool add) const {
-        return !add && tokens <= kBlock && rows * cols * kBytes > build.call.l2;
+    // The same of columns of m [tokens, rows], which are copied, and of b [tokens, cols].
+    void columns_gradient(const Gradient &g, const TokenRows<T> &m, const Input &b) const {
+        const int64_t ld = kStripTiles * tile_rows(g.cols) + 16; // spread over the sets of L1
+        strips_gradient(
+            g, [=](int64_t t) { return TokenColumns<T>{m.from(t), ld}; },
+            [=, cols = g.cols, width = width](int64_t t) {
+                return MatrixPanels<T>{b.from(t), cols, width, Reading::kInPlace};
+            },
+            kBlock * ld);
     }
 
     // sums [rows, cols] -> out (+)=, rounded.
@@ -318,6 +285,49 @@ template <class T> struct Panels {
     }
 
   private:
+    // Whether a product is of one block, which goes straight into the gradient: one of 16 bits is
+    // rounded once, from the sum of all blocks.
+    bool one_block(const Gradient &g) const {
+        const bool narrow =
+            !g.out.template holds<T>() || (g.second.data && !g.second.template holds<T>());
+        return !narrow || g.tokens <= kBlock;
+    }
+    Walk<T> gradient_walk(const Gradient &g) const {
+        Walk<T> walk{};
+        walk.panel = width;
+        walk.cols = g.cols;
+        walk.step = kBlock / per_step;
+        walk.pairs = pairs;
+        walk.tile_rows = tile_rows(g.cols);
+        return walk;
+    }
+    // most: rows at a time.
+    template <class RowsFrom, class PanelsFrom>
+    void gradient(const Gradient &g, const Walk<T> &walk, const Grid &grid, int64_t most,
+                  const RowsFrom &rows_from, const PanelsFrom &panels_from) const {
+        const int64_t depth = one_block(g) ? kBlock : g.tokens;
+        const bool stream = streams(g.out, g.rows, g.cols, width, g.tokens, g.add, build.call.l2);
+        s.job(grid.tasks(), [=, k = k, width = width, per_step = per_step,
+                             buffers = &build.scratch](int64_t task, int thread) {
+            const Scratch<T> mine = buffers->at(thread);
+            auto part = [&](int64_t r0, int64_t r1, int64_t p0, int64_t p1) {
+                for (int64_t t = 0; t < g.tokens; t += depth) {
+                    Walk<T> block = walk;
+                    block.depth = ceil_div(std::min(depth, g.tokens - t), per_step);
+                    const auto rows = rows_from(t);
+                    const auto panels = panels_from(t);
+                    const GradientTiles<T> write{k,     width,          g.out,           g.second,
+                                                 g.cut, g.add || t > 0, depth == kBlock, stream};
+                    multiply(*k, block, &rows, &panels, 1, mine, r0, r1, p0, p1, write);
+                }
+            };
+            grid.run(task, [&](int64_t r0, int64_t r1, int64_t p0, int64_t p1) {
+                for (int64_t r = r0; r < r1; r += most) part(r, std::min(r + most, r1), p0, p1);
+            });
+            if (stream) k->drain();
+        });
+    }
+
     static constexpr int64_t kBiasUnits = 64; // per task
 
     // sum(t, depth, j0, n, sums): adds elements (t, j0) to (t + depth, j0 + n) up over tokens.

@@ -189,11 +189,12 @@ template <class T> struct Rows {
         RowBlocking blocks(walk, tokens, terms, copies, build.call.l2);
         bool sliced = false;
         if constexpr (std::is_same_v<Panels, MatrixPanels<T>>)
-            sliced = b[0].reading == Reading::kSliced;
-        if (sliced) {
-            walk.slice = tokens <= tile ? 32 : 64; // one tile a panel: memory is the limit
-            blocks.strip = sliced_strip(blocks.rows, cols);
-        }
+            if (b[0].reading == Reading::kSliced) {
+                sliced = true;
+                // One tile a panel: memory is the limit. Rows of 16 bits: as many bytes.
+                walk.slice = tokens <= tile && b[0].m.template holds<T>() ? 32 : 64;
+                blocks.strip = sliced_strip(blocks.rows, cols);
+            }
         walk.rows_outer = false;
         walk.strip = blocks.strip;
         walk.full_panels = true;
@@ -261,6 +262,7 @@ template <class T> struct Rows {
         const int64_t depth = narrow ? std::max(kBlock, tokens) : kBlock;
         walk.strip = depth == kBlock ? walk.strip : tile;
         const Grid grid(rows, tile, 1, 1, build.call.threads);
+        const bool stream = streams(out, rows, cols, width, tokens, add, build.call.l2);
         build.scratch.need(0, kBlock * width, depth == kBlock ? 0 : tile * round_up(cols, width));
         s.job(grid.tasks(),
               [=, k = k, width = width, buffers = &build.scratch](int64_t task, int thread) {
@@ -271,13 +273,14 @@ template <class T> struct Rows {
                       const StridedRows<T> units{own<T>(a.from(t)), a.col, a.row};
                       const MatrixPanels<T> panels{b.from(t), cols, width, Reading::kInPlace};
                       const GradientTiles<T> write{
-                          k, width, out, {}, INT64_MAX, add || t > 0, depth == kBlock, false};
+                          k, width, out, {}, INT64_MAX, add || t > 0, depth == kBlock, stream};
                       multiply(*k, one, &units, &panels, 1, mine, r0, r1, 0, ceil_div(cols, width),
                                write);
                   };
                   grid.run(task, [&](int64_t r0, int64_t r1, int64_t, int64_t) {
                       for (int64_t t = 0; t < tokens; t += depth) block(r0, r1, t);
                   });
+                  if (stream) k->drain();
               });
     }
 };

@@ -20,11 +20,12 @@ template <class T> struct RowTile {
     int64_t row, step, segment, jump;
 };
 
-// A panel of B from block k on: [depth][ld] of T, or a packed one of 16-bit elements.
+// A panel of B from block k on: [depth][ld] of T or of 16-bit elements; or a packed one of these.
 struct Panel {
     const void *data;
     int64_t ld;
     bool narrow = false; // 16 bits
+    bool packed = false; // and packed
     bool leaves = false; // what the first tile has widened goes to the others
 };
 
