@@ -303,7 +303,7 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         t.b = panel.data;
         t.ldb = panel.ld;
         if constexpr (kDirect)
-            if (epilogue_.direct(r, columns.count)) { // a gradient's product has one block
+            if (!panel.narrow && epilogue_.direct(r, columns.count)) { // one block of a gradient
                 const auto &out = epilogue_.of(r);
                 const int64_t row = out.row * out.bytes();
                 t.c = (T *)epilogue_.at(r, p * w_.panel);

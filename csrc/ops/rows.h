@@ -19,9 +19,9 @@ namespace ffncore {
 
 // A panel strip's running sums: 4 panels x 512 rows x 128 bytes = 258 KB of L2.
 constexpr int64_t kPanelStrip = 4;
-// Up to so many tokens the backward pass reads raw weights by slices (Walk::slice). Against blocks of
-// 128 bytes of each row, or copied strips, 1 to 14 rows, where one tile takes a panel, take 20 to
-// 35 % less time, 50 rows 10 to 25 % less, 100 rows 12 % less to 7 % more.
+// Up to so many tokens the backward pass reads raw weights by slices (Walk::slice). Against blocks
+// of 128 bytes of each row, or copied strips, 1 to 14 rows, where one tile takes a panel, take 20
+// to 35 % less time, 50 rows 10 to 25 % less, 100 rows 12 % less to 7 % more.
 constexpr int64_t kSlicedRows = 80;
 // Rows whose distance is a power of two share a few sets of L1: beyond 8 they are copied, to rows
 // whose distance is an odd number of cache lines, which spread over all sets.
