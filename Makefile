@@ -13,9 +13,9 @@ SOURCES := $(shell find csrc python -type f -not -name '*.py[co]') \
            CMakeLists.txt pyproject.toml LICENSE $(wildcard README.md)
 CPP_TESTS := $(wildcard tests/cpp/test_*.cpp)
 CPP_FORMATTED := $(shell find csrc tests examples -name '*.cpp' -o -name '*.h' -o -name '*.inl' \
-                   -o -name '*.c')
+                   -o -name '*.c' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: all demo moe test test-all conformance bench lint format sanitize scalar wheel clean
+.PHONY: all demo moe test test-all conformance bench lint format sanitize scalar cuda wheel clean
 all: test
 # All targets share one environment.
 .NOTPARALLEL:
@@ -132,6 +132,19 @@ scalar: $(VENV)/venv.done
 	build/scalar-venv/bin/python -c \
 	    'import ffncore; isas = list(ffncore.available_isas()); assert isas == ["scalar"], isas'
 	build/scalar-venv/bin/python -m ffncore selftest
+
+# Every CUDA kernel, for one architecture, where there is an nvcc. That ptxas lets a kernel's registers
+# or arrays go to memory is an error.
+CUDA_ARCH ?= sm_90
+cuda:
+	@if ! command -v nvcc > /dev/null; then \
+	    echo "there is no nvcc here: the CUDA kernels are not compiled"; exit 0; fi; \
+	mkdir -p build/cuda; \
+	ls csrc/cuda/*.cu | xargs -P 2 -I{} sh -c 'log=build/cuda/$$(basename {}).log; \
+	    nvcc -std=c++20 -arch=$(CUDA_ARCH) -Xptxas -v -c -o $$log.o {} 2> $$log \
+	    || { cat $$log; exit 255; }'; \
+	if grep -HE '[1-9][0-9]* bytes (stack frame|spill)' build/cuda/*.log; then exit 1; fi; \
+	cat build/cuda/*.log | grep -c 'Used' | sed 's/$$/ kernels compiled, none spills/'
 
 # sdist, wheel from it, and the wheel with the most portable tag that this machine's compiler allows.
 wheel: $(VENV)/test.done

@@ -1,0 +1,109 @@
+// What a mixture does around its products, each number once through the multiprocessors:
+//
+//   take_slots       token[row] = slot / k, factor[row] = w[slot], with slot = slots[row]
+//   gather_rows      xw[row] = factor[row] x[token[row]], rounded: the weight on the input
+//   combine_rows     y[t] = sum over slots s, in order, of w[t, s] rows[place[t, s]]
+//   sum_rows         b[g][c] (+)= sum over a group's rows, in order, of w[row] m[row][c]: biases
+//   dot_rows         dots[row] = <a[row], b[token[row]]>
+//   factor_gradient  dw[slot] = sum of the row's parts, in order, + <dy[token], b_down[expert]>
+//
+// Sums run in one order, in float, and are rounded once.
+#pragma once
+#include "epilogue.cuh"
+#include "scheduler.cuh"
+
+namespace ffncore::cuda {
+
+constexpr int kRowThreads = 256; // of a block that goes along a row
+
+struct Slots {
+    const int32_t *slots; // [rows] in the experts' order
+    const int32_t *place; // [T * k]
+    int64_t top_k;
+    Matrix<const float> weights; // [T, k]
+    __device__ float weight(int64_t slot) const { return *weights.at(slot / top_k, slot % top_k); }
+};
+
+__global__ void take_slots(Slots s, Groups groups, int32_t *tokens, float *factors) {
+    const int64_t row = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (row >= groups.end(groups.count - 1)) return;
+    tokens[row] = (int32_t)(s.slots[row] / s.top_k);
+    factors[row] = s.weight(s.slots[row]);
+}
+
+template <class T>
+__global__ void gather_rows(const int32_t *tokens, const float *factors, Groups groups,
+                            Matrix<const T> x, Matrix<T> to, int64_t columns) {
+    const int64_t row = blockIdx.x;
+    if (row >= groups.end(groups.count - 1)) return;
+    for (int64_t c = threadIdx.x; c < columns; c += blockDim.x)
+        put(to.at(row, c), number(*x.at(tokens[row], c)) * factors[row]);
+}
+
+// factors == nullptr: 1; add: y's old number comes last.
+template <class T, class Row>
+__global__ void combine_rows(const int32_t *place, int64_t top_k, Matrix<const Row> rows,
+                             const float *factors, Matrix<T> y, int64_t columns, bool add) {
+    const int64_t token = blockIdx.x;
+    for (int64_t c = threadIdx.x; c < columns; c += blockDim.x) {
+        float sum = 0;
+        for (int64_t s = 0; s < top_k; ++s) {
+            const int32_t row = place[token * top_k + s];
+            if (row < 0) continue;
+            sum = fmaf(factors ? factors[row] : 1.f, number(*rows.at(row, c)), sum);
+        }
+        T *to = y.at(token, c);
+        put(to, add ? number(*to) + sum : sum);
+    }
+}
+
+// lines == nullptr: rows of m are those of the group, else they are gathered.
+template <class T, class Out>
+__global__ void sum_rows(Groups groups, Matrix<const T> m, const int32_t *lines,
+                         const float *factors, Matrix<Out> to, int64_t columns, bool add) {
+    const int64_t group = blockIdx.y, c = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (c >= columns) return;
+    float sum = 0;
+    for (int64_t r = groups.begin(group); r < groups.end(group); ++r)
+        sum = fmaf(factors ? factors[r] : 1.f, number(*m.at(lines ? lines[r] : r, c)), sum);
+    Out *out = to.of(group).at(0, c);
+    put(out, add ? number(*out) + sum : sum);
+}
+
+// A warp a row.
+template <class T>
+__global__ void dot_rows(Groups groups, Matrix<const T> a, const int32_t *lines, Matrix<const T> b,
+                         int64_t columns, float *dots) {
+    const int64_t row = (int64_t)blockIdx.x * (blockDim.x / kWarp) + threadIdx.x / kWarp;
+    if (row >= groups.end(groups.count - 1)) return;
+    const int lane = threadIdx.x % kWarp;
+    float sum = 0;
+    for (int64_t c = lane; c < columns; c += kWarp)
+        sum = fmaf(number(*a.at(row, c)), number(*b.at(lines[row], c)), sum);
+    sum = sum_lanes<kWarp>(sum);
+    if (lane == 0) dots[row] = sum;
+}
+
+// A warp a slot. dots [rows][parts]; a slot without an expert has no gradient: 0.
+template <class T>
+__global__ void factor_gradient(const int32_t *place, int64_t slots, int64_t top_k,
+                                Matrix<const float> dots, int64_t parts, const int32_t *ids,
+                                Bias b_down, Matrix<const T> grad_y, int64_t d, Matrix<float> to,
+                                bool add) {
+    const int64_t slot = (int64_t)blockIdx.x * (blockDim.x / kWarp) + threadIdx.x / kWarp;
+    if (slot >= slots) return;
+    const int lane = threadIdx.x % kWarp;
+    const int32_t row = place[slot];
+    float sum = 0;
+    if (row >= 0) {
+        for (int64_t i = lane; i < parts; i += kWarp) sum += *dots.at(row, i);
+        const Bias bias = b_down.of(ids[slot]);
+        for (int64_t c = lane; bias.data && c < d; c += kWarp)
+            sum = fmaf(number(*grad_y.at(slot / top_k, c)), bias.at(c), sum);
+    }
+    sum = sum_lanes<kWarp>(sum);
+    float *out = to.at(slot / top_k, slot % top_k);
+    if (lane == 0) *out = add ? *out + sum : sum;
+}
+
+} // namespace ffncore::cuda

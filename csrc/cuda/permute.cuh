@@ -1,0 +1,125 @@
+// From each token's experts to rows in the experts' order, without atomics in the order of
+// anything.
+//
+//   ids [T * k], a slot after the other; an id outside 0 ... E - 1 is no expert
+//   offsets [E + 1], first_tile [E + 1]    where an expert's rows and tiles begin (scheduler.cuh)
+//   slots [rows]   which slot a row is of: rising within an expert
+//   place [T * k]  the row of a slot, or -1
+//
+// Three kernels. A warp counts the experts of kPart slots; one block adds these counts up, expert
+// by expert and part by part; the warps then go through their slots again, 32 at a time: the lanes
+// of one expert find each other by __match_any_sync, and their rank among these is their order.
+#pragma once
+#include "device.cuh"
+
+namespace ffncore::cuda {
+
+// Slots of a warp: with fewer, the table of counts [parts][E] grows; with more, a warp's loop does.
+constexpr int64_t kPart = 256;
+
+struct Permutation {
+    const int32_t *ids;
+    int64_t slots_in; // T * k
+    int64_t experts;
+    int64_t tile_height;
+    int32_t *counts; // [parts][experts], then each part's first row of an expert
+    int32_t *offsets, *first_tile, *slots, *place;
+
+    __host__ __device__ int64_t parts() const { return ceil_div(slots_in, kPart); }
+    __device__ int32_t expert(int64_t slot) const {
+        const int32_t id = ids[slot];
+        return id >= 0 && id < experts ? id : -1;
+    }
+};
+
+// Rank among the lanes of the same expert, and how many these are.
+struct Rank {
+    int rank, count;
+};
+__host__ __device__ constexpr Rank rank_of(unsigned same, int lane) {
+    Rank r{0, 0};
+    for (int i = 0; i < kWarp; ++i) {
+        const int one = same >> i & 1;
+        r.rank += i < lane ? one : 0;
+        r.count += one;
+    }
+    return r;
+}
+
+// body(slot, expert, same lanes) for a warp's slots in order; all lanes take part in each step.
+template <class Body> __device__ __forceinline__ void for_slots(const Permutation &p, Body body) {
+    const int64_t first = (int64_t)blockIdx.x * kPart, lane = threadIdx.x;
+    for (int64_t i = 0; i < kPart; i += kWarp) {
+        const int64_t slot = first + i + lane;
+        const int32_t expert = slot < p.slots_in ? p.expert(slot) : -1;
+        body(slot, expert, __match_any_sync(kAllLanes, expert));
+        __syncwarp();
+    }
+}
+
+__global__ void count_experts(Permutation p) {
+    int32_t *mine = p.counts + blockIdx.x * p.experts;
+    for (int64_t e = threadIdx.x; e < p.experts; e += kWarp) mine[e] = 0;
+    __syncwarp();
+    for_slots(p, [&](int64_t, int32_t expert, unsigned same) {
+        const Rank r = rank_of(same, threadIdx.x);
+        if (expert >= 0 && r.rank == 0) mine[expert] += r.count;
+    });
+}
+
+// One block. An expert's parts are added up by one thread, the experts by the first one: E is some
+// hundreds, and this is one step of thousands.
+__global__ void add_counts(Permutation p) {
+    const int64_t parts = p.parts();
+    for (int64_t e = threadIdx.x; e < p.experts; e += blockDim.x) {
+        int32_t rows = 0;
+        for (int64_t i = 0; i < parts; ++i) rows += p.counts[i * p.experts + e];
+        p.offsets[e + 1] = rows;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        int32_t row = 0, tile = 0;
+        p.offsets[0] = p.first_tile[0] = 0;
+        for (int64_t e = 0; e < p.experts; ++e) {
+            const int32_t rows = p.offsets[e + 1];
+            p.offsets[e + 1] = row += rows;
+            p.first_tile[e + 1] = tile += (int32_t)ceil_div<int64_t>(rows, p.tile_height);
+        }
+    }
+    __syncthreads();
+    for (int64_t e = threadIdx.x; e < p.experts; e += blockDim.x) {
+        int32_t row = p.offsets[e];
+        for (int64_t i = 0; i < parts; ++i) {
+            int32_t &count = p.counts[i * p.experts + e];
+            const int32_t rows = count;
+            count = row;
+            row += rows;
+        }
+    }
+}
+
+__global__ void place_slots(Permutation p) {
+    int32_t *next = p.counts + blockIdx.x * p.experts; // row of each expert
+    for_slots(p, [&](int64_t slot, int32_t expert, unsigned same) {
+        const Rank r = rank_of(same, threadIdx.x);
+        const int32_t row = expert >= 0 ? next[expert] + r.rank : -1;
+        __syncwarp();
+        if (expert >= 0 && r.rank == 0) next[expert] += r.count;
+        if (slot >= p.slots_in) return;
+        p.place[slot] = row;
+        if (row >= 0) p.slots[row] = (int32_t)slot;
+    });
+}
+
+inline int64_t permutation_counts(int64_t slots, int64_t experts) { // elements of `counts`
+    return ceil_div(slots, kPart) * experts;
+}
+
+inline void launch_permutation(const Permutation &p, cudaStream_t stream) {
+    constexpr int kThreads = 256; // of the one block
+    launch(count_experts, {p.parts()}, kWarp, 0, stream, p);
+    launch(add_counts, {1}, kThreads, 0, stream, p);
+    launch(place_slots, {p.parts()}, kWarp, 0, stream, p);
+}
+
+} // namespace ffncore::cuda

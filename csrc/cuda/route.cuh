@@ -1,0 +1,312 @@
+// Routing: each token's experts and their weights from its logits z [E]; and the gradient of z.
+//
+//     s = softmax(z), sigmoid(z) or sqrt(softplus(z))      scores
+//     v = s or z, + bias; experts outside the best groups get the mask's value
+//     S = the k first v: falling, NaN before all numbers, equal ones by their index
+//     w = factor s_S / D,   D = max(sum s_S + eps, min), or 1 without normalization
+//     softmax_topk: s = z, w = factor softmax(z_S)
+//
+// Backward, with g = dL/dw: formulas beside route_backward.
+//
+// A warp has a token: E is some hundreds, so a row is a few numbers per lane, all that lanes tell
+// each other goes by shuffles, and thousands of tokens fill the GPU. Scores and values lie in
+// shared memory, because a lane needs the score of any expert. The backward pass computes a score
+// again wherever it needs it and holds nothing. Sums are fixed trees: every run has the same bits.
+#pragma once
+#include "epilogue.cuh"
+
+namespace ffncore::cuda {
+
+// In the order of ffncore_score_fn.
+enum Score { kScoreSoftmax, kScoreSigmoid, kScoreSqrtSoftplus, kScoreSoftmaxTopk };
+
+struct RouteParams {
+    int score_fn;          // Score
+    bool select_on_logits; // softmax_topk always does
+    bool normalize;        // softmax_topk: always
+    bool group_max;        // a group's score is its largest value, not the sum of its largest two
+    int experts, k, groups, top_groups; // top_groups == groups: no groups
+    float eps, min, factor, group_mask;
+};
+
+// An id outside 0 ... E - 1 is no expert: its weight is 0, and it gets no gradient.
+struct RouteArgs {
+    int64_t tokens;
+    Matrix<const float> logits; // [T, E]
+    const float *bias;          // [E], or nullptr
+    int64_t bias_stride;
+    bool given;            // ids are there already, and stay
+    Matrix<int32_t> ids;   // [T, k]
+    Matrix<float> weights; // [T, k]
+    float *log_sum_exp;    // [T], or nullptr; softmax alone
+    int64_t log_sum_exp_stride;
+};
+struct RouteBackwardArgs {
+    int64_t tokens;
+    Matrix<const float> logits;       // [T, E]
+    Matrix<const int32_t> ids;        // [T, k], different ones of a token
+    Matrix<const float> grad_weights; // [T, k]
+    Matrix<float> grad_logits;        // [T, E], not where the logits are
+};
+
+__device__ __forceinline__ int64_t token_of_warp() {
+    return (int64_t)blockIdx.x * (blockDim.x / kWarp) + threadIdx.x / kWarp;
+}
+
+// body(i) for this lane's part of a row. An element has the same lane in every loop, so that a lane
+// may read again what it wrote without a barrier.
+template <class Body> __device__ __forceinline__ void along_lanes(int n, Body body) {
+    for (int i = threadIdx.x % kWarp; i < n; i += kWarp) body(i);
+}
+
+// ---- choice
+
+// A total order: falling values after NaN, equal ones by their index.
+__host__ __device__ constexpr bool comes_before(float value_a, int index_a, float value_b,
+                                                int index_b) {
+    const bool nan_a = value_a != value_a, nan_b = value_b != value_b;
+    if (nan_a != nan_b) return nan_a;
+    if (value_a > value_b) return true;
+    if (value_a < value_b) return false;
+    return index_a < index_b;
+}
+
+struct Candidate {
+    float value;
+    int index;
+};
+__device__ __forceinline__ bool comes_before(Candidate a, Candidate b) {
+    return comes_before(a.value, a.index, b.value, b.index);
+}
+
+// What comes before and after every candidate.
+__device__ __forceinline__ Candidate before_all() { return {NAN, -1}; }
+__device__ __forceinline__ Candidate after_all() { return {-INFINITY, INT32_MAX}; }
+
+// The first of n values that comes after `last`. As the order is total, what was taken earlier
+// needs no mark. All lanes get it.
+__device__ __forceinline__ Candidate first_after(Candidate last, const float *values, int n) {
+    Candidate first = after_all();
+    along_lanes(n, [&](int i) {
+        const Candidate c{values[i], i};
+        if (comes_before(last, c) && comes_before(c, first)) first = c;
+    });
+#pragma unroll
+    for (int step = kWarp / 2; step > 0; step /= 2) {
+        const Candidate other{__shfl_xor_sync(kAllLanes, first.value, step),
+                              __shfl_xor_sync(kAllLanes, first.index, step)};
+        if (comes_before(other, first)) first = other;
+    }
+    return first;
+}
+
+// Values outside the best groups become the mask's. scores: room for a number per group.
+__device__ inline void mask_groups(const RouteParams &p, float *values, float *scores) {
+    const int size = p.experts / p.groups, lane = threadIdx.x % kWarp;
+    __syncwarp(); // a group's values are of several lanes
+    for (int g = 0; g < p.groups; ++g) {
+        const Candidate first = first_after(before_all(), values + g * size, size);
+        float score = first.value;
+        if (!p.group_max) score += first_after(first, values + g * size, size).value;
+        if (g % kWarp == lane) scores[g] = score;
+    }
+    Candidate last = before_all();
+    for (int i = 0; i < p.top_groups; ++i) last = first_after(last, scores, p.groups);
+    __syncwarp();
+    along_lanes(p.experts, [&](int i) {
+        const int g = i / size;
+        if (comes_before(last, {scores[g], g})) values[i] = p.group_mask;
+    });
+}
+
+// ---- scores and weights
+
+__device__ __forceinline__ int expert_of(int32_t id, int experts) {
+    return id >= 0 && id < experts ? id : -1;
+}
+
+// With h = e^(-|z| / 2), y = h h, q = ln(1 + y) / y: the root is h sqrt(q) where z < 0, which is
+// e^(z / 2) long after y has underflowed, and so is the slope's double, sigma(z) / root.
+__device__ __forceinline__ Act sqrt_softplus(float z) {
+    const float h = expf(-0.5f * fabsf(z)), y = h * h, q = y == 0 ? 1 : log1pf(y) / y;
+    const float root = sqrtf(z > 0 ? fmaf(y, q, z) : q), fade = z > 0 ? 1 : h;
+    return {fade * root, fade / (2 * root * (y + 1))};
+}
+
+__device__ __forceinline__ Act score_and_slope(int fn, float z) {
+    if (fn == kScoreSqrtSoftplus) return sqrt_softplus(z);
+    const float s = sigma(z);
+    return {s, s * sigma(-z)};
+}
+
+struct Softmax {
+    float largest, sum; // of the logits, of e^(z - largest)
+    __device__ __forceinline__ float of(float z) const { return expf(z - largest) / sum; }
+};
+
+// Of n logits, -inf for those that are none. fmaxf passes over NaN; the sum does not.
+template <class Logit> __device__ __forceinline__ Softmax softmax_over(int n, Logit logit) {
+    float largest = -INFINITY, sum = 0;
+    along_lanes(n, [&](int i) { largest = fmaxf(largest, logit(i)); });
+#pragma unroll
+    for (int step = kWarp / 2; step > 0; step /= 2)
+        largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, step));
+    along_lanes(n, [&](int i) { sum += expf(logit(i) - largest); });
+    return {largest, sum_lanes<kWarp>(sum)};
+}
+
+struct Denominator {
+    float value;
+    bool constant; // of no gradient
+};
+__device__ __forceinline__ Denominator denominator(const RouteParams &p, float sum) {
+    if (!p.normalize) return {1, true};
+    sum += p.eps;
+    if (sum < p.min) return {p.min, true};
+    return {sum, false};
+}
+
+// ---- forward
+
+__host__ __device__ inline int route_row(const RouteParams &p) { // a warp's shared numbers
+    return 2 * p.experts + p.groups;
+}
+
+__global__ void route(RouteParams p, RouteArgs a) {
+    const int64_t token = token_of_warp();
+    if (token >= a.tokens) return;
+    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+    float *scores = (float *)shared_memory() + (int64_t)warp * route_row(p);
+    float *values = scores + p.experts, *group_scores = values + p.experts;
+    const bool topk = p.score_fn == kScoreSoftmaxTopk;
+
+    const auto logit = [&](int i) { return *a.logits.at(token, i); };
+    if (p.score_fn == kScoreSoftmax) {
+        const Softmax all = softmax_over(p.experts, logit);
+        along_lanes(p.experts, [&](int i) { scores[i] = all.of(logit(i)); });
+        if (a.log_sum_exp && lane == 0)
+            a.log_sum_exp[token * a.log_sum_exp_stride] = all.largest + logf(all.sum);
+    } else {
+        along_lanes(p.experts, [&](int i) {
+            scores[i] = topk ? logit(i) : score_and_slope(p.score_fn, logit(i)).value;
+        });
+    }
+
+    if (!a.given) {
+        along_lanes(p.experts, [&](int i) {
+            const float value = p.select_on_logits ? logit(i) : scores[i];
+            values[i] = a.bias ? value + a.bias[i * a.bias_stride] : value;
+        });
+        if (p.top_groups < p.groups) mask_groups(p, values, group_scores);
+        Candidate chosen = before_all();
+        for (int slot = 0; slot < p.k; ++slot) {
+            chosen = first_after(chosen, values, p.experts);
+            if (slot % kWarp == lane) *a.ids.at(token, slot) = chosen.index;
+        }
+    }
+
+    __syncwarp(); // any lane's scores are read from here on
+    const auto score = [&](int slot, float none) {
+        const int expert = expert_of(*a.ids.at(token, slot), p.experts);
+        return expert < 0 ? none : scores[expert];
+    };
+    Softmax shares{};
+    float divisor = 1;
+    if (topk) {
+        shares = softmax_over(p.k, [&](int slot) { return score(slot, -INFINITY); });
+    } else {
+        float sum = 0;
+        along_lanes(p.k, [&](int slot) { sum += score(slot, 0); });
+        divisor = denominator(p, sum_lanes<kWarp>(sum)).value;
+    }
+    along_lanes(p.k, [&](int slot) {
+        const int expert = expert_of(*a.ids.at(token, slot), p.experts);
+        float weight = 0; // not of a share: without any expert that is 0 / 0
+        if (expert >= 0)
+            weight = (topk ? shares.of(scores[expert]) : scores[expert] / divisor) * p.factor;
+        *a.weights.at(token, slot) = weight;
+    });
+}
+
+// ---- backward
+
+// With a = factor / D and G = sum g s_S (nothing flows through the choice):
+//
+//     ds_S = a (g - G / D);   D constant (no normalization, or min reached): ds_S = a g
+//     sigmoid, sqrtsoftplus: dz_S = ds_S s'(z_S), all else 0
+//     softmax: dz = s (ds - r) for all E, with ds = 0 outside S, r = sum ds s, which is a G where D
+//     is constant and a G eps / D else: exactly 0 without eps, and then S alone has a gradient
+//     softmax_topk: a = factor, and with s = softmax(z_S): dz_S = a s (g - G)
+__global__ void route_backward(RouteParams p, RouteBackwardArgs a) {
+    const int64_t token = token_of_warp();
+    if (token >= a.tokens) return;
+    const bool all = p.score_fn == kScoreSoftmax; // every logit has a gradient
+    const bool topk = p.score_fn == kScoreSoftmaxTopk;
+
+    const auto logit = [&](int i) { return *a.logits.at(token, i); };
+    const auto expert = [&](int slot) { return expert_of(*a.ids.at(token, slot), p.experts); };
+    Softmax softmax{};
+    if (all) softmax = softmax_over(p.experts, logit);
+    if (topk)
+        softmax = softmax_over(p.k, [&](int slot) {
+            const int i = expert(slot);
+            return i < 0 ? -INFINITY : logit(i);
+        });
+    const auto score = [&](int i) { // of a softmax the slope is what is left beside ds - r
+        if (!all && !topk) return score_and_slope(p.score_fn, logit(i));
+        const float s = softmax.of(logit(i));
+        return Act{s, s};
+    };
+
+    float sum = 0, total = 0;
+    along_lanes(p.k, [&](int slot) {
+        const int i = expert(slot);
+        if (i < 0) return;
+        const float s = score(i).value;
+        sum += s;
+        total = fmaf(*a.grad_weights.at(token, slot), s, total);
+    });
+    sum = sum_lanes<kWarp>(sum);
+    total = sum_lanes<kWarp>(total);
+
+    float scale = p.factor, mean = total, shared = 0;
+    if (!topk) {
+        const Denominator d = denominator(p, sum);
+        scale = p.factor / d.value;
+        mean = d.constant ? 0 : total / d.value;
+        if (all && d.constant) shared = scale * total;
+        // The test is for D = 0, without any expert: 0 and not 0 / 0.
+        if (all && !d.constant && p.eps != 0) shared = scale * mean * p.eps;
+    }
+
+    along_lanes(p.experts, [&](int i) {
+        *a.grad_logits.at(token, i) = all ? softmax.of(logit(i)) * (0 - shared) : 0;
+    });
+    __syncwarp(); // the chosen ones, which are any lane's, are written once more
+    along_lanes(p.k, [&](int slot) {
+        const int i = expert(slot);
+        if (i < 0) return;
+        const float grad = *a.grad_weights.at(token, slot);
+        *a.grad_logits.at(token, i) = (scale * (grad - mean) - shared) * score(i).slope;
+    });
+}
+
+// ---- launching
+
+constexpr int kRouteWarps = 4; // of a block: the 16 blocks that a multiprocessor holds fill it
+
+inline void launch_route(const RouteParams &p, const RouteArgs &a, cudaStream_t stream) {
+    // Of many experts a block has fewer tokens, so that it needs no more than any GPU gives.
+    constexpr int kSharedOfABlock = 48 << 10;
+    const int bytes = route_row(p) * (int)sizeof(float);
+    int warps = kRouteWarps;
+    while (warps > 1 && warps * bytes > kSharedOfABlock) warps /= 2;
+    launch(route, {ceil_div<int64_t>(a.tokens, warps)}, warps * kWarp, warps * bytes, stream, p, a);
+}
+inline void launch_route_backward(const RouteParams &p, const RouteBackwardArgs &a,
+                                  cudaStream_t stream) {
+    launch(route_backward, {ceil_div<int64_t>(a.tokens, kRouteWarps)}, kRouteWarps * kWarp, 0,
+           stream, p, a);
+}
+
+} // namespace ffncore::cuda
