@@ -139,7 +139,7 @@ CUDA_ARCH ?= sm_90
 cuda:
 	@if ! command -v nvcc > /dev/null; then \
 	    echo "there is no nvcc here: the CUDA kernels are not compiled"; exit 0; fi; \
-	mkdir -p build/cuda; \
+	rm -rf build/cuda; mkdir -p build/cuda; \
 	ls csrc/cuda/*.cu | xargs -P 2 -I{} sh -c 'log=build/cuda/$$(basename {}).log; \
 	    nvcc -std=c++20 -arch=$(CUDA_ARCH) -Xptxas -v -c -o $$log.o {} 2> $$log \
 	    || { cat $$log; exit 255; }'; \

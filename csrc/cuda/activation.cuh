@@ -162,13 +162,16 @@ __device__ __forceinline__ float hidden(const ActivationParams &p, float up) {
     return gate_side(p, up, true).value;
 }
 
-// Terms of the gradients of xielu's two parameters: dh' v^2 where v > 0, else dh' (expm1(min(v,
-// eps)) - v), with dh' the gradient of the activation's value.
-__device__ __forceinline__ void xielu_terms(const ActivationParams &p, float gate, float grad,
-                                            float &positive, float &negative) {
-    const float v = p.gate_multiplier * gate;
-    positive = v > 0 ? grad * v * v : 0;
-    negative = v > 0 ? 0 : grad * (expm1f(v > p.eps ? p.eps : v) - v);
+// Adds the terms of the gradients of xielu's two parameters: da v^2 where v > 0, else da
+// (expm1(min(v, eps)) - v), with da the gradient of the activation's value, v and a as in
+// gate_side.
+__device__ __forceinline__ void xielu_terms(const ActivationParams &p, float gate, bool plain,
+                                            float grad, float &positive, float &negative) {
+    float v = p.gate_multiplier * gate;
+    if (!plain && p.clamp == kClampPre && v > p.limit) v = p.limit;
+    if (!plain && p.clamp == kClampPost && xielu(p, v).value > p.limit) grad = 0;
+    positive += v > 0 ? grad * v * v : 0;
+    negative += v > 0 ? 0 : grad * (expm1f(v > p.eps ? p.eps : v) - v);
 }
 
 } // namespace ffncore::cuda

@@ -1,7 +1,8 @@
 // What a mixture does around its products, each number once through the multiprocessors:
 //
 //   take_slots       token[row] = slot / k, factor[row] = w[slot], with slot = slots[row]
-//   gather_rows      xw[row] = factor[row] x[token[row]], rounded: the weight on the input
+//   gather_rows      to[row] = factor[row] x[token[row]], rounded: the weight on the input;
+//                    without tokens and factors a copy, whose rows are contiguous
 //   combine_rows     y[t] = sum over slots s, in order, of w[t, s] rows[place[t, s]]
 //   sum_rows         b[g][c] (+)= sum over a group's rows, in order, of w[row] m[row][c]: biases
 //   dot_rows         dots[row] = <a[row], b[token[row]]>
@@ -24,6 +25,7 @@ struct Slots {
     __device__ float weight(int64_t slot) const { return *weights.at(slot / top_k, slot % top_k); }
 };
 
+template <int = 0>
 __global__ void take_slots(Slots s, Groups groups, int32_t *tokens, float *factors) {
     const int64_t row = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (row >= groups.end(groups.count - 1)) return;
@@ -31,13 +33,16 @@ __global__ void take_slots(Slots s, Groups groups, int32_t *tokens, float *facto
     factors[row] = s.weight(s.slots[row]);
 }
 
+// tokens == nullptr: row is token; factors == nullptr: 1.
 template <class T>
 __global__ void gather_rows(const int32_t *tokens, const float *factors, Groups groups,
                             Matrix<const T> x, Matrix<T> to, int64_t columns) {
     const int64_t row = blockIdx.x;
     if (row >= groups.end(groups.count - 1)) return;
+    const int64_t token = tokens ? tokens[row] : row;
+    const float factor = factors ? factors[row] : 1;
     for (int64_t c = threadIdx.x; c < columns; c += blockDim.x)
-        put(to.at(row, c), number(*x.at(tokens[row], c)) * factors[row]);
+        put(to.at(row, c), number(*x.at(token, c)) * factor);
 }
 
 // factors == nullptr: 1; add: y's old number comes last.
@@ -82,6 +87,28 @@ __global__ void dot_rows(Groups groups, Matrix<const T> a, const int32_t *lines,
         sum = fmaf(number(*a.at(row, c)), number(*b.at(lines[row], c)), sum);
     sum = sum_lanes<kWarp>(sum);
     if (lane == 0) dots[row] = sum;
+}
+
+// Sums of sums [rows][parts] over all rows that there are, in double: by the warps of kSumBlocks
+// blocks, whose numbers one warp adds up.
+constexpr int kSumBlocks = 64, kSumThreads = 256;
+constexpr int kSumParts = kSumBlocks * kSumThreads / kWarp;
+
+template <int = 0>
+__global__ void sum_parts(Groups groups, const float *sums, int64_t parts, double *to) {
+    const int64_t count = groups.end(groups.count - 1) * parts;
+    const int64_t thread = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    double sum = 0;
+    for (int64_t i = thread; i < count; i += (int64_t)kSumBlocks * kSumThreads) sum += sums[i];
+    sum = sum_lanes<kWarp>(sum);
+    if (thread % kWarp == 0) to[thread / kWarp] = sum;
+}
+template <int = 0>
+__global__ void finish_sum(const double *parts, double factor, double *to, bool add) {
+    double sum = 0;
+    for (int i = threadIdx.x; i < kSumParts; i += kWarp) sum += parts[i];
+    sum = factor * sum_lanes<kWarp>(sum);
+    if (threadIdx.x == 0) *to = add ? *to + sum : sum;
 }
 
 // A warp a slot. dots [rows][parts]; a slot without an expert has no gradient: 0.

@@ -3,7 +3,8 @@
 // A kernel is compiled twice: by nvcc for a GPU, and by an ordinary C++ compiler for the tests,
 // where tests/cuda/cuda_emulator.h gives the same words a meaning on a CPU: a thread is a fiber, a
 // block runs until its fibers have ended. So everything but the instructions' timing is tested
-// without a GPU. Kernels use no word that is not here or in copy.cuh and mma.cuh.
+// without a GPU. Kernels use no word that is not here or in copy.cuh and mma.cuh. They are
+// templates also where nothing varies, so that several files may include them.
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -26,6 +27,12 @@ struct Bf16 {
 struct F16 {
     uint16_t bits;
 };
+
+// What an array holds, where that is known at run time.
+enum Type { kFloat32, kBfloat16, kFloat16 };
+template <class T> constexpr Type kTypeOf = kFloat32;
+template <> constexpr Type kTypeOf<Bf16> = kBfloat16;
+template <> constexpr Type kTypeOf<F16> = kFloat16;
 
 #if defined(__CUDACC__)
 __device__ __forceinline__ float number(float x) { return x; }
@@ -70,7 +77,7 @@ constexpr int kChunkBytes = 16; // what a thread moves at most at a time
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 // The sum over groups of `lanes` neighbouring lanes, as a tree: the same in every run.
-template <int lanes> __device__ __forceinline__ float sum_lanes(float x) {
+template <int lanes, class X> __device__ __forceinline__ X sum_lanes(X x) {
 #pragma unroll
     for (int step = lanes / 2; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
     return x;

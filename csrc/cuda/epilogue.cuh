@@ -1,4 +1,4 @@
-// What becomes of a product's sums, two neighbouring columns at a time (see product.cuh):
+// What becomes of a product's sums, some neighbouring columns at a time (see product.cuh):
 //
 //   StoreEpilogue     out (+)= sum + bias                               y, dx, weight gradients
 //   HiddenEpilogue    h = act(gate + b_gate) (up + b_up), and both saved        x W_up^T
@@ -24,23 +24,77 @@ template <class T> struct Matrix {
     }
 };
 
+// A matrix whose type is known at run time: a gradient, of the weights' type or of float.
+struct AnyMatrix {
+    void *data = nullptr;
+    int64_t row = 0, col = 1, group = 0;
+    Type type = kFloat32;
+    template <class T> Matrix<T> of() const { return {(T *)data, row, col, group}; }
+};
+
 // A bias along the columns, of the weights' type or of float beside 16 bits.
 struct Bias {
     const void *data = nullptr;
     int64_t stride = 0, group = 0;
-    int type = 0; // 0: float, 1: bfloat16, 2: float16
+    Type type = kFloat32;
     __device__ __forceinline__ Bias of(int64_t g) const {
         Bias mine = *this;
-        if (data) mine.data = (const char *)data + g * group * (type == 0 ? 4 : 2);
+        if (data) mine.data = (const char *)data + g * group * (type == kFloat32 ? 4 : 2);
         return mine;
     }
     __device__ __forceinline__ float at(int64_t c) const {
         if (!data) return 0;
-        if (type == 0) return ((const float *)data)[c * stride];
-        if (type == 1) return number(((const Bf16 *)data)[c * stride]);
+        if (type == kFloat32) return ((const float *)data)[c * stride];
+        if (type == kBfloat16) return number(((const Bf16 *)data)[c * stride]);
         return number(((const F16 *)data)[c * stride]);
     }
 };
+
+// ---- n neighbouring columns of a row, of which `count` are there: whole vectors where they lie so
+
+template <class T, int n>
+struct alignas(n * sizeof(T) % kChunkBytes ? sizeof(T) : kChunkBytes) Run {
+    T elements[n];
+};
+template <class T, int n> __device__ __forceinline__ bool is_run(const T *at, int64_t stride) {
+    return n * sizeof(T) % kChunkBytes == 0 && stride == 1 && (uintptr_t)at % kChunkBytes == 0;
+}
+
+template <class T, int n>
+__device__ __forceinline__ void read_run(float (&to)[n], const Matrix<const T> &from, int64_t r,
+                                         int64_t c, int64_t count) {
+    const T *const at = from.at(r, c);
+    if (count >= n && is_run<T, n>(at, from.col)) {
+        const Run<T, n> run = *(const Run<T, n> *)at;
+#pragma unroll
+        for (int e = 0; e < n; ++e) to[e] = number(run.elements[e]);
+    } else {
+#pragma unroll
+        for (int e = 0; e < n; ++e) to[e] = e < count ? number(at[e * from.col]) : 0;
+    }
+}
+
+template <class T, int n>
+__device__ __forceinline__ void write_run(const Matrix<T> &to, int64_t r, int64_t c, int64_t count,
+                                          const float (&x)[n]) {
+    T *const at = to.at(r, c);
+    if (count >= n && is_run<T, n>(at, to.col)) {
+        Run<T, n> run;
+#pragma unroll
+        for (int e = 0; e < n; ++e) put(&run.elements[e], x[e]);
+        *(Run<T, n> *)at = run;
+    } else {
+#pragma unroll
+        for (int e = 0; e < n; ++e)
+            if (e < count) put(at + e * to.col, x[e]);
+    }
+}
+
+template <class T> __device__ __forceinline__ Matrix<const T> to_read(const Matrix<T> &m) {
+    return {m.data, m.row, m.col, m.group};
+}
+
+// ---- epilogues
 
 template <class Out> struct StoreEpilogue {
     static constexpr bool kSums = false;
@@ -50,15 +104,19 @@ template <class Out> struct StoreEpilogue {
     bool add;
 
     __device__ StoreEpilogue of(int64_t g) const { return {out.of(g), bias.of(g), columns, add}; }
-    __device__ __forceinline__ void operator()(int64_t r, int64_t c, float x0, float x1) const {
-        one(r, c, x0);
-        one(r, c + 1, x1);
-    }
-    __device__ __forceinline__ void one(int64_t r, int64_t c, float x) const {
-        if (c >= columns) return;
-        if (bias.data) x += bias.at(c);
-        Out *to = out.at(r, c);
-        put(to, add ? number(*to) + x : x);
+    template <int n>
+    __device__ __forceinline__ void operator()(int64_t r, int64_t c, const float (&sums)[n]) const {
+        const int64_t count = columns - c;
+        if (count <= 0) return;
+        float x[n], old[n];
+#pragma unroll
+        for (int e = 0; e < n; ++e) x[e] = sums[e] + (e < count ? bias.at(c + e) : 0);
+        if (add) {
+            read_run(old, to_read(out), r, c, count);
+#pragma unroll
+            for (int e = 0; e < n; ++e) x[e] += old[e];
+        }
+        write_run(out, r, c, count, x);
     }
 };
 
@@ -76,70 +134,112 @@ template <class T> struct HiddenEpilogue {
         mine.b_up = b_up.of(g);
         return mine;
     }
-    __device__ __forceinline__ void operator()(int64_t r, int64_t c, float g0, float g1, float u0,
-                                               float u1) const {
-        gated(r, c, g0, u0);
-        gated(r, c + 1, g1, u1);
+    template <int n>
+    __device__ __forceinline__ void operator()(int64_t r, int64_t c, const float (&gates)[n],
+                                               const float (&ups)[n]) const {
+        const int64_t count = columns - c;
+        if (count <= 0) return;
+        float gate[n], up[n], x[n];
+#pragma unroll
+        for (int e = 0; e < n; ++e) {
+            gate[e] = gates[e] + (e < count ? b_gate.at(c + e) : 0);
+            up[e] = ups[e] + (e < count ? b_up.at(c + e) : 0);
+        }
+        if (save_gate.data) write_run(save_gate, r, c, count, gate);
+        if (save_up.data) write_run(save_up, r, c, count, up);
+        if (!h.data) return;
+#pragma unroll
+        for (int e = 0; e < n; ++e) x[e] = hidden(act, gate[e], up[e]);
+        write_run(h, r, c, count, x);
     }
-    __device__ __forceinline__ void operator()(int64_t r, int64_t c, float u0, float u1) const {
-        plain(r, c, u0);
-        plain(r, c + 1, u1);
-    }
-    __device__ __forceinline__ void gated(int64_t r, int64_t c, float gate, float up) const {
-        if (c >= columns) return;
-        gate += b_gate.at(c);
-        up += b_up.at(c);
-        if (save_gate.data) put(save_gate.at(r, c), gate);
-        if (save_up.data) put(save_up.at(r, c), up);
-        if (h.data) put(h.at(r, c), hidden(act, gate, up));
-    }
-    __device__ __forceinline__ void plain(int64_t r, int64_t c, float up) const {
-        if (c >= columns) return;
-        up += b_up.at(c);
-        if (save_up.data) put(save_up.at(r, c), up);
-        if (h.data) put(h.at(r, c), hidden(act, up));
+    template <int n>
+    __device__ __forceinline__ void operator()(int64_t r, int64_t c, const float (&ups)[n]) const {
+        const int64_t count = columns - c;
+        if (count <= 0) return;
+        float up[n], x[n];
+#pragma unroll
+        for (int e = 0; e < n; ++e) up[e] = ups[e] + (e < count ? b_up.at(c + e) : 0);
+        if (save_up.data) write_run(save_up, r, c, count, up);
+        if (!h.data) return;
+#pragma unroll
+        for (int e = 0; e < n; ++e) x[e] = hidden(act, up[e]);
+        write_run(h, r, c, count, x);
     }
 };
 
-// The numbers are dh without a row's factor. dots [row][part]: sums of dh h over the tile's parts
-// of columns, for the gradient of the factor.
-template <class T> struct GradientEpilogue {
+// Sums over a part of a row: dh h, for the gradient of its factor, and with `xielu` the terms of
+// the gradients of its two parameters.
+template <bool xielu> struct GradientSums {
+    float dot = 0, positive = 0, negative = 0;
+};
+template <int lanes, bool xielu>
+__device__ __forceinline__ GradientSums<xielu> sum_lanes(GradientSums<xielu> x) {
+    x.dot = sum_lanes<lanes>(x.dot);
+    if constexpr (xielu) {
+        x.positive = sum_lanes<lanes>(x.positive);
+        x.negative = sum_lanes<lanes>(x.negative);
+    }
+    return x;
+}
+
+// The numbers are dh without a row's factor. The sums go to matrices [row][part], which have a
+// column for every part of whole tiles.
+template <class T, bool xielu> struct GradientEpilogue {
     static constexpr bool kSums = true;
+    using Sum = GradientSums<xielu>;
     ActivationParams act;
-    Matrix<const T> gate, up; // with their bias; gate absent: a plain block
-    const float *factors;     // of rows, or nullptr: 1
-    Matrix<T> dgate, dup, h;  // any of them may be absent
-    Matrix<float> dots;       // may be absent; a column for every part of whole tiles
-    Matrix<float> xielu[2];   // [row][column]: terms of its parameters' gradients; may be absent
+    Matrix<const T> gate, up;         // with their bias; gate absent: a plain block
+    const float *factors;             // of rows, or nullptr: 1
+    Matrix<T> dgate, dup, h;          // dgate of a gated block
+    Matrix<float> dots;               // may be absent
+    Matrix<float> positive, negative; // of xielu
     int64_t columns;
 
     __device__ GradientEpilogue of(int64_t) const { return *this; }
-    __device__ __forceinline__ float operator()(int64_t r, int64_t c, float x0, float x1) const {
-        return one(r, c, x0) + one(r, c + 1, x1);
-    }
-    __device__ __forceinline__ float one(int64_t r, int64_t c, float dh) const {
-        if (c >= columns) return 0;
-        const bool is_plain = !gate.data;
-        const float before = number(is_plain ? *up.at(r, c) : *gate.at(r, c));
-        const Side g = gate_side(act, before, is_plain);
-        const Side u = is_plain ? Side{1, 0} : up_side(act, number(*up.at(r, c)));
-        const float value = g.value * u.value, factor = factors ? factors[r] : 1;
-        const float grad = dh * factor;
-        // A slope of 0 is a mask: what is infinite does not pass it.
-        const float to_gate = g.slope == 0 ? 0 : grad * u.value * g.slope;
-        if (is_plain) {
-            if (dup.data) put(dup.at(r, c), to_gate);
+    template <int n>
+    __device__ __forceinline__ Sum operator()(int64_t r, int64_t c, const float (&dh)[n]) const {
+        const int64_t count = columns - c;
+        const bool plain = !gate.data;
+        Sum sum;
+        if (count <= 0) return sum;
+        float before[n], other[n], to_gate[n], to_up[n], x[n];
+        // Two branches, not a choice of matrices, which would put both into memory.
+        if (plain) {
+            read_run(before, up, r, c, count);
         } else {
-            if (dgate.data) put(dgate.at(r, c), to_gate);
-            if (dup.data) put(dup.at(r, c), u.slope == 0 ? 0 : grad * g.value * u.slope);
+            read_run(before, gate, r, c, count);
+            read_run(other, up, r, c, count);
         }
-        if (h.data) put(h.at(r, c), value * factor);
-        if (xielu[0].data)
-            xielu_terms(act, before, grad * u.value, *xielu[0].at(r, c), *xielu[1].at(r, c));
-        return dh * value;
+        const float factor = factors ? factors[r] : 1;
+#pragma unroll
+        for (int e = 0; e < n; ++e) {
+            const Side g = gate_side(act, before[e], plain);
+            const Side u = plain ? Side{1, 0} : up_side(act, other[e]);
+            const float value = g.value * u.value, grad = dh[e] * factor;
+            // A slope of 0 is a mask: what is infinite does not pass it.
+            to_gate[e] = g.slope == 0 ? 0 : grad * u.value * g.slope;
+            to_up[e] = u.slope == 0 ? 0 : grad * g.value * u.slope;
+            x[e] = value * factor;
+            if (e < count) sum.dot += dh[e] * value;
+            if constexpr (xielu)
+                if (e < count)
+                    xielu_terms(act, before[e], plain, grad * u.value, sum.positive, sum.negative);
+        }
+        if (plain) {
+            write_run(dup, r, c, count, to_gate);
+        } else {
+            write_run(dgate, r, c, count, to_gate);
+            write_run(dup, r, c, count, to_up);
+        }
+        write_run(h, r, c, count, x);
+        return sum;
     }
-    __device__ __forceinline__ void sum(int64_t r, int64_t part, float x) const {
-        if (dots.data) *dots.at(r, part) = x;
+    __device__ __forceinline__ void sum(int64_t r, int64_t part, const Sum &x) const {
+        if (dots.data) *dots.at(r, part) = x.dot;
+        if constexpr (xielu) {
+            *positive.at(r, part) = x.positive;
+            *negative.at(r, part) = x.negative;
+        }
     }
 };
 

@@ -15,23 +15,22 @@ namespace ffncore::cuda {
 
 template <class T> struct LayerForward {
     int64_t tokens = 0;
-    Operand<T> x;
+    Matrix<const T> x;
     Matrix<T> y;
     ActivationParams act{};
     LayerRouting routing;
     T *saved = nullptr; // or [gated ? 2 : 1][R][f]: gate and up with their bias
 };
 
-// Of: the tiles. With an arena that counts, nothing is launched.
-template <class Of, class T, class W>
+// With an arena that counts, nothing is launched.
+template <class T, class W>
 void layer_forward(const LayerForward<T> &layer, const LayerWeights<W> &w, Arena &arena,
                    cudaStream_t stream) {
-    using Along = typename Of::Along;
     const LayerRouting &routing = layer.routing;
     const bool mixture = routing.ids != nullptr;
     const int64_t rows = layer.tokens * (mixture ? routing.top_k : 1);
-    const Routed routed = route_rows(routing, layer.tokens, w.experts, Along::kM, arena, stream);
-    const RowsOfX<T> x(layer.x, routed, routing.on_input, rows, w.d, arena, stream);
+    const Routed routed = route_rows(routing, layer.tokens, w.experts, arena, stream);
+    const Operand<T> x = rows_of_x(layer.x, routed, routing, layer.tokens, w.d, arena, stream);
     T *const h = arena.take<T>(rows * w.f);
     T *const outputs = mixture ? arena.take<T>(rows * w.d) : nullptr;
     if (arena.counts() || rows == 0) return;
@@ -41,12 +40,12 @@ void layer_forward(const LayerForward<T> &layer, const LayerWeights<W> &w, Arena
         if (w.gated) hidden.save_gate = rows_of(layer.saved, w.f);
         hidden.save_up = rows_of(layer.saved + (w.gated ? rows * w.f : 0), w.f);
     }
-    launch_hidden<Of>(routed, x.x, w, hidden, stream);
+    launch_hidden(routed, x, w, hidden, stream);
 
     const StoreEpilogue<T> store{mixture ? rows_of(outputs, w.d) : layer.y, w.b_down, w.d, false};
-    launch_product<Along>(
+    launch_product<false>(
         RowProduct<T, W>{routed.groups, 1, {operand_of<T>(h, w.f), {}}, {w.down, {}}, w.d, w.f},
-        store, stream);
+        !w.down_by_columns, store, stream);
     if (mixture)
         launch(combine_rows<T, T>, {layer.tokens}, kRowThreads, 0, stream, routed.place,
                routing.top_k, Matrix<const T>{outputs, w.d, 1, 0},

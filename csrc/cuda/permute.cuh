@@ -57,7 +57,7 @@ template <class Body> __device__ __forceinline__ void for_slots(const Permutatio
     }
 }
 
-__global__ void count_experts(Permutation p) {
+template <int = 0> __global__ void count_experts(Permutation p) {
     int32_t *mine = p.counts + blockIdx.x * p.experts;
     for (int64_t e = threadIdx.x; e < p.experts; e += kWarp) mine[e] = 0;
     __syncwarp();
@@ -69,7 +69,7 @@ __global__ void count_experts(Permutation p) {
 
 // One block. An expert's parts are added up by one thread, the experts by the first one: E is some
 // hundreds, and this is one step of thousands.
-__global__ void add_counts(Permutation p) {
+template <int = 0> __global__ void add_counts(Permutation p) {
     const int64_t parts = p.parts();
     for (int64_t e = threadIdx.x; e < p.experts; e += blockDim.x) {
         int32_t rows = 0;
@@ -98,7 +98,7 @@ __global__ void add_counts(Permutation p) {
     }
 }
 
-__global__ void place_slots(Permutation p) {
+template <int = 0> __global__ void place_slots(Permutation p) {
     int32_t *next = p.counts + blockIdx.x * p.experts; // row of each expert
     for_slots(p, [&](int64_t slot, int32_t expert, unsigned same) {
         const Rank r = rank_of(same, threadIdx.x);
@@ -117,9 +117,9 @@ inline int64_t permutation_counts(int64_t slots, int64_t experts) { // elements 
 
 inline void launch_permutation(const Permutation &p, cudaStream_t stream) {
     constexpr int kThreads = 256; // of the one block
-    launch(count_experts, {p.parts()}, kWarp, 0, stream, p);
-    launch(add_counts, {1}, kThreads, 0, stream, p);
-    launch(place_slots, {p.parts()}, kWarp, 0, stream, p);
+    launch(count_experts<>, {p.parts()}, kWarp, 0, stream, p);
+    launch(add_counts<>, {1}, kThreads, 0, stream, p);
+    launch(place_slots<>, {p.parts()}, kWarp, 0, stream, p);
 }
 
 } // namespace ffncore::cuda

@@ -3,19 +3,55 @@
 //   row_product   C [rows, n] = sum over terms of A [rows, k] B [k, n], each group with its own B
 //   sum_product   C [g][m, n] = sum over the group's rows of A [row][m] B [row][n]
 //
-// A block computes one tile; which one is the scheduler's. The epilogue is made for the group, and
-// gets what the tile's visit gives, in the product's own rows and columns:
+// A block computes one tile; which one is the scheduler's. The sums then go through shared memory,
+// so that neighbouring threads have neighbouring columns, and memory is read and written by
+// vectors. The epilogue is made for the group, and gets kTaken columns of a row at a time:
 //
-//   kSums                 whether it returns what is to be summed (see TensorTile::visit)
-//   of(group)             the epilogue of a group
-//   (row, col, x0, x1)    columns col and col + 1; (row, col, g0, g1, u0, u1) of a gated tile.
-//                         Columns beyond n are not left out: that is its business
-//   sum(row, part, x)     part: of kSumColumns columns
+//   of(group)          the epilogue of a group
+//   (row, col, x)      columns col, col + 1, ...; (row, col, gate, up) of a gated tile. Columns
+//                      beyond n are not left out: that is its business
+//   kSums              whether it returns what is to be summed over kSumColumns columns of a row;
+//   sum(row, part, x)  then gets the sum of part col / kSumColumns
 #pragma once
+#include "epilogue.cuh"
 #include "operand.cuh"
 #include "scheduler.cuh"
+#include "swizzle.cuh"
 
 namespace ffncore::cuda {
+
+constexpr int kTaken = 8; // 16 bytes of 16-bit elements
+constexpr int kSumColumns = 32;
+
+// Gives the tile's rows below `rows` to the epilogue; the tile begins at (row0, col0) of C.
+template <class Tile, class Epilogue>
+__device__ __forceinline__ void write_tile(const Tile &tile, int64_t row0, int64_t col0,
+                                           int64_t rows, const Epilogue &write) {
+    constexpr int takers = Tile::kColumns / kTaken; // threads of a row
+    tile.leave();
+    __syncthreads();
+    const int c = threadIdx.x % takers * kTaken;
+#pragma unroll 1
+    for (int r = threadIdx.x / takers; r < Tile::kM; r += Tile::kThreads / takers) {
+        struct alignas(kTaken * sizeof(float)) Taken {
+            float numbers[kTaken];
+        };
+        const float *const sums = (const float *)shared_memory();
+        const Taken x = *(const Taken *)(sums + staged(r, c));
+        const int64_t row = row0 + r, col = col0 + c;
+        if constexpr (Tile::kGated) {
+            const Taken up = *(const Taken *)(sums + staged(r, c + Tile::kColumns));
+            if (r < rows) write(row, col, x.numbers, up.numbers);
+        } else if constexpr (Epilogue::kSums) {
+            decltype(write(row, col, x.numbers)) sum{};
+            if (r < rows) sum = write(row, col, x.numbers);
+            sum = sum_lanes<kSumColumns / kTaken>(sum);
+            if (r < rows && c % kSumColumns == 0) write.sum(row, col / kSumColumns, sum);
+        } else {
+            if (r < rows) write(row, col, x.numbers);
+        }
+    }
+}
 
 // Two terms, or (gated) the two matrices of one.
 template <class A, class B> struct RowProduct {
@@ -48,18 +84,7 @@ __global__ void __launch_bounds__(Tile::kThreads)
         tile.add(sides_a, sides_b, 0, p.depth);
     }
 
-    const Epilogue write = all.of(rows.group);
-    tile.template visit<Epilogue::kSums>(
-        [&](int row, int column, auto... numbers) {
-            if (rows.begin + row < rows.end)
-                return write(rows.begin + row, col + column, numbers...);
-            return decltype(write(0, 0, numbers...))();
-        },
-        [&](int row, int part, float sum) {
-            if constexpr (Epilogue::kSums)
-                if (rows.begin + row < rows.end)
-                    write.sum(rows.begin + row, col / Tile::kSumColumns + part, sum);
-        });
+    write_tile(tile, rows.begin, col, rows.end - rows.begin, all.of(rows.group));
 }
 
 template <class A, class B> struct SumProduct {
@@ -82,12 +107,7 @@ __global__ void __launch_bounds__(Tile::kThreads)
     Tile tile;
     tile.clear();
     tile.add(a, b, p.groups.begin(group), p.groups.end(group));
-    const Epilogue write = all.of(group);
-    tile.template visit<false>(
-        [&](int r, int c, float x0, float x1) {
-            if (row + r < p.m) write(row + r, col + c, x0, x1);
-        },
-        [](int, int, float) {});
+    write_tile(tile, row, col, p.m - row, all.of(group));
 }
 
 // Blocks that a product needs.

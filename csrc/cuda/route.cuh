@@ -172,7 +172,7 @@ __host__ __device__ inline int route_row(const RouteParams &p) { // a warp's sha
     return 2 * p.experts + p.groups;
 }
 
-__global__ void route(RouteParams p, RouteArgs a) {
+template <int = 0> __global__ void route(RouteParams p, RouteArgs a) {
     const int64_t token = token_of_warp();
     if (token >= a.tokens) return;
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
@@ -237,7 +237,7 @@ __global__ void route(RouteParams p, RouteArgs a) {
 //     softmax: dz = s (ds - r) for all E, with ds = 0 outside S, r = sum ds s, which is a G where D
 //     is constant and a G eps / D else: exactly 0 without eps, and then S alone has a gradient
 //     softmax_topk: a = factor, and with s = softmax(z_S): dz_S = a s (g - G)
-__global__ void route_backward(RouteParams p, RouteBackwardArgs a) {
+template <int = 0> __global__ void route_backward(RouteParams p, RouteBackwardArgs a) {
     const int64_t token = token_of_warp();
     if (token >= a.tokens) return;
     const bool all = p.score_fn == kScoreSoftmax; // every logit has a gradient
@@ -301,11 +301,12 @@ inline void launch_route(const RouteParams &p, const RouteArgs &a, cudaStream_t 
     const int bytes = route_row(p) * (int)sizeof(float);
     int warps = kRouteWarps;
     while (warps > 1 && warps * bytes > kSharedOfABlock) warps /= 2;
-    launch(route, {ceil_div<int64_t>(a.tokens, warps)}, warps * kWarp, warps * bytes, stream, p, a);
+    launch(route<>, {ceil_div<int64_t>(a.tokens, warps)}, warps * kWarp, warps * bytes, stream, p,
+           a);
 }
 inline void launch_route_backward(const RouteParams &p, const RouteBackwardArgs &a,
                                   cudaStream_t stream) {
-    launch(route_backward, {ceil_div<int64_t>(a.tokens, kRouteWarps)}, kRouteWarps * kWarp, 0,
+    launch(route_backward<>, {ceil_div<int64_t>(a.tokens, kRouteWarps)}, kRouteWarps * kWarp, 0,
            stream, p, a);
 }
 

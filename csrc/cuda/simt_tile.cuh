@@ -9,6 +9,7 @@
 // Sums are one chain of fma over k. A gated tile is 64 columns of gate and the same 64 of up.
 #pragma once
 #include "operand.cuh"
+#include "swizzle.cuh"
 
 namespace ffncore::cuda {
 
@@ -21,8 +22,8 @@ template <class Weight, bool a_along_k, bool b_along_k, bool gated> struct SimtT
     // Floats from k to k: lines along k are stored four k apart, which 132 spreads over the banks.
     static constexpr int kRow = 132;
     static constexpr int kSideFloats = kK * kRow;
-    static constexpr int kSharedBytes = 2 * 2 * kSideFloats * (int)sizeof(float);
-    static constexpr int kSumColumns = 32;
+    static constexpr int kSharedBytes = kM * kStagedRow * (int)sizeof(float); // for leave()
+    static_assert(kSharedBytes >= 2 * 2 * kSideFloats * (int)sizeof(float));
 
     // The first of four rows or columns that a thread has, i, j = 0, 1.
     __host__ __device__ static constexpr int thread_row(int thread, int i) {
@@ -31,6 +32,10 @@ template <class Weight, bool a_along_k, bool b_along_k, bool gated> struct SimtT
     __host__ __device__ static constexpr int thread_column(int thread, int j) {
         return j * 64 + thread / kWarp % 2 * 32 + thread % 8 * 4;
     }
+
+    struct alignas(kChunkBytes) Vector {
+        float numbers[4];
+    };
 
     float sums[8][8];
 
@@ -63,33 +68,20 @@ template <class Weight, bool a_along_k, bool b_along_k, bool gated> struct SimtT
         }
     }
 
-    // As TensorTile::visit.
-    template <bool kWithSums, class Body, class Summed>
-    __device__ __forceinline__ void visit(const Body &body, const Summed &summed) const {
-        const int thread = threadIdx.x;
+    // As TensorTile::leave. A thread's four columns are in one place; a warp writes them by lines
+    // of 128 bytes.
+    __device__ __forceinline__ void leave() const {
+        float *const to = (float *)shared_memory();
+        __syncthreads(); // nobody reads the buffers any more
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            const int row = thread_row(thread, i / 4) + i % 4;
+        for (int i = 0; i < 8; ++i)
 #pragma unroll
-            for (int part = 0; part < (gated ? 1 : 2); ++part) {
-                const int first = thread_column(thread, part);
-                float sum = 0;
-#pragma unroll
-                for (int j = 0; j < 4; j += 2) {
-                    const float *x = &sums[i][part * 4 + j];
-                    if constexpr (gated)
-                        body(row, first + j, x[0], x[1], x[4], x[5]);
-                    else if constexpr (kWithSums)
-                        sum += body(row, first + j, x[0], x[1]);
-                    else
-                        body(row, first + j, x[0], x[1]);
-                }
-                if constexpr (kWithSums) {
-                    sum = sum_lanes<8>(sum);
-                    if (thread % 8 == 0) summed(row, first / kSumColumns, sum);
-                }
+            for (int j = 0; j < 2; ++j) {
+                const int row = thread_row(threadIdx.x, i / 4) + i % 4;
+                const float *x = &sums[i][4 * j];
+                *(Vector *)(to + staged(row, thread_column(threadIdx.x, j))) = {x[0], x[1], x[2],
+                                                                                x[3]};
             }
-        }
     }
 
   private:
@@ -146,9 +138,6 @@ template <class Weight, bool a_along_k, bool b_along_k, bool gated> struct SimtT
     }
 
     __device__ __forceinline__ void multiply(int buffer) {
-        struct alignas(16) Vector {
-            float numbers[4];
-        };
         const float *a = side(buffer, false), *b = side(buffer, true);
         const int thread = threadIdx.x;
 #pragma unroll

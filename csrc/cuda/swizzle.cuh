@@ -17,4 +17,12 @@ template <int chunks> __host__ __device__ constexpr int swizzled(int row, int ch
     return row * chunks + (chunks == 4 ? chunk ^ ((row >> 1) & 3) : chunk ^ (row & 7));
 }
 
+// A tile's sums in shared memory, [rows][128] floats. mma.sync leaves them as 8 rows of 8
+// neighbouring columns a warp, half of which, 4 x 8 floats, are written at a time: so four rows
+// that follow each other have their columns in different quarters of the banks.
+constexpr int kStagedRow = 128;
+__host__ __device__ constexpr int staged(int row, int col) {
+    return row * kStagedRow + (col ^ row % 4 * 8);
+}
+
 } // namespace ffncore::cuda

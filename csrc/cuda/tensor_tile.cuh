@@ -5,8 +5,7 @@
 // 32 x 64 would. k goes in steps of 32 through a ring of four: 16 KiB each, two blocks a
 // multiprocessor; three are on their way while one is used, which covers global memory's latency.
 //
-// A gated product's side B is 64 columns of gate and the same 64 of up, and a warp takes 32 + 32 of
-// them: so a thread has gate and up of a hidden unit in the same place of two fragments.
+// A gated product's side B is 64 columns of gate and the same 64 of up.
 #pragma once
 #include "copy.cuh"
 #include "mma.cuh"
@@ -24,14 +23,14 @@ template <class Element, bool a_along_k, bool b_along_k, bool gated> struct Tens
     static constexpr int kElements = kChunkBytes / (int)sizeof(Element); // of a chunk
     static constexpr int kSideBytes = kM * kK * (int)sizeof(Element);
     static constexpr int kSharedBytes = kStages * 2 * kSideBytes;
-    static constexpr int kSumColumns = 32; // columns that a warp sums (see visit)
+    static_assert(kSharedBytes >= kM * kStagedRow * (int)sizeof(float)); // for leave()
 
     // A warp's place, and where its fragments' first rows and columns are in the tile.
     __host__ __device__ static constexpr int fragment_row(int warp, int i) {
         return warp / 2 * 64 + i * 16;
     }
     __host__ __device__ static constexpr int fragment_column(int warp, int j) {
-        return gated ? j / 4 * 64 + warp % 2 * 32 + j % 4 * 8 : warp % 2 * 64 + j * 8;
+        return warp % 2 * 64 + j * 8;
     }
 
     float sums[4][8][4];
@@ -69,42 +68,26 @@ template <class Element, bool a_along_k, bool b_along_k, bool gated> struct Tens
         wait_for_copies<0>();
     }
 
-    // body(row, column, x, y) for neighbouring columns of the tile; a gated tile's body has
-    // (row, column, gate, gate, up, up). What it returns is summed over kSumColumns columns in a
-    // fixed order: summed(row, column / kSumColumns, sum), by one thread. Where kWithSums is false
-    // it returns nothing.
-    template <bool kWithSums, class Body, class Summed>
-    __device__ __forceinline__ void visit(const Body &body, const Summed &summed) const {
+    // Writes the sums to shared memory, as staged() says; the last of them is there after a
+    // barrier.
+    __device__ __forceinline__ void leave() const {
         const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+        struct alignas(8) Pair {
+            float numbers[2];
+        };
+        float *const to = (float *)shared_memory();
+        __syncthreads(); // nobody reads the ring any more
 #pragma unroll
         for (int i = 0; i < 4; ++i)
 #pragma unroll
-            for (int lower = 0; lower < 2; ++lower) {
-                const Place at = place_in_c(lane, 2 * lower);
-                const int row = fragment_row(warp, i) + at.row;
+            for (int j = 0; j < 8; ++j)
 #pragma unroll
-                for (int part = 0; part < (gated ? 1 : 2); ++part) {
-                    float sum = 0;
-#pragma unroll
-                    for (int j = part * 4; j < part * 4 + 4; ++j) {
-                        const int column = fragment_column(warp, j) + at.col;
-                        const float *x = &sums[i][j][2 * lower];
-                        if constexpr (gated) {
-                            const float *up = &sums[i][j + 4][2 * lower];
-                            body(row, column, x[0], x[1], up[0], up[1]);
-                        } else if constexpr (kWithSums) {
-                            sum += body(row, column, x[0], x[1]);
-                        } else {
-                            body(row, column, x[0], x[1]);
-                        }
-                    }
-                    if constexpr (kWithSums) {
-                        sum = sum_lanes<4>(sum);
-                        const int column = fragment_column(warp, part * 4);
-                        if (lane % 4 == 0) summed(row, column / kSumColumns, sum);
-                    }
+                for (int lower = 0; lower < 2; ++lower) {
+                    const Place at = place_in_c(lane, 2 * lower);
+                    const float *x = &sums[i][j][2 * lower];
+                    const int row = fragment_row(warp, i) + at.row;
+                    *(Pair *)(to + staged(row, fragment_column(warp, j) + at.col)) = {x[0], x[1]};
                 }
-            }
     }
 
   private:

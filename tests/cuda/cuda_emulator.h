@@ -27,11 +27,20 @@ using cudaStream_t = void *;
 using cudaError_t = int;
 constexpr cudaError_t cudaSuccess = 0;
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline const char *cudaGetErrorString(cudaError_t) { return "no error"; }
-inline cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t) {
-    std::memset(to, value, bytes);
+inline const char *cudaGetErrorString(cudaError_t error) {
+    return error ? "invalid device ordinal" : "no error";
+}
+// The machine has one device, whose memory is the machine's.
+constexpr int cudaMemcpyDeviceToHost = 2, cudaDevAttrComputeCapabilityMajor = 75;
+inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, int, cudaStream_t) {
+    std::memcpy(to, from, bytes);
     return cudaSuccess;
 }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaGetDeviceCount(int *count) { return *count = 1, cudaSuccess; }
+inline cudaError_t cudaGetDevice(int *device) { return *device = 0, cudaSuccess; }
+inline cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : 101; }
+inline cudaError_t cudaDeviceGetAttribute(int *value, int, int) { return *value = 8, cudaSuccess; }
 
 namespace ffncore::cuda::emulator {
 

@@ -74,6 +74,37 @@ template <class T> constexpr double kEpsilon = sizeof(T) == 4 ? 1e-6 : 0;
 template <> constexpr double kEpsilon<Bf16> = 0x1p-8;
 template <> constexpr double kEpsilon<F16> = 0x1p-11;
 
+// An expert's matrix [rows, cols] behind the other's, each by its rows or by its columns.
+template <class W> struct Weight {
+    int64_t rows, cols;
+    bool by_columns;
+    Array<W> data;
+    Weight(int64_t experts, int64_t rows, int64_t cols, bool by_columns)
+        : rows(rows), cols(cols), by_columns(by_columns),
+          data(experts * (by_columns ? cols : rows), by_columns ? rows : cols,
+               by_columns ? rows : cols, 0) {}
+    double at(int64_t e, int64_t r, int64_t c) const {
+        return by_columns ? data.at(e * cols + c, r) : data.at(e * rows + r, c);
+    }
+    Operand<W> operand() const {
+        Operand<W> all = data.operand();
+        all.group_stride = rows * cols;
+        all.aligned = all.aligned && rows * cols * sizeof(W) % 16 == 0;
+        return all;
+    }
+};
+
+// Memory of a workspace, and some behind it that has to stay as it is.
+struct Workspace {
+    std::vector<char> memory;
+    explicit Workspace(int64_t bytes) : memory(bytes + 512, (char)0xff) {}
+    void *begin() { return (void *)(((uintptr_t)memory.data() + 255) / 256 * 256); }
+    bool end_stays(int64_t bytes) {
+        return std::all_of((char *)begin() + bytes, memory.data() + memory.size(),
+                           [](char c) { return c == (char)0xff; });
+    }
+};
+
 // One rounding of the result, and sums of float: of `size`, the sum of the terms' absolute values.
 template <class T> bool close(double x, double expected, double size) {
     return std::fabs(x - expected) <= kEpsilon<T> * std::fabs(expected) + 1e-6 * size + 1e-30;

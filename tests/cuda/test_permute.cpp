@@ -126,8 +126,8 @@ void test_factor_gradient() {
     Result<float> to(tokens, top_k);
     launch(factor_gradient<float>, {ceil_div<int64_t>(slots, 8)}, 8 * kWarp, 0, nullptr,
            rows.place.data(), slots, top_k, Matrix<const float>{dots.begin(), parts, 1, 0}, parts,
-           ids.data(), Bias{b.begin(), 1, d, 0}, Matrix<const float>{grad_y.begin(), d, 1, 0}, d,
-           to.matrix(), false);
+           ids.data(), Bias{b.begin(), 1, d, kFloat32},
+           Matrix<const float>{grad_y.begin(), d, 1, 0}, d, to.matrix(), false);
     for (int64_t s = 0; s < slots; ++s) {
         double sum = 0, size = 0;
         const int32_t row = rows.place[s];

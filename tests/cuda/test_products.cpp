@@ -24,6 +24,26 @@ template <int chunks> void test_swizzle(int rows) {
         }
 }
 
+// Of the sums: each in a place of its own, and what half a warp writes after mma.sync, and a
+// quarter reads, in different banks.
+void test_staged() {
+    std::set<int> places;
+    for (int row = 0; row < 128; ++row)
+        for (int col = 0; col < 128; ++col) places.insert(staged(row, col));
+    CHECK(places.size() == 128 * 128 && *places.rbegin() == 128 * 128 - 1);
+    for (int half = 0; half < 2; ++half) {
+        std::set<int> banks;
+        for (int lane = half * 16; lane < half * 16 + 16; ++lane)
+            for (int i = 0; i < 2; ++i) {
+                const Place at = place_in_c(lane, i);
+                banks.insert(staged(at.row, at.col) % 32);
+            }
+        CHECK(banks.size() == 32);
+    }
+    for (int row = 0; row < 4; ++row)
+        for (int i = 0; i < 8; ++i) CHECK(staged(row, 8 * i) % 8 == 0);
+}
+
 void test_fragments() {
     std::set<std::pair<int, int>> a, b, c;
     for (int lane = 0; lane < 32; ++lane) {
@@ -158,7 +178,7 @@ template <class Kind> void test_gated(int64_t rows, int64_t n, int64_t depth) {
     ActivationParams act{};
     act.kind = kSilu;
     act.alpha = act.gate_multiplier = 1;
-    const Bias b{bias.data(), 1, 0, 0};
+    const Bias b{bias.data(), 1, 0, kFloat32};
     const HiddenEpilogue<A> hidden{act, b, {}, h.matrix(), save_gate.matrix(), save_up.matrix(), n};
     launch(row_product<Tile, HiddenEpilogue<A>>, blocks_of<Tile>(p), Tile::kThreads,
            Tile::kSharedBytes, nullptr, p, hidden);
@@ -184,14 +204,14 @@ template <class Kind> void test_gradient(int64_t rows, int64_t f, int64_t d, boo
     const Array<T> dy(rows, d, d, 0), down(d, f, f + f % 8, 0), gate(rows, f, f, 0),
         up(rows, f, f, 0);
     const Array<float> factors(1, rows, rows, 0);
-    const int64_t parts = ceil_div<int64_t>(f, Tile::kSumColumns);
+    const int64_t parts = ceil_div<int64_t>(f, kSumColumns);
     // Every part of a tile is written, so there is room for whole tiles.
-    Result<float> dots(rows, ceil_div<int64_t>(f, Tile::kN) * (Tile::kN / Tile::kSumColumns));
+    Result<float> dots(rows, ceil_div<int64_t>(f, Tile::kN) * (Tile::kN / kSumColumns));
     Result<T> dgate(rows, f), dup(rows, f), h(rows, f);
     ActivationParams act{};
     act.kind = kSilu;
     act.alpha = act.gate_multiplier = 1;
-    GradientEpilogue<T> e{};
+    GradientEpilogue<T, false> e{};
     e.act = act;
     if (!plain) e.gate = {gate.begin(), f, 1, 0}, e.dgate = dgate.matrix();
     e.up = {up.begin(), f, 1, 0};
@@ -200,7 +220,7 @@ template <class Kind> void test_gradient(int64_t rows, int64_t f, int64_t d, boo
     e.columns = f;
     RowProduct<T, T> p{
         {nullptr, nullptr, 1, rows, Tile::kM}, 1, {dy.operand(), {}}, {down.operand(), {}}, f, d};
-    launch(row_product<Tile, GradientEpilogue<T>>, blocks_of<Tile>(p), Tile::kThreads,
+    launch(row_product<Tile, GradientEpilogue<T, false>>, blocks_of<Tile>(p), Tile::kThreads,
            Tile::kSharedBytes, nullptr, p, e);
     int wrong = 0;
     for (int64_t r = 0; r < rows; ++r) {
@@ -222,8 +242,8 @@ template <class Kind> void test_gradient(int64_t rows, int64_t f, int64_t d, boo
                 wrong += !close<T>(dup.at(r, c), to_gate, size);
             }
             wrong += !close<T>(h.at(r, c), a * u * factor, size);
-            sums[c / Tile::kSumColumns] += dh * a * u;
-            sizes[c / Tile::kSumColumns] += size * std::fabs(a * u);
+            sums[c / kSumColumns] += dh * a * u;
+            sizes[c / kSumColumns] += size * std::fabs(a * u);
         }
         for (int64_t i = 0; i < parts; ++i)
             wrong += !close<float>(dots.at(r, i), sums[i], sizes[i]);
@@ -289,6 +309,7 @@ int main() {
     test_swizzle<4>(128);
     test_swizzle<16>(32);
     test_fragments();
+    test_staged();
     test_tile_covers<TensorTile<Bf16, true, true, false>>();
     test_tile_covers<TensorTile<Bf16, true, true, true>>();
     test_tile_covers<SimtTile<float, true, true, false>>();
