@@ -1,13 +1,16 @@
 """Fixtures: every instruction set, seeded numbers, and settings that go back after each test."""
 
+import sys
 import zlib
 
 import numpy as np
 import pytest
+from fake_device import LIBRARIES
 from support import DTYPES, debug_plan
+from support_cuda import Gpu, build_library
 
 import ffncore as fc
-from ffncore import _core
+from ffncore import _core, _cuda, _device
 
 try:
     from hypothesis import settings
@@ -61,3 +64,22 @@ def always_threads():
     debug_plan()
     yield
     _core.debug_plan()
+
+
+@pytest.fixture(scope="session")
+def emulated_cuda(tmp_path_factory):
+    """The path of the CUDA library, built for the CPU."""
+    return build_library(tmp_path_factory.mktemp("cuda"))
+
+
+@pytest.fixture(params=sorted(LIBRARIES))
+def gpu(request, emulated_cuda, monkeypatch):
+    """A GPU, as torch and as CuPy show it."""
+    make, array = LIBRARIES[request.param]
+    monkeypatch.setitem(sys.modules, request.param, make())
+    monkeypatch.setattr(_cuda, "LIBRARY", emulated_cuda)
+    for cached in (_cuda.cuda, _device._library, _device._library_of_type):
+        cached.cache_clear()
+    yield Gpu(request.param, sys.modules[request.param], array)
+    for cached in (_cuda.cuda, _device._library, _device._library_of_type):
+        cached.cache_clear()

@@ -55,10 +55,10 @@ __device__ __forceinline__ Act softcapped(float v, float c) {
 // g(v) sigma(alpha v), g(v) = v or softcapped.
 __device__ __forceinline__ Act swish(float v, float alpha, float cap) {
     const Act g = cap > 0 ? softcapped(v, cap) : Act{v, 1};
-    const float z = cap > 0 ? g.value : v, s = sigma(alpha * z), rest = sigma(-alpha * z);
+    const float s = sigma(alpha * v), rest = sigma(-alpha * v);
     // s falls faster than v grows, but s * v would be 0 * inf.
-    const float bent = s == 0 || rest == 0 ? 0 : alpha * z * s * rest;
-    return {z * s, g.slope * (s + bent)};
+    const float bent = s == 0 || rest == 0 ? 0 : alpha * g.value * s * rest;
+    return {g.value * s, fmaf(g.slope, s, bent)};
 }
 
 __device__ __forceinline__ Act gelu(float v) { // v Phi(v), by erfc so that nothing cancels

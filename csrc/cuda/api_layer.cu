@@ -222,12 +222,12 @@ ffncore_status run(const Args *args, const ffncore_cuda_call *call, const Pass &
         const Sizes<Args> sizes = checked(args, call);
         Arena counting;
         pass(sizes, counting, nullptr);
-        FFNCORE_REQUIRE(counting.used() <= call->workspace_bytes &&
-                            (call->workspace || counting.used() == 0) &&
-                            (uintptr_t)call->workspace % 256 == 0,
+        const int64_t bytes = counting.used();
+        FFNCORE_REQUIRE(bytes == 0 || (bytes <= call->workspace_bytes && call->workspace &&
+                                       (uintptr_t)call->workspace % 256 == 0),
                         "call.workspace is of %" PRId64 " bytes at %p; expected %" PRId64
                         " at a multiple of 256",
-                        call->workspace_bytes, call->workspace, counting.used());
+                        call->workspace_bytes, call->workspace, bytes);
         queue(*call, [&](cudaStream_t stream) {
             if (sizes.top_k > 0)
                 check_ids("expert_ids", args->expert_ids, sizes.top_k, sizes.tokens, sizes.top_k,

@@ -6,7 +6,7 @@ Tests: tests/test_backward.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ class FFNGrads:
     activation: XieluGrads | None = None
 
     def __repr__(self) -> str:
-        shapes = [f"{name}={a.shape}" for name, a in self.arrays().items()]
+        shapes = [f"{name}={tuple(a.shape)}" for name, a in self.arrays().items()]
         return f"FFNGrads({', '.join(shapes + [f'activation={self.activation}'])})"
 
     def arrays(self) -> dict[str, Array]:
@@ -76,9 +76,9 @@ def gradient_shapes(saved: Saved) -> dict[str, tuple[int, ...]]:
     """The gradients that exist for this call, by name, and their shapes."""
     shapes = {"x": saved._own_x.shape}
     if isinstance(saved, MoESaved):
-        shapes["routing_weights"] = saved.routing.weights.shape
+        shapes["routing_weights"] = saved.routing._arrays[1].shape
     if isinstance(saved.weights, FFNWeights):
-        shapes.update({name: a.shape for name, a in saved.weights.arrays().items()})
+        shapes.update({name: a.shape for name, a in saved.weights._seen().items()})
         if saved.activation.name == "xielu":
             shapes["activation"] = ()
     return shapes
@@ -87,12 +87,13 @@ def gradient_shapes(saved: Saved) -> dict[str, tuple[int, ...]]:
 def gradient_dtype(saved: Saved, name: str) -> np.dtype[Any]:
     """That of what it is a gradient of."""
     if isinstance(saved, MoESaved) and name == "routing_weights":
-        routing_dtype: np.dtype[Any] = saved.routing.weights.dtype
+        routing_dtype: np.dtype[Any] = saved.routing._arrays[1].dtype
         return routing_dtype
-    weights_have_it = name != "x" and isinstance(saved.weights, FFNWeights)
-    array: Array = getattr(saved.weights, name) if weights_have_it else saved._own_x
-    dtype: np.dtype[Any] = array.dtype
-    return dtype
+    if name != "x" and isinstance(saved.weights, FFNWeights):
+        dtype: np.dtype[Any] = saved.weights._seen()[name].dtype
+        return dtype
+    own: np.dtype[Any] = saved._own_x.dtype
+    return own
 
 
 def _known(saved: Saved) -> tuple[str, ...]:
@@ -108,7 +109,13 @@ class Asked:
     """
 
     def __init__(
-        self, grad_y: object, saved: Saved, needs: object, out: object, accumulate: object
+        self,
+        grad_y: object,
+        saved: Saved,
+        needs: object,
+        out: object,
+        accumulate: object,
+        make: Callable[..., Array] | None = None,  # fresh arrays, where they are not numpy's
     ) -> None:
         self.grad = as_array("grad_y", grad_y)
         check_same_dtype("grad_y", self.grad, check_dtype("x", saved._own_x), "saved.x")
@@ -119,7 +126,7 @@ class Asked:
         if accumulate and out is None:
             raise ValueError("accumulate is True and out is None; expected arrays to add into")
         shapes = gradient_shapes(saved)
-        fresh = np.zeros if accumulate else empty
+        fresh = make or (np.zeros if accumulate else empty)
         self.arrays: dict[str, Array] = {
             name: given[name] if name in given else fresh(shapes[name], gradient_dtype(saved, name))
             for name in self.wanted
@@ -182,7 +189,7 @@ def check_grads_out(
     shapes = gradient_shapes(saved)
     inputs: list[tuple[str, MaybeArray]] = [
         ("grad_y", grad),
-        ("x", saved.x),
+        ("x", saved._own_x),
         *weights_inputs(saved.weights),
         ("what was saved", saved._panels),
     ]
@@ -206,11 +213,12 @@ def check_grads_out(
 
 def routing_inputs(routing: Routing) -> list[tuple[str, MaybeArray]]:
     """Likewise."""
-    return [("routing.experts", routing.experts), ("routing.weights", routing.weights)]
+    experts, weights = routing._arrays
+    return [("routing.experts", experts), ("routing.weights", weights)]
 
 
 def weights_inputs(weights: FFNWeights | PackedWeights) -> list[tuple[str, MaybeArray]]:
     """What an output must not overlap, by name."""
     if isinstance(weights, PackedWeights):
         return [("the packed weights", weights._buffer)]
-    return [(f"w.{name}", array) for name, array in weights.arrays().items()]
+    return [(f"w.{name}", array) for name, array in weights._seen().items()]

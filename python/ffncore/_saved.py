@@ -8,11 +8,12 @@ The memory is used again when the last of a Saved is gone (_memory.py). Tests: t
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ._arrays import Array, MaybeArray
+from ._device import Place
 from ._rows import row_count
 from .activations import Activation, as_activation
 from .packed import PackedWeights
@@ -65,7 +66,9 @@ class Saved:
     ) -> _S:
         saved = object.__new__(cls)
         own |= {"x": x, "weights": weights, "activation": as_activation(activation)}
-        own |= {"_own_x": x.view(), "_panels": panels}
+        own["_panels"] = panels
+        if "_own_x" not in own:
+            own["_own_x"] = x.view()
         for name, value in own.items():
             object.__setattr__(saved, name, value)
         return saved
@@ -103,7 +106,7 @@ class Saved:
 
     def __repr__(self) -> str:
         return (
-            f"{type(self).__name__}(x={self.x.shape}, {self.weights!r}, {self.activation!r}, "
+            f"{type(self).__name__}(x={self._own_x.shape}, {self.weights!r}, {self.activation!r}, "
             f"save={self.save!r}, {self.nbytes} bytes)"
         )
 
@@ -135,6 +138,40 @@ class MoESaved(Saved):
             copy[mine] = _rows_of(self._panels[start + index * side :][:side], mine.size, f)
             start += side * sides
         return copy.reshape(*self._own_x.shape[:-1], self._ids.shape[-1], f)
+
+
+class DeviceSaved(Saved):
+    """The same on a GPU. x and what the panels lie in are arrays of its library; _own_x and _panels
+    are ghosts. Panels are [gated ? 2 : 1][T, f]."""
+
+    __slots__ = ("_memory", "_place")
+
+    _memory: Any
+    _place: Place
+
+    def _preactivation(self, index: int) -> Any:
+        if self._panels is None:
+            return None
+        shape = (*self._own_x.shape[:-1], self.weights.d_ff)
+        return self._memory[index].reshape(shape)
+
+
+class DeviceMoESaved(MoESaved):
+    """Likewise; rows are in the order of experts, then of tokens and slots."""
+
+    __slots__ = ("_ids_memory", "_memory", "_place")
+
+    _memory: Any
+    _ids_memory: Any
+    _place: Place
+
+    def _preactivation(self, index: int) -> Any:
+        if self._panels is None:
+            return None
+        ids, end = self._ids_memory.reshape(-1), self.weights.n_experts or 0
+        rows = self._memory[index][self._place.library.ranks(ids, end)]
+        rows[(ids < 0) | (ids >= end)] = 0
+        return rows.reshape(*self._own_x.shape[:-1], self._ids.shape[-1], self.weights.d_ff)
 
 
 def _rows_of(panels: Array, tokens: int, f: int) -> Array:

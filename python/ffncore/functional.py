@@ -34,6 +34,7 @@ from ._arrays import (
     check_same_dtype,
     check_size,
 )
+from ._device import library_of, no_gpu_array
 from ._grads import GRADIENTS as GRADIENTS
 from ._grads import (
     Asked,
@@ -43,7 +44,7 @@ from ._grads import (
 )
 from ._memory import reusable
 from ._rows import over_rows, row_count
-from ._saved import Saved, keeps_preactivations
+from ._saved import DeviceSaved, Saved, keeps_preactivations
 from .activations import PLAIN_CORE, Activation, to_tuple
 from .packed import PackedWeights, check_block
 from .weights import NAMES, FFNWeights
@@ -62,6 +63,9 @@ def ffn(
     out: MaybeArray = None,
 ) -> Array:
     """y [..., d] of x [..., d]; out: an array to write y to, which is returned.
+
+    x, weights and out may also be torch CUDA tensors, or CuPy arrays, of one device: then y is one,
+    and the work is queued on the library's current stream. float32, float16, bfloat16.
 
     >>> y = fc.ffn(x, weights, activation="silu")
     """
@@ -104,7 +108,11 @@ def ffn(
     return _ffn(x, weights, activation, out)
 
 
-def _ffn(x: object, weights: object, activation: object, out: object) -> Array:
+def _ffn(x: Any, weights: Any, activation: Any, out: Any) -> Array:
+    if on_gpu(x, weights):
+        from . import _device_layer
+
+        return _device_layer.ffn(x, weights, activation, out)
     checked = check_block(weights)
     core_activation = to_tuple(activation, checked.gated, checked.dtype)
     tokens = _check_x(x, checked)
@@ -116,6 +124,15 @@ def _ffn(x: object, weights: object, activation: object, out: object) -> Array:
 
     over_rows(run, (tokens,), (y,), cut=tokens.ndim - 1)
     return y
+
+
+def on_gpu(x: object, *others: object) -> bool:
+    """Whether a call is one for a GPU, by any of its arguments: weights, a routing."""
+    if library_of(x) is not None:
+        return True
+    if type(x) is not _ndarray:
+        no_gpu_array("x", x)
+    return any(getattr(other, "_place", None) is not None for other in others)
 
 
 def _check_x(x: object, weights: FFNWeights | PackedWeights) -> Array:
@@ -156,10 +173,14 @@ def ffn_forward(
 
     With save="preactivations" an x or out whose leading dimensions cannot be merged, or whose
     elements are not aligned, is copied as a whole for the call, because all tokens go into one
-    array; otherwise a block at a time.
+    array; otherwise a block at a time. Arrays on a GPU as for ffn.
 
     >>> y, saved = fc.ffn_forward(x, weights, activation="silu")
     """
+    if on_gpu(x, weights):
+        from . import _device_layer
+
+        return _device_layer.ffn_forward(x, weights, activation, save, out)
     checked = check_block(weights)
     core_activation = to_tuple(activation, checked.gated, checked.dtype)
     keep = keeps_preactivations(save)
@@ -203,8 +224,14 @@ def ffn_backward(
     aligned, is copied as a whole for the call, because gradients of weights sum over all tokens.
     With needs=("x",) and save="input" it is copied a block at a time.
 
+    On a GPU gradients are arrays of its library, and xielu's two are of no dimension, in float64.
+
     >>> grads = fc.ffn_backward(grad_y, saved, needs=("x", "down"))
     """
+    if isinstance(saved, DeviceSaved):
+        from . import _device_layer
+
+        return _device_layer.ffn_backward(grad_y, saved, needs, out, accumulate)
     if type(saved) is not Saved:
         raise TypeError(
             f"saved is of type {type(saved).__name__}; expected what ffn_forward returned"

@@ -45,8 +45,9 @@ from ._grads import (
 )
 from ._memory import reusable
 from ._rows import over_rows, row_count
-from ._saved import MoESaved, keeps_preactivations
+from ._saved import DeviceMoESaved, MoESaved, keeps_preactivations
 from .activations import Activation, to_tuple
+from .functional import on_gpu
 from .packed import PackedWeights, check_experts
 from .routing import Routing
 from .weights import NAMES, FFNWeights
@@ -82,8 +83,16 @@ def moe(
              beside float64 x. An expert may be there twice within a token.
     weights  of the experts: FFNWeights with a leading E, or packed ones
 
+    x, routing, weights and out may also be torch CUDA tensors, or CuPy arrays, of one device, as
+    for fc.ffn. There expert ids are not looked at: one that does not exist counts as -1, or is an
+    error with FFNCORE_CUDA_DEBUG=1 in the environment, where each call waits for the GPU.
+
     >>> y = fc.moe(x, fc.route(logits, 8), experts, activation="silu")
     """
+    if on_gpu(x, weights, routing):
+        from . import _device_layer
+
+        return _device_layer.moe(x, routing, weights, activation, apply_router_weight_on_input, out)
     call = _Call(x, routing, weights, activation, apply_router_weight_on_input)
     return call.forward(call.output(out), None)
 
@@ -105,6 +114,12 @@ def moe_forward(
 
     >>> y, saved = fc.moe_forward(x, routing, experts, activation="silu")
     """
+    if on_gpu(x, weights, routing):
+        from . import _device_layer
+
+        return _device_layer.moe_forward(
+            x, routing, weights, activation, apply_router_weight_on_input, save, out
+        )
     call = _Call(x, routing, weights, activation, apply_router_weight_on_input)
     keep = keeps_preactivations(save)
     y = call.output(out)
@@ -147,6 +162,10 @@ def moe_backward(
     >>> grads = fc.moe_backward(grad_y, saved)
     >>> grad_logits = fc.route_backward(grads.routing_weights, saved.routing)
     """
+    if isinstance(saved, DeviceMoESaved):
+        from . import _device_layer
+
+        return _device_layer.moe_backward(grad_y, saved, needs, out, accumulate)
     if not isinstance(saved, MoESaved):
         raise TypeError(
             f"saved is of type {type(saved).__name__}; expected what moe_forward returned"
@@ -192,11 +211,12 @@ class _Call:
                 f"to match w.up {(self.n_experts, *w.shape)}"
             )
         self.routing = _check_routing(routing, self.x, self.n_experts)
-        k = self.routing.experts.shape[-1]
+        ids, factors = self.routing._arrays
+        k = ids.shape[-1]
         tokens = row_count(self.x.shape)
         check_size(tokens * k, max(w.shape), "the routed rows of x and the sizes of an expert")
-        self.ids = self.routing.experts.reshape(tokens, k)
-        self.factors = np.ascontiguousarray(self.routing.weights).reshape(tokens, k)
+        self.ids = ids.reshape(tokens, k)
+        self.factors = factors
         self.on_input = bool(on_input)
 
     def output(self, out: object) -> Array:
@@ -209,7 +229,8 @@ class _Call:
 
     def _mixture(self) -> _core.MixtureTuple:
         core = self.weights._core_arrays()
-        return core, self.n_experts, self.activation, self.ids, self.factors, self.on_input
+        factors = np.ascontiguousarray(self.factors).reshape(self.ids.shape)
+        return core, self.n_experts, self.activation, self.ids, factors, self.on_input
 
     def forward(self, y: Array, panels: MaybeArray) -> Array:
         mixture = self._mixture()
@@ -244,15 +265,16 @@ class _Call:
 def _check_routing(routing: object, x: Array, n_experts: int) -> Routing:
     if not isinstance(routing, Routing):
         raise TypeError(f"routing is of type {type(routing).__name__}; expected Routing")
-    shape = routing.experts.shape
+    ids, factors = routing._arrays
+    shape = ids.shape
     if shape[:-1] != x.shape[:-1]:
         raise ValueError(
             f"routing.experts has shape {shape}; expected {(*x.shape[:-1], shape[-1])} to match x"
         )
     expected = FLOAT64 if x.dtype == FLOAT64 else FLOAT32
-    if routing.weights.dtype != expected:
+    if factors.dtype != expected:
         raise TypeError(
-            f"routing.weights has dtype {routing.weights.dtype.name}; expected {expected.name} "
+            f"routing.weights has dtype {factors.dtype.name}; expected {expected.name} "
             f"beside {x.dtype.name} x"
         )
     if routing.n_experts is not None and routing.n_experts != n_experts:
@@ -260,8 +282,8 @@ def _check_routing(routing: object, x: Array, n_experts: int) -> Routing:
             f"routing.n_experts is {routing.n_experts}; expected {n_experts}, "
             f"the experts of the weights"
         )
-    if routing.experts.size:
-        highest, lowest = int(routing.experts.max()), int(routing.experts.min())
+    if ids.size and routing._place is None:
+        highest, lowest = int(ids.max()), int(ids.min())
         if highest >= n_experts or lowest < -1:
             worst = highest if highest >= n_experts else lowest
             raise ValueError(

@@ -182,6 +182,8 @@ def pack(
     checked = check_weights(weights)
     if isinstance(checked, PackedWeights):
         raise TypeError("weights are packed already; expected FFNWeights")
+    if checked._place is not None:
+        raise TypeError(f"weights.up is {checked._place}; expected numpy arrays (packed for a CPU)")
     wanted = checked.dtype if dtype is None else as_dtype("dtype", dtype)
     # One block at a time: a conversion then holds one block's numbers, not all experts'.
     first = _converted(checked if checked.n_experts is None else checked.expert(0), wanted)

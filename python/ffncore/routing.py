@@ -28,6 +28,7 @@ from ._arrays import (
     check_size,
     dtype_name,
 )
+from ._device import Made, Place, place_of
 from ._router import MOST_EXPERTS, Options, check_bias, check_logits, check_logits_dtype, integer
 from ._rows import over_rows, row_count
 
@@ -59,33 +60,52 @@ class Routing:
 
     It is not changed after it is made, and holds the arrays given, not copies (experts of another
     dtype or layout are copied). TypeError for dtypes, ValueError for shapes and for ids that are
-    not -1 to E - 1.
+    not -1 to E - 1. torch CUDA tensors and CuPy arrays of one device will do, too, with weights of
+    float32; then ids are not looked at (see fc.moe).
 
     >>> routing = fc.Routing(experts=ids, weights=weights, n_experts=64)
     """
 
-    __slots__ = ("_saved", "experts", "n_experts", "weights")
+    __slots__ = ("_arrays", "_place", "_saved", "experts", "n_experts", "weights")
 
     experts: Array
     weights: Array
     n_experts: int | None
     _saved: tuple[Part, ...] | None  # what route_backward needs; the weights in their order
+    _arrays: tuple[Array, Array]  # experts and weights to check against: on a GPU, their ghosts
+    _place: Place | None
 
     def __init__(self, *, experts: object, weights: object, n_experts: int | None = None) -> None:
         if n_experts is not None:
             n_experts = integer("n_experts", n_experts)
             if not 1 <= n_experts <= MOST_EXPERTS:
                 raise ValueError(f"n_experts is {n_experts}; expected 1 to {MOST_EXPERTS}")
-        ids = check_ids(experts, n_experts)
-        factors = as_array("weights", weights)
+        place = place_of("experts", experts)
+        if place is None:
+            ids = seen = check_ids(experts, n_experts)
+            factors = as_array("weights", weights)
+        else:
+            ids, seen = ids_on_gpu(place, experts)
+            factors = place.ghost("weights", weights)
         check_logits_dtype("weights", factors)
-        check_shape("weights", factors, ids.shape, "to match experts")
-        self._set(experts=ids, weights=factors, n_experts=n_experts, _saved=None)
+        check_shape("weights", factors, seen.shape, "to match experts")
+        self._set(experts=ids, weights=factors if place is None else weights)
+        self._set(n_experts=n_experts, _saved=None, _arrays=(seen, factors), _place=place)
 
     @classmethod
     def _make(cls, experts: Array, weights: Array, n_experts: int, *saved: Part) -> Routing:
         routing = object.__new__(cls)
         routing._set(experts=experts, weights=weights, n_experts=n_experts, _saved=saved)
+        routing._set(_arrays=(experts, weights), _place=None)
+        return routing
+
+    @classmethod
+    def _on_gpu(
+        cls, experts: Made, weights: Made, n_experts: int, place: Place, saved: Any
+    ) -> Routing:
+        routing = object.__new__(cls)
+        routing._set(experts=experts.array, weights=weights.array, n_experts=n_experts)
+        routing._set(_saved=(saved,), _arrays=(experts.ghost, weights.ghost), _place=place)
         return routing
 
     def _set(self, **attributes: object) -> None:
@@ -108,22 +128,40 @@ class Routing:
         """How many tokens each expert has: [E], int64; empty slots (-1) are not counted."""
         if self.n_experts is None:
             raise ValueError("routing.n_experts is None; expected a number to count up to")
+        if self._place is not None:
+            counts: Array = self._place.library.counts(self.experts.reshape(-1), self.n_experts)
+            return counts
         return np.bincount(self.experts.reshape(-1) + 1, minlength=self.n_experts + 1)[1:]
 
     def __repr__(self) -> str:
         return (
-            f"Routing(experts={self.experts.shape}, weights={dtype_name(self.weights.dtype)}, "
+            f"Routing(experts={self._arrays[0].shape}, "
+            f"weights={dtype_name(self._arrays[1].dtype)}, "
             f"n_experts={self.n_experts})"
         )
+
+
+def check_ids_shape(ids: Array) -> None:
+    if ids.dtype.kind not in "iu":
+        raise TypeError(f"experts has dtype {dtype_name(ids.dtype)}; expected an integer dtype")
+    if ids.ndim < 1 or ids.shape[-1] < 1:
+        raise ValueError(f"experts has shape {ids.shape}; expected [..., k] with k at least 1")
+
+
+def ids_on_gpu(place: Place, value: Any) -> tuple[Any, Array]:
+    """[..., k] expert ids as int32, C-contiguous, and their ghost."""
+    ids = place.ghost("experts", value)
+    check_ids_shape(ids)
+    if ids.dtype == np.int32 and ids.flags.c_contiguous:
+        return value, ids
+    converted = place.library.as_int32(value)
+    return converted, place.ghost("experts", converted)
 
 
 def check_ids(value: object, n_experts: int | None) -> Array:
     """[..., k] expert ids as int32, C-contiguous."""
     ids = as_array("experts", value)
-    if ids.dtype.kind not in "iu":
-        raise TypeError(f"experts has dtype {dtype_name(ids.dtype)}; expected an integer dtype")
-    if ids.ndim < 1 or ids.shape[-1] < 1:
-        raise ValueError(f"experts has shape {ids.shape}; expected [..., k] with k at least 1")
+    check_ids_shape(ids)
     end = MOST_EXPERTS if n_experts is None else n_experts
     if ids.size:
         for wrong in (int(ids.min()), int(ids.max())):
@@ -152,7 +190,8 @@ def route(
 ) -> Routing:
     """Chooses top_k of E experts for each token: logits [..., E] -> experts, weights [..., top_k].
 
-    logits   float32 or float64, any strides; weights have the same dtype
+    logits   float32 or float64, any strides; weights have the same dtype. On a GPU (torch CUDA
+             tensors, CuPy arrays) float32, and every other array is on it, too
     score_fn                 "softmax", "sigmoid", "sqrtsoftplus" (sqrt(log(1 + e^z))), all over E;
                              "softmax_topk": softmax over the chosen logits alone
     select_on                "scores" or "logits"; softmax_topk selects on logits either way
@@ -172,7 +211,6 @@ def route(
     >>> routing = fc.route(logits, 8, score_fn="sigmoid", e_score_correction_bias=bias,
     ...                    n_group=8, topk_group=4, norm_eps=1e-20, routed_scaling_factor=2.5)
     """
-    logits = check_logits(logits)
     k = integer("top_k", top_k)
     if k < 1:
         raise ValueError(f"top_k is {k}; expected at least 1")
@@ -188,6 +226,12 @@ def route(
         group_score,
         group_mask_value,
     )
+    place = place_of("logits", logits)
+    if place is not None:
+        from . import _device_routing
+
+        return _device_routing.route(place, logits, k, options, e_score_correction_bias, experts)
+    logits = check_logits(logits)
     given = experts is not None
     core = options.core(logits, k, given=given)
     bias = check_bias(e_score_correction_bias, logits, given=given)
@@ -242,6 +286,10 @@ def route_backward(grad_weights: Array, routing: Routing) -> Array:
         raise ValueError(
             "routing was made of experts and weights; expected one that a router made of logits"
         )
+    if routing._place is not None:
+        from . import _device_routing
+
+        return _device_routing.route_backward(grad_weights, routing)
     grad = as_array("grad_weights", grad_weights)
     dtype = check_logits_dtype("routing.weights", routing.weights)
     check_same_dtype("grad_weights", grad, dtype, "routing.weights")

@@ -39,6 +39,7 @@ from ._arrays import (
     is_narrow,
     owners,
 )
+from ._device import Place, place_of
 from .activations import case_index
 
 NAMES = ("gate", "up", "down", "b_gate", "b_up", "b_down")
@@ -72,7 +73,9 @@ class FFNWeights:
     """Weights of a gated block, or of a plain one where gate is None; biases each optional.
 
     Matrices share one dtype; a bias has it too, or is float32 beside 16 bits. With a leading E on
-    every array it holds E experts, for fc.moe; expert(e) is one of them.
+    every array it holds E experts, for fc.moe; expert(e) is one of them. torch CUDA tensors and
+    CuPy arrays are kept as they are: calls take them on their GPU, where the rows or the columns of
+    a matrix have to be contiguous.
 
     >>> w = fc.FFNWeights(gate=gate, up=up, down=down)  # gate, up [f, d], down [d, f]
     """
@@ -90,10 +93,14 @@ class FFNWeights:
         dtype: np.dtype[Any] = field(init=False)
         _arrays: _core.WeightsTuple = field(init=False)
         _aligned: bool = field(init=False)
+        _place: Place | None = field(init=False)  # on a GPU: then _arrays are ghosts
+        _struct: Any = field(init=False)  # what its calls take, made by the first
         _call: Call | None = field(init=False)  # None: not for ffn's short way
 
     def __post_init__(self) -> None:
-        up = as_array("w.up", self.up)
+        place = place_of("w.up", self.up)
+        see = as_array if place is None else place.ghost
+        up = see("w.up", self.up)
         dtype = check_dtype("w.up", up)
         if up.ndim != 3:
             check_rank("w.up", up, 2, _MEANING["up"])
@@ -112,7 +119,7 @@ class FFNWeights:
             if value is None and name != "down":
                 checked[name] = None
                 continue
-            array = as_array(f"w.{name}", value)
+            array = see(f"w.{name}", value)
             check_same_dtype(f"w.{name}", array, dtype, "w.up", or_float32=name.startswith("b_"))
             meaning = _MEANING[name] if not lead else f"[n_experts, {_MEANING[name][1:]}"
             check_rank(f"w.{name}", array, len(shape), meaning)
@@ -122,15 +129,16 @@ class FFNWeights:
             raise ValueError("w.b_gate is given and w.gate is None; expected w.gate too")
         check_size(math.prod(lead) * f, d, "w.up's dimensions")
         for name, checked_array in checked.items():
-            object.__setattr__(self, name, checked_array)
+            if place is None:
+                object.__setattr__(self, name, checked_array)
         arrays: Any = tuple(None if checked[n] is None else checked[n].view() for n in NAMES)  # type: ignore[union-attr]
         aligned = all(a is None or a.flags.num & ALIGNED for a in arrays)
         call = None
-        if aligned and not lead:
+        if aligned and not lead and place is None:
             inputs = tuple(a for a in arrays if a is not None)
             call = Call(arrays, dtype, (f, d), checked["gate"] is not None, inputs)
         self._set(d_model=d, d_ff=f, n_experts=lead[0] if lead else None, dtype=dtype)
-        self._set(_arrays=arrays, _aligned=aligned, _call=call)
+        self._set(_arrays=arrays, _aligned=aligned, _place=place, _struct=None, _call=call)
 
     def _set(self, **attributes: object) -> None:
         for name, value in attributes.items():
@@ -159,26 +167,27 @@ class FFNWeights:
         ):
             if value not in known:
                 raise ValueError(f"{option} is {value!r}; expected {known[0]!r} or {known[1]!r}")
-        fused = as_array("gate_up", gate_up)
+        place = place_of("gate_up", gate_up)
+        see = as_array if place is None else place.ghost
+        fused = see("gate_up", gate_up)
         if fused.ndim != 3:
             check_rank("gate_up", fused, 2, "[2 * d_ff, d_model]")
         rows = fused.shape[-2]
         if rows % 2:
             raise ValueError(f"gate_up has shape {fused.shape}; expected an even number of rows")
-        bias: MaybeArray = None
         if b_gate_up is not None:
-            bias = as_array("b_gate_up", b_gate_up)
+            bias = see("b_gate_up", b_gate_up)
             check_shape("b_gate_up", bias, fused.shape[:-1], f"to match gate_up {fused.shape}")
         pair = (slice(rows // 2), slice(rows // 2, None))
         if layout == "interleaved":
             pair = (slice(0, None, 2), slice(1, None, 2))
         first, second = pair if order == "gate_first" else pair[::-1]
         return cls(
-            gate=fused[..., first, :],
-            up=fused[..., second, :],
+            gate=gate_up[..., first, :],
+            up=gate_up[..., second, :],
             down=down,
-            b_gate=None if bias is None else bias[..., first],
-            b_up=None if bias is None else bias[..., second],
+            b_gate=None if b_gate_up is None else b_gate_up[..., first],
+            b_up=None if b_gate_up is None else b_gate_up[..., second],
             b_down=b_down,
         )
 
@@ -186,7 +195,7 @@ class FFNWeights:
     def _partial(cls, arrays: dict[str, Array]) -> FFNWeights:
         """Gradients of which some were not asked for: the rest is None. Never seen by a kernel."""
         mirror = object.__new__(cls)
-        mirror._set(**{name: arrays.get(name) for name in NAMES}, _call=None)
+        mirror._set(**{name: arrays.get(name) for name in NAMES}, _place=None, _call=None)
         return mirror
 
     @property
@@ -211,16 +220,23 @@ class FFNWeights:
         """The arrays that exist, by name."""
         return {name: a for name in NAMES if (a := getattr(self, name)) is not None}
 
+    def _seen(self) -> dict[str, Array]:
+        """The arrays that exist, by name, to check against: on a GPU, their ghosts."""
+        seen = zip(NAMES, self._arrays, strict=True)
+        return {name: array for name, array in seen if array is not None}
+
     def _core_arrays(self) -> _core.WeightsTuple:
         """What _core takes; elements that are not aligned are copied, anew for each call."""
+        if self._place is not None:
+            raise TypeError(f"the weights are {self._place}; expected numpy arrays here")
         if self._aligned:
             return self._arrays
         copies: Any = tuple(None if a is None else aligned(a) for a in self._arrays)
         return copies  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:
-        shapes = ", ".join(f"{name}={a.shape}" for name, a in self.arrays().items())
-        dtype = next((a.dtype.name for a in self.arrays().values()), "empty")
+        shapes = ", ".join(f"{name}={tuple(a.shape)}" for name, a in self.arrays().items())
+        dtype = next((getattr(a.dtype, "name", a.dtype) for a in self.arrays().values()), "empty")
         return f"FFNWeights({shapes}, {dtype})"
 
     def __reduce__(self) -> tuple[Callable[..., FFNWeights], tuple[dict[str, Array]]]:

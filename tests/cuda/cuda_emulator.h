@@ -30,14 +30,17 @@ inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char *cudaGetErrorString(cudaError_t error) {
     return error ? "invalid device ordinal" : "no error";
 }
-// The machine has one device, whose memory is the machine's.
+// The machine has one device, whose memory is the machine's; EMULATED_CUDA_DEVICES=0: none.
 constexpr int cudaMemcpyDeviceToHost = 2, cudaDevAttrComputeCapabilityMajor = 75;
 inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, int, cudaStream_t) {
     std::memcpy(to, from, bytes);
     return cudaSuccess;
 }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaGetDeviceCount(int *count) { return *count = 1, cudaSuccess; }
+inline cudaError_t cudaGetDeviceCount(int *count) {
+    const char *const devices = std::getenv("EMULATED_CUDA_DEVICES");
+    return *count = devices ? std::atoi(devices) : 1, cudaSuccess;
+}
 inline cudaError_t cudaGetDevice(int *device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : 101; }
 inline cudaError_t cudaDeviceGetAttribute(int *value, int, int) { return *value = 8, cudaSuccess; }

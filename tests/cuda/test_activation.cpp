@@ -18,11 +18,9 @@ double value(const ActivationParams &p, double v) {
     case kGeluTanh:
         return v * (1 + std::tanh(std::sqrt(2 / M_PI) * (v + 0.044715 * v * v * v))) / 2;
     case kQuickGelu:
-        v = capped(v, p.gate_softcap);
-        return v * logistic(1.702 * v);
+        return capped(v, p.gate_softcap) * logistic(1.702 * v);
     case kSilu:
-        v = capped(v, p.gate_softcap);
-        return v * logistic(p.alpha * v);
+        return capped(v, p.gate_softcap) * logistic(p.alpha * v);
     case kSigmoid:
         return logistic(v);
     case kTanh:
