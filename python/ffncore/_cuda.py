@@ -15,11 +15,15 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from ._arrays import Array, MaybeArray
-from ._device import Place
+from ._device import Place, name_of
 from .weights import NAMES
 
 PACKAGE = Path(__file__).parent
 LIBRARY = PACKAGE / "libffncore_cuda.so"
+
+
+# ffncore_dtype.
+_CODES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
 
 
 class Cuda(NamedTuple):
@@ -46,15 +50,10 @@ class Cuda(NamedTuple):
             setattr(made, name, value)
         return made
 
-    def call(self, place: Place, workspace: Array | None = None) -> Any:
-        """Where a call runs: on the current stream."""
-        return self.struct(
-            "cuda_call",
-            stream=self.ffi.cast("void *", place.library.stream(place.device)),
-            device=place.device,
-            workspace=self.address(workspace),
-            workspace_bytes=0 if workspace is None else workspace.nbytes,
-        )
+    def call(self, place: Place) -> Any:
+        """Where a call runs: on the current stream; without workspace yet."""
+        stream = self.ffi.cast("void *", place.library.stream(place.device))
+        return self.struct("cuda_call", stream=stream, device=place.device)
 
     def address(self, array: MaybeArray, kind: str = "void *") -> Any:
         if array is None:
@@ -75,7 +74,7 @@ class Cuda(NamedTuple):
         return [self.address(array), array.shape[0], stride, self.dtype(array.dtype)]
 
     def dtype(self, dtype: np.dtype[Any]) -> int:
-        return int(getattr(self.lib, f"FFNCORE_{dtype.name.upper()}"))
+        return _CODES[name_of(dtype)]
 
     def experts(self, arrays: dict[str, Array]) -> Any:
         """Weights [E, ...] by name, or of one block."""

@@ -167,6 +167,12 @@ def library_of(value: object) -> Library | None:
 
 
 @functools.cache
+def name_of(dtype: np.dtype[Any]) -> str:
+    """dtype.name, which numpy takes microseconds for."""
+    return str(dtype.name)
+
+
+@functools.cache
 def _numpy_dtype(name: str) -> np.dtype[Any]:
     return as_dtype("dtype", name) if name == "bfloat16" else np.dtype(name)
 
@@ -174,8 +180,16 @@ def _numpy_dtype(name: str) -> np.dtype[Any]:
 class _Address:
     """numpy takes arrays from anything that has this attribute."""
 
-    def __init__(self, **interface: object) -> None:
-        self.__array_interface__ = {"version": 3, **interface}
+    def __init__(
+        self, shape: tuple[int, ...], typestr: str, address: int, strides: tuple[int, ...]
+    ) -> None:
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": shape,
+            "typestr": typestr,
+            "data": (address, False),
+            "strides": strides,
+        }
 
 
 class Place(NamedTuple):
@@ -211,13 +225,13 @@ class Place(NamedTuple):
         if 0 in shape:
             return np.empty(shape, dtype)
         strides = tuple(stride * dtype.itemsize for stride in strides)
-        bits = np.dtype(f"u{dtype.itemsize}") if dtype.name == "bfloat16" else dtype
-        seen = _Address(shape=shape, typestr=bits.str, data=(address, False), strides=strides)
-        return np.asarray(seen).view(dtype)
+        if dtype_name != "bfloat16":
+            return np.asarray(_Address(shape, dtype.str, address, strides))
+        return np.asarray(_Address(shape, "<u2", address, strides)).view(dtype)
 
     def make(self, shape: tuple[int, ...], dtype: np.dtype[Any], *, zero: bool = False) -> Made:
         make = self.library.zeros if zero else self.library.empty
-        array = make(tuple(shape), dtype.name, self.device)
+        array = make(tuple(shape), name_of(dtype), self.device)
         return Made(array, self.ghost("a new array", array))
 
     def rows(self, array: Any, ghost: Array) -> Made:

@@ -224,11 +224,13 @@ class _Layer:
         library = self.library
         ask = getattr(library.lib, f"ffncore_cuda_{which}_workspace")
         run = getattr(library.lib, f"ffncore_cuda_{which}")
-        nbytes = ask(args, library.call(self.place))
+        call = library.call(self.place)
+        nbytes = ask(args, call)
         if nbytes < 0:
             library.fail(library.lib.FFNCORE_INVALID_ARGUMENT)
         workspace = self.place.make((nbytes,), BYTES)
-        library.check(run(args, library.call(self.place, workspace.ghost)))
+        call.workspace, call.workspace_bytes = library.address(workspace.ghost), nbytes
+        library.check(run(args, call))
 
 
 class _Output:
