@@ -54,8 +54,7 @@ void launch_bias(const Groups &groups, const Matrix<const T> &m, const int32_t *
                  const float *factors, int64_t columns, const AnyMatrix &to, bool add,
                  cudaStream_t stream) {
     with_type<W>(to, [&]<class G>(const Matrix<G> &out) {
-        launch(sum_rows<T, G>, {ceil_div<int64_t>(columns, kRowThreads), groups.count}, kRowThreads,
-               0, stream, groups, m, lines, factors, out, columns, add);
+        launch_sum_rows(groups, m, lines, factors, out, columns, add, stream);
     });
 }
 

@@ -64,13 +64,16 @@ template <class A, class W> struct Decode {
 
 // ---- a warp's sums
 
-// Rows of x, the last one again and again beyond it; a number is read as one of A: factor times it.
+// Rows of x; beyond the last one they are that again, which nobody writes.
 template <class A, int rows> struct DecodeRows {
     const A *first;
     int64_t stride;
     int last;
-    float factor; // of the only row
+    float factor; // of the only row, whose numbers remain those of A
 
+    __device__ __forceinline__ const A *line(int r) const {
+        return first + smaller(r, last) * stride;
+    }
     __device__ __forceinline__ float read(A x) const {
         if constexpr (rows == 1) return rounded<A>(factor * number(x));
         return number(x);
@@ -95,11 +98,10 @@ __device__ __forceinline__ void add_chunks(float (&sums)[rows][lines], const Dec
                 weights[j][i] = *(const Chunk<W, n> *)(w[i] + int64_t(first + j * kWarp) * n);
 #pragma unroll
         for (int j = 0; j < ahead; ++j) {
-            const A *line = x.first + int64_t(first + j * kWarp) * n;
+            const int64_t k = int64_t(first + j * kWarp) * n;
 #pragma unroll
             for (int r = 0; r < rows; ++r) {
-                const Chunk<A, n> row = *(const Chunk<A, n> *)line;
-                line += r < x.last ? x.stride : 0;
+                const Chunk<A, n> row = *(const Chunk<A, n> *)(x.line(r) + k);
 #pragma unroll
                 for (int e = 0; e < n; ++e)
 #pragma unroll
@@ -119,20 +121,12 @@ __device__ __forceinline__ void add_numbers(float (&sums)[rows][lines],
                                             const W *const (&w)[lines], int first, int64_t depth) {
     const int64_t mine = first + (threadIdx.x - first) % kWarp;
     for (int64_t k0 = mine * n; k0 < depth; k0 += kWarp * n)
-        for (int64_t k = k0; k < smaller(k0 + n, depth); ++k) {
-            float weights[lines];
+        for (int64_t k = k0; k < smaller(k0 + n, depth); ++k)
 #pragma unroll
-            for (int i = 0; i < lines; ++i) weights[i] = number(w[i][k]);
-            const A *line = x.first;
-#pragma unroll
-            for (int r = 0; r < rows; ++r) {
-                const float number_of_x = x.read(line[k]);
-                line += r < x.last ? x.stride : 0;
+            for (int r = 0; r < rows; ++r)
 #pragma unroll
                 for (int i = 0; i < lines; ++i)
-                    sums[r][i] = fmaf(number_of_x, weights[i], sums[r][i]);
-            }
-        }
+                    sums[r][i] = fmaf(x.read(x.line(r)[k]), number(w[i][k]), sums[r][i]);
 }
 
 // sums[0] becomes the sum over all lanes of row lane / (32 / rows). The tree is that of sum_lanes,
@@ -233,13 +227,13 @@ __global__ void __launch_bounds__(kCombineWarps *kWarp, 1)
         if (expert >= 0) {
             warp_products<columns>(sums, p, DecodeRows<A, 1>{p.x.line(slot), 0, 0, 1}, expert, col);
             factor = p.routing.on_input ? 1 : *p.routing.weights.at(token, s);
+#pragma unroll
+            for (int i = 0; i < columns; ++i)
+                sums[0][i] += bias.of(expert).at(smaller(col + i, p.columns - 1));
         }
         if (thread % kWarp == 0) {
 #pragma unroll
-            for (int i = 0; i < columns; ++i)
-                outputs[warp][i] = expert >= 0 && col + i < p.columns
-                                       ? sums[0][i] + bias.of(expert).at(col + i)
-                                       : 0;
+            for (int i = 0; i < columns; ++i) outputs[warp][i] = sums[0][i];
             outputs[warp][columns] = factor;
         }
         __syncthreads();

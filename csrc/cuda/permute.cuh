@@ -6,9 +6,10 @@
 //   slots [rows]   which slot a row is of: rising within an expert
 //   place [T * k]  the row of a slot, or -1
 //
-// Three kernels. A warp counts the experts of kPart slots; one block adds these counts up, expert
-// by expert and part by part; the warps then go through their slots again, 32 at a time: the lanes
-// of one expert find each other by __match_any_sync, and their rank among these is their order.
+// Four kernels. A warp counts the experts of kPart slots; a warp for each expert adds its counts
+// up, part by part; one warp adds up the experts; then the first warps go through their slots
+// again, 32 at a time: the lanes of one expert find each other by __match_any_sync, and their rank
+// among these is their order.
 #pragma once
 #include "device.cuh"
 
@@ -22,7 +23,7 @@ struct Permutation {
     int64_t slots_in; // T * k
     int64_t experts;
     int64_t tile_height;
-    int32_t *counts; // [parts][experts], then each part's first row of an expert
+    int32_t *counts; // [experts][parts], then of the expert's rows each part's first
     int32_t *offsets, *first_tile, *slots, *place;
 
     __host__ __device__ int64_t parts() const { return ceil_div(slots_in, kPart); }
@@ -58,53 +59,66 @@ template <class Body> __device__ __forceinline__ void for_slots(const Permutatio
 }
 
 template <int = 0> __global__ void count_experts(Permutation p) {
-    int32_t *mine = p.counts + blockIdx.x * p.experts;
-    for (int64_t e = threadIdx.x; e < p.experts; e += kWarp) mine[e] = 0;
+    int32_t *const mine = p.counts + blockIdx.x;
+    const int64_t parts = p.parts();
+    for (int64_t e = threadIdx.x; e < p.experts; e += kWarp) mine[e * parts] = 0;
     __syncwarp();
     for_slots(p, [&](int64_t, int32_t expert, unsigned same) {
         const Rank r = rank_of(same, threadIdx.x);
-        if (expert >= 0 && r.rank == 0) mine[expert] += r.count;
+        if (expert >= 0 && r.rank == 0) mine[expert * parts] += r.count;
     });
 }
 
-// One block. An expert's parts are added up by one thread, the experts by the first one: E is some
-// hundreds, and this is one step of thousands.
-template <int = 0> __global__ void add_counts(Permutation p) {
-    const int64_t parts = p.parts();
-    for (int64_t e = threadIdx.x; e < p.experts; e += blockDim.x) {
-        int32_t rows = 0;
-        for (int64_t i = 0; i < parts; ++i) rows += p.counts[i * p.experts + e];
-        p.offsets[e + 1] = rows;
+// The sum over this lane and those before it.
+__device__ __forceinline__ int32_t scan_lanes(int32_t x) {
+    const int lane = threadIdx.x % kWarp;
+#pragma unroll
+    for (int step = 1; step < kWarp; step *= 2) {
+        const int32_t before = __shfl_sync(kAllLanes, x, lane >= step ? lane - step : lane);
+        if (lane >= step) x += before;
     }
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        int32_t row = 0, tile = 0;
-        p.offsets[0] = p.first_tile[0] = 0;
-        for (int64_t e = 0; e < p.experts; ++e) {
-            const int32_t rows = p.offsets[e + 1];
-            p.offsets[e + 1] = row += rows;
-            p.first_tile[e + 1] = tile += (int32_t)ceil_div<int64_t>(rows, p.tile_height);
-        }
+    return x;
+}
+
+// A warp an expert, whose number of rows goes to offsets.
+constexpr int kScanWarps = 4; // of a block
+template <int = 0> __global__ void scan_parts(Permutation p) {
+    const int64_t e = (int64_t)blockIdx.x * kScanWarps + threadIdx.x / kWarp, parts = p.parts();
+    if (e >= p.experts) return;
+    int32_t *const mine = p.counts + e * parts;
+    int32_t rows = 0;
+    for (int64_t first = 0; first < parts; first += kWarp) {
+        const int64_t i = first + threadIdx.x % kWarp;
+        const int32_t count = i < parts ? mine[i] : 0, sum = scan_lanes(count);
+        if (i < parts) mine[i] = rows + sum - count;
+        rows += __shfl_sync(kAllLanes, sum, kWarp - 1);
     }
-    __syncthreads();
-    for (int64_t e = threadIdx.x; e < p.experts; e += blockDim.x) {
-        int32_t row = p.offsets[e];
-        for (int64_t i = 0; i < parts; ++i) {
-            int32_t &count = p.counts[i * p.experts + e];
-            const int32_t rows = count;
-            count = row;
-            row += rows;
-        }
+    if (threadIdx.x % kWarp == 0) p.offsets[e + 1] = rows;
+}
+
+template <int = 0> __global__ void scan_experts(Permutation p) {
+    int32_t row = 0, tile = 0;
+    if (threadIdx.x == 0) p.offsets[0] = p.first_tile[0] = 0;
+    for (int64_t first = 0; first < p.experts; first += kWarp) {
+        const int64_t e = first + threadIdx.x;
+        const int32_t rows = e < p.experts ? p.offsets[e + 1] : 0;
+        const int32_t last_row = row + scan_lanes(rows);
+        const int32_t last_tile =
+            tile + scan_lanes((int32_t)ceil_div<int64_t>(rows, p.tile_height));
+        if (e < p.experts) p.offsets[e + 1] = last_row, p.first_tile[e + 1] = last_tile;
+        row = __shfl_sync(kAllLanes, last_row, kWarp - 1);
+        tile = __shfl_sync(kAllLanes, last_tile, kWarp - 1);
     }
 }
 
 template <int = 0> __global__ void place_slots(Permutation p) {
-    int32_t *next = p.counts + blockIdx.x * p.experts; // row of each expert
+    int32_t *const next = p.counts + blockIdx.x;
+    const int64_t parts = p.parts();
     for_slots(p, [&](int64_t slot, int32_t expert, unsigned same) {
         const Rank r = rank_of(same, threadIdx.x);
-        const int32_t row = expert >= 0 ? next[expert] + r.rank : -1;
+        const int32_t row = expert >= 0 ? p.offsets[expert] + next[expert * parts] + r.rank : -1;
         __syncwarp();
-        if (expert >= 0 && r.rank == 0) next[expert] += r.count;
+        if (expert >= 0 && r.rank == 0) next[expert * parts] += r.count;
         if (slot >= p.slots_in) return;
         p.place[slot] = row;
         if (row >= 0) p.slots[row] = (int32_t)slot;
@@ -116,9 +130,10 @@ inline int64_t permutation_counts(int64_t slots, int64_t experts) { // elements 
 }
 
 inline void launch_permutation(const Permutation &p, cudaStream_t stream) {
-    constexpr int kThreads = 256; // of the one block
     launch(count_experts<>, {p.parts()}, kWarp, 0, stream, p);
-    launch(add_counts<>, {1}, kThreads, 0, stream, p);
+    launch(scan_parts<>, {ceil_div<int64_t>(p.experts, kScanWarps)}, kScanWarps * kWarp, 0, stream,
+           p);
+    launch(scan_experts<>, {1}, kWarp, 0, stream, p);
     launch(place_slots<>, {p.parts()}, kWarp, 0, stream, p);
 }
 

@@ -36,8 +36,8 @@ std::vector<int32_t> random_ids(int64_t slots, int64_t experts, bool some_out) {
 }
 
 void test_permutation() {
-    for (int64_t slots : {0, 1, 31, 32, 33, 255, 256, 257, 1000})
-        for (int64_t experts : {1, 3, 64, 300}) {
+    for (int64_t slots : {0, 1, 31, 32, 33, 255, 256, 257, 1000, 9000})
+        for (int64_t experts : {1, 3, 33, 300}) {
             const auto ids = random_ids(slots, experts, slots % 2);
             const Rows rows(ids, experts, 128);
             int32_t row = 0, tile = 0;
@@ -58,7 +58,9 @@ void test_permutation() {
         }
 }
 
-template <class T> void test_combination(int64_t tokens, int64_t top_k, int64_t columns) {
+// pad: of rows, and where they begin; 0: rows are whole vectors.
+template <class T>
+void test_combination(int64_t tokens, int64_t top_k, int64_t columns, int64_t pad) {
     const int64_t experts = 5, slots = tokens * top_k;
     const auto ids = random_ids(slots, experts, true);
     const Rows rows(ids, experts, 128);
@@ -76,7 +78,7 @@ template <class T> void test_combination(int64_t tokens, int64_t top_k, int64_t 
               factors[r] == (float)weights.at(slot / top_k, slot % top_k));
     }
 
-    const Array<T> m(std::max<int64_t>(slots, 1), columns, columns + 3, 1);
+    const Array<T> m(std::max<int64_t>(slots, 1), columns, columns + pad, pad);
     const Matrix<const T> rows_m{m.begin(), m.stride, 1, 0};
     Result<T> y(tokens, columns);
     launch(combine_rows<T, T>, {tokens}, kRowThreads, 0, nullptr, rows.place.data(), top_k, rows_m,
@@ -104,8 +106,8 @@ template <class T> void test_combination(int64_t tokens, int64_t top_k, int64_t 
         if (add) std::fill(bias.data.begin(), bias.data.end(), 3.f);
         Matrix<float> to = bias.matrix();
         to.group = columns;
-        launch(sum_rows<T, float>, {ceil_div<int64_t>(columns, kRowThreads), experts}, kRowThreads,
-               0, nullptr, groups, rows_m, tokens_of.data(), factors.data(), to, columns, add);
+        launch_sum_rows(groups, rows_m, tokens_of.data(), factors.data(), to, columns, add,
+                        nullptr);
         for (int64_t e = 0; e < experts; ++e)
             for (int64_t c = 0; c < columns; ++c) {
                 double sum = add ? 3 : 0, size = sum;
@@ -147,9 +149,11 @@ int main() {
     test_rank();
     test_permutation();
     for (int64_t tokens : {0, 1, 40}) {
-        test_combination<float>(tokens, 3, 300);
-        test_combination<Bf16>(tokens, 1, 7);
-        test_combination<F16>(tokens, 8, 64);
+        test_combination<float>(tokens, 3, 300, 3);
+        test_combination<float>(tokens, 2, 36, 0);
+        test_combination<Bf16>(tokens, 1, 7, 1);
+        test_combination<F16>(tokens, 8, 64, 0);
+        test_combination<Bf16>(tokens, 4, 2056, 0); // more columns than a block has in one step
     }
     test_factor_gradient();
     return finish();
