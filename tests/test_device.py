@@ -19,6 +19,10 @@ def draw(rng, shape, dtype):
     return rng.standard_normal(shape).astype(dtype)
 
 
+def copied(w):
+    return fc.FFNWeights(**{name: array.copy() for name, array in w.arrays().items()})
+
+
 def layer(rng, dtype, gated=True, d=24, f=40, weights_dtype=None):
     biases = ALL_BIASES if gated else ALL_BIASES[1:]
     return make_weights(rng, d, f, gated=gated, biases=biases, dtype=weights_dtype or dtype)
@@ -167,6 +171,58 @@ def test_needs_and_out_of_gradients(gpu, rng):
     for name, array in found.arrays().items():
         assert array is given[name]
         assert_close(array, expected.arrays()[name].astype(np.float64) + 1, "float16")
+
+
+@pytest.mark.parametrize("bits", [d for d in FLOATS if d.itemsize == 2], ids=str)
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_float32_gradient_of_x_beside_16_bits(gpu, bits, accumulate, rng):
+    x, w, grad = draw(rng, (7, 24), bits), layer(rng, bits), draw(rng, (7, 24), bits)
+    _, saved = fc.ffn_forward(x, w, activation="silu")
+    _, saved_gpu = fc.ffn_forward(gpu.array(x), gpu.weights(w), activation="silu")
+    expected = fc.ffn_backward(grad, saved, needs=("x",)).x.astype(np.float64)
+    out = gpu.array(np.full((14, 24), 3, np.float32)[::2])
+    found = fc.ffn_backward(
+        gpu.array(grad), saved_gpu, needs=("x",), out={"x": out}, accumulate=accumulate
+    )
+    assert found.x is out
+    assert_close(out, expected + 3 * accumulate, bits.name)
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_gradient_of_x_whose_rows_do_not_merge(gpu, accumulate, rng):
+    x, grad = draw(rng, (2, 3, 24), np.float32), draw(rng, (2, 3, 24), np.float32)
+    w = layer(rng, np.float32)
+    _, saved = fc.ffn_forward(x, w, activation="silu")
+    _, saved_gpu = fc.ffn_forward(gpu.array(x), gpu.weights(w), activation="silu")
+    out = gpu.array(np.full((3, 2, 24), 3, np.float32).swapaxes(0, 1))
+    options = {"needs": ("x",), "out": {"x": out}, "accumulate": accumulate}
+    assert fc.ffn_backward(gpu.array(grad), saved_gpu, **options).x is out
+    expected = fc.ffn_backward(grad, saved, needs=("x",)).x
+    assert_close(out, expected + 3 * accumulate, "float32")
+
+
+def test_what_was_given_is_kept(gpu, rng):
+    """A tensor may get other memory afterwards, as a module's parameters do when it is moved."""
+    x, w = draw(rng, (5, 24), np.float32), layer(rng, np.float32)
+    expected = fc.ffn(x, w, activation="silu")
+    grad = draw(rng, (5, 24), np.float32)
+    _, saved = fc.ffn_forward(x, w, activation="silu")
+    x_gpu, w_gpu = gpu.array(x.copy()), gpu.weights(copied(w))
+    _, saved_gpu = fc.ffn_forward(x_gpu, w_gpu, activation="silu", save="input")
+    for array in (x_gpu, *w_gpu.arrays().values()):
+        array.numpy_array = np.full(array.shape, np.nan, np.float32)
+    assert_close(fc.ffn(gpu.array(x), w_gpu, activation="silu"), expected, "float32")
+    found = fc.ffn_backward(gpu.array(grad), saved_gpu)
+    for name, array in fc.ffn_backward(grad, saved).arrays().items():
+        assert_close(found.arrays()[name], array, "float32")
+
+
+def test_saved_gate_and_up_are_copies(gpu, rng):
+    x, w = draw(rng, (5, 24), np.float32), layer(rng, np.float32)
+    _, saved = fc.ffn_forward(gpu.array(x), gpu.weights(w), activation="silu")
+    before = numbers(saved.up)
+    saved.up.numpy_array[...] = 0
+    np.testing.assert_array_equal(numbers(saved.up), before)
 
 
 def test_accumulated_numbers(gpu, rng):

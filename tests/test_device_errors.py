@@ -4,9 +4,11 @@ import re
 
 import numpy as np
 import pytest
+from fake_device import TorchDtype
+from support import unaligned
 
 import ffncore as fc
-from ffncore import _cuda
+from ffncore import _cuda, _device
 
 D, F, N, K = 6, 10, 3, 2
 
@@ -35,6 +37,13 @@ def place(gpu, device=0):
 def test_without_the_library(gpu, monkeypatch, tmp_path):
     monkeypatch.setattr(_cuda, "LIBRARY", tmp_path / "libffncore_cuda.so")
     with refused(RuntimeError, "built without its CUDA part; build it from source where nvcc"):
+        fc.ffn(gpu.array(zeros(2, D)), weights(gpu.array), activation="silu")
+
+
+def test_a_library_that_does_not_load(gpu, monkeypatch, tmp_path):
+    (tmp_path / "libffncore_cuda.so").write_bytes(b"of another machine")
+    monkeypatch.setattr(_cuda, "LIBRARY", tmp_path / "libffncore_cuda.so")
+    with refused(RuntimeError, "ffncore's CUDA part does not load; expected a library of this"):
         fc.ffn(gpu.array(zeros(2, D)), weights(gpu.array), activation="silu")
 
 
@@ -111,11 +120,17 @@ def test_shapes_and_dtypes(gpu):
 
 def test_strides_that_no_kernel_reads(gpu):
     gaps = np.zeros((2 * F, 2 * D), np.float32)[::2, ::2]
-    with refused(ValueError, "weights.up has strides (24, 2); expected one of them to be 1"):
-        fc.ffn(gpu.array(zeros(2, D)), weights(gpu.array, up=gaps), activation="silu")
+    x = gpu.array(zeros(2, D))
+    sentence = "w.up has strides (24, 2) in elements; expected 1 in one of the last two dim"
+    with refused(ValueError, sentence):
+        fc.ffn(x, weights(gpu.array, up=gaps), activation="silu")
     turned = weights(gpu.array, gate=np.zeros((D, F), np.float32).T)
-    with refused(ValueError, "of weights.gate and weights.up one has contiguous rows"):
-        fc.ffn(gpu.array(zeros(2, D)), turned, activation="silu")
+    sentence = "w.gate has contiguous columns and w.up contiguous rows; expected the same of both"
+    with refused(ValueError, sentence):
+        fc.ffn(x, turned, activation="silu")
+    # A dimension of one element has no stride.
+    row = np.zeros((D, 2), np.float32)[:, :1].T
+    fc.ffn(x, fc.FFNWeights(up=gpu.array(row), down=gpu.array(zeros(D, 1))), activation="silu")
 
 
 def test_outputs_that_overlap(gpu):
@@ -145,18 +160,29 @@ def test_tensors_that_torch_records(gpu):
     x.requires_grad = True
     with refused(ValueError, "x requires grad, which ffncore does not record; expected x.detach()"):
         fc.ffn(x, w, activation="silu")
+    with refused(ValueError, "w.up requires grad, which ffncore does not record"):
+        fc.FFNWeights(up=x, down=x)
     gpu.module.is_grad_enabled = lambda: False
     fc.ffn(x, w, activation="silu")
+    # What the forward pass took is not asked again.
+    _, saved = fc.ffn_forward(x, w, activation="silu")
+    gpu.module.is_grad_enabled = lambda: True
+    assert fc.ffn_backward(gpu.array(zeros(2, D)), saved).x.shape == (2, D)
 
 
 def test_tensors_on_the_cpu(gpu):
     if gpu.name != "torch":
         return
     x = gpu.array(zeros(2, D))
-    x.on = "cpu"
-    x.device_index = None
-    with refused(TypeError, "x is a torch tensor on namespace"):
-        fc.ffn(x, weights(np.asarray), activation="silu")
+    x.is_cuda = False
+    sentence = "x is a torch tensor on cpu; expected one on a CUDA device, or a numpy array"
+    for w in (weights(np.asarray), weights(gpu.array)):
+        with refused(TypeError, sentence):
+            fc.ffn(x, w, activation="silu")
+    down = gpu.array(zeros(D, F))
+    down.is_cuda = False
+    with refused(TypeError, "w.down is a torch tensor on cpu; expected one on a CUDA device"):
+        fc.FFNWeights(up=gpu.array(zeros(F, D)), down=down)
 
 
 def test_arrays_of_other_libraries(gpu):
@@ -164,10 +190,59 @@ def test_arrays_of_other_libraries(gpu):
         def __dlpack_device__(self):
             return 2, 0
 
-    hint = "torch.from_dlpack and cupy.from_dlpack make them of it without a copy"
+    hint = "torch.from_dlpack and cupy.from_dlpack make one of it without a copy"
+
+    def refused_as(name):
+        return pytest.raises(TypeError, match=f"{name} is of type Foreign.*{re.escape(hint)}")
+
     for w in (weights(gpu.array), weights(np.asarray)):
-        with pytest.raises(TypeError, match="x is of type Foreign.*" + re.escape(hint)):
+        with refused_as("x"):
             fc.ffn(Foreign(), w, activation="silu")
+    with refused_as("w.up"):
+        fc.FFNWeights(up=Foreign(), down=Foreign())
+    with refused_as("w.down"):
+        fc.FFNWeights(up=gpu.array(zeros(F, D)), down=Foreign())
+    with refused_as("gate_up"):
+        fc.FFNWeights.from_gate_up(Foreign(), Foreign())
+    with refused_as("experts"):
+        fc.Routing(experts=Foreign(), weights=Foreign())
+    with refused_as("logits"):
+        fc.route(Foreign(), K)
+
+
+def test_objects_of_a_library_that_are_no_arrays(gpu):
+    module = type("Linear", (), {"__module__": gpu.name})()
+    with refused(TypeError, "x is of type Linear; expected a numpy array"):
+        fc.ffn(module, weights(np.asarray), activation="silu")
+    with refused(TypeError, f"x is of type Linear; expected {place(gpu)}, as the other arrays"):
+        fc.ffn(module, weights(gpu.array), activation="silu")
+
+
+def test_dtypes_that_numpy_lacks(gpu, monkeypatch):
+    if gpu.name != "torch":
+        return
+    w, x = weights(gpu.array), gpu.array(zeros(2, D, dtype=np.uint8))
+    for name in ("float8_e5m2", "float8_of_tomorrow"):  # ml_dtypes has the first
+        x.own_dtype = TorchDtype(name, np.dtype(np.uint8))
+        with refused(TypeError, f"x has dtype {name}; expected float32"):
+            fc.ffn(x, w, activation="silu")
+
+    def without_ml_dtypes(name):
+        raise TypeError(name)
+
+    monkeypatch.setattr(_device, "_numpy_dtype", without_ml_dtypes)
+    x = gpu.array(zeros(2, D, dtype=np.int16))
+    x.own_dtype = TorchDtype("bfloat16", np.dtype(np.int16))
+    with refused(TypeError, "x has dtype bfloat16, which numpy knows once ml_dtypes is installed"):
+        fc.ffn(x, w, activation="silu")
+
+
+def test_elements_that_are_not_aligned(gpu):
+    if gpu.name != "cupy":  # torch makes no such tensor
+        return
+    x = unaligned(np.zeros((2, D), np.float32))
+    with refused(ValueError, "expected whole elements, of 4 bytes"):
+        fc.ffn(gpu.array(x), weights(gpu.array), activation="silu")
 
 
 def test_what_is_only_for_numpy(gpu):

@@ -98,6 +98,36 @@ def test_experts_that_do_not_exist_are_none(gpu, rng, monkeypatch):
         fc.moe(gpu.array(x), routing_gpu, gpu.weights(w), activation="silu")
 
 
+def test_ids_of_any_integer_dtype(gpu, rng):
+    """None that int32 cannot hold becomes an expert by losing bits."""
+    w, x = experts(rng, np.float32), draw(rng, (6, D))
+    ids = rng.integers(0, N, (6, K))
+    weights = draw(rng, (6, K))
+    ids[2, 1] = ids[4, 0] = -1
+    y = fc.moe(x, fc.Routing(experts=ids, weights=weights), w, activation="silu")
+    for dtype in (np.int16, np.int32, np.int64):
+        there = np.where(ids < 0, 2**32 + 1 if dtype == np.int64 else -1, ids).astype(dtype)
+        routing = fc.Routing(experts=gpu.array(there), weights=gpu.array(weights))
+        assert routing.experts.numpy_array.dtype == np.int32
+        assert_close(fc.moe(gpu.array(x), routing, gpu.weights(w), activation="silu"), y, "float32")
+
+
+def test_float32_gradient_of_x_beside_16_bits(gpu, rng):
+    bits = np.dtype(np.float16)
+    x, w, routing = draw(rng, (9, D), bits), experts(rng, bits), some_routing(rng, 9)
+    grad = draw(rng, (9, D), bits)
+    _, saved = fc.moe_forward(x, routing, w, activation="silu")
+    _, saved_gpu = fc.moe_forward(
+        gpu.array(x), gpu.routing(routing), gpu.weights(w), activation="silu"
+    )
+    out = {"x": gpu.array(np.ones((9, D), np.float32)), "up": gpu.array(np.ones((N, F, D), "f4"))}
+    found = fc.moe_backward(gpu.array(grad), saved_gpu, out=out, accumulate=True)
+    expected = fc.moe_backward(grad, saved).arrays()
+    for name, array in out.items():
+        assert found.arrays()[name] is array
+        assert_close(array, expected[name].astype(np.float64) + 1, "float16")
+
+
 def test_out_and_accumulate(gpu, rng):
     x, w, routing = draw(rng, (12, D)), experts(rng, np.float32), some_routing(rng, 12)
     arrays = gpu.array(x), gpu.routing(routing), gpu.weights(w)

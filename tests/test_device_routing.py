@@ -72,5 +72,6 @@ def test_counts_leave_out_what_does_not_exist(gpu):
     weights = gpu.array(np.ones((2, 3), np.float32))
     routing = fc.Routing(experts=gpu.array(ids), weights=weights, n_experts=4)
     np.testing.assert_array_equal(numbers(routing.counts), [1, 0, 0, 2])
+    assert routing.counts.numpy_array.dtype == np.int64
     assert routing.experts.numpy_array.dtype == np.int32
     assert repr(routing) == "Routing(experts=(2, 3), weights=float32, n_experts=4)"

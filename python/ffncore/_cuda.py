@@ -26,6 +26,12 @@ LIBRARY = PACKAGE / "libffncore_cuda.so"
 _CODES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
 
 
+@functools.cache
+def _types(ffi: Any, kind: str) -> tuple[Any, int]:
+    """A pointer to a struct, and the struct's size: cffi reads a name anew each time."""
+    return ffi.typeof(f"ffncore_{kind} *"), ffi.sizeof(f"ffncore_{kind}")
+
+
 class Cuda(NamedTuple):
     ffi: Any
     lib: Any
@@ -44,8 +50,9 @@ class Cuda(NamedTuple):
 
     def struct(self, kind: str, **fields: Any) -> Any:
         """With its size, and every field that is not given 0."""
-        made = self.ffi.new(f"ffncore_{kind} *")
-        made.size = self.ffi.sizeof(made[0])
+        pointer, size = _types(self.ffi, kind)
+        made = self.ffi.new(pointer)
+        made.size = size
         for name, value in fields.items():
             setattr(made, name, value)
         return made
@@ -118,6 +125,11 @@ def cuda() -> Cuda:
     ffi = cffi.FFI()
     for header in ("ffncore.h", "ffncore_cuda.h"):
         ffi.cdef(declarations((PACKAGE / "include" / header).read_text(encoding="utf-8")))
-    opened = Cuda(ffi, ffi.dlopen(str(LIBRARY)))
+    try:
+        opened = Cuda(ffi, ffi.dlopen(str(LIBRARY)))
+    except OSError as error:
+        raise RuntimeError(
+            f"ffncore's CUDA part does not load; expected a library of this machine: {error}"
+        ) from None
     opened.check(opened.lib.ffncore_cuda_devices(ffi.new("int32_t *")))
     return opened

@@ -16,20 +16,19 @@ from typing import Any
 import numpy as np
 
 from . import _core
-from ._arrays import FLOAT64, Array, check_apart, check_out
+from ._arrays import FLOAT32, FLOAT64, Array, check_apart, check_out
 from ._cuda import Cuda, cuda
-from ._device import Made, Place, place_of
+from ._device import Made, Place
+from ._device_weights import experts_struct, place_of_weights
 from ._grads import Asked, FFNGrads, mirror, routing_inputs, weights_inputs
 from ._rows import merges, row_count
 from ._saved import DeviceMoESaved, DeviceSaved, keeps_preactivations
 from .activations import to_tuple
 from .functional import _check_x
 from .moe import MoEGrads, _Call
-from .packed import PackedWeights, check_block, check_weights
+from .packed import check_block
 from .routing import Routing
 from .weights import NAMES, FFNWeights
-
-BYTES = np.dtype(np.uint8)
 
 
 def ffn(x: Any, weights: Any, activation: Any, out: Any) -> Array:
@@ -55,7 +54,7 @@ def moe_forward(
 def ffn_backward(
     grad_y: Any, saved: DeviceSaved, needs: Any, out: Any, accumulate: Any
 ) -> FFNGrads:
-    layer = _Layer(saved.x, saved.weights, saved.activation)
+    layer = _Layer(saved._kept_x, saved.weights, saved.activation)
     return layer.backward(grad_y, saved, needs, out, accumulate)  # type: ignore[no-any-return]
 
 
@@ -63,20 +62,8 @@ def moe_backward(
     grad_y: Any, saved: DeviceMoESaved, needs: Any, out: Any, accumulate: Any
 ) -> MoEGrads:
     mixture = (saved.routing, saved.apply_router_weight_on_input)
-    layer = _Layer(saved.x, saved.weights, saved.activation, mixture)
+    layer = _Layer(saved._kept_x, saved.weights, saved.activation, mixture)
     return layer.backward(grad_y, saved, needs, out, accumulate)  # type: ignore[no-any-return]
-
-
-def _place_of(weights: object) -> Place:
-    """Where the weights are: not on a CPU."""
-    checked = check_weights(weights)
-    if isinstance(checked, PackedWeights):
-        raise TypeError("weights are packed for a CPU; expected FFNWeights of arrays of a GPU")
-    if checked._place is None:
-        raise TypeError("weights are of numpy arrays; expected arrays of a GPU, as the others")
-    if checked.dtype == FLOAT64:
-        raise TypeError("w.up has dtype float64; expected float32, bfloat16 or float16 on a GPU")
-    return checked._place
 
 
 class _Layer:
@@ -85,8 +72,7 @@ class _Layer:
     def __init__(
         self, x: Any, weights: Any, activation: Any, mixture: tuple[Any, Any] | None = None
     ) -> None:
-        place_of("x", x)  # that a tensor is on the CPU is what its owner wants to know first
-        self.place = _place_of(weights)
+        self.place = place_of_weights(weights, x)
         self.x, seen = x, self.place.ghost("x", x)
         self.activation: Any = activation
         self.routing: Routing | None = None
@@ -119,7 +105,7 @@ class _Layer:
             check_apart("out", y.ghost, [("x", self.seen), *weights_inputs(self.weights)])
             if self.routing:
                 check_apart("out", y.ghost, routing_inputs(self.routing))
-        written = _Output(self.place, y, keep=False)
+        written = _Output(self.place, y, self.seen.dtype, add=False)
         args, held = self._args("forward")
         args.y = self.library.matrix(written.rows)
         args.saved = self.library.address(saved)
@@ -136,6 +122,7 @@ class _Layer:
         y = self.forward(out, panels.ghost if panels else None).array
         own: dict[str, Any] = {
             "_own_x": self.seen,
+            "_kept_x": self.place.library.view(self.x),
             "_place": self.place,
             "_memory": panels.array if panels else None,
         }
@@ -144,7 +131,6 @@ class _Layer:
             kind = DeviceMoESaved
             own["routing"] = self.routing
             own["apply_router_weight_on_input"] = self.on_input
-            own["_ids_memory"] = self.routing.experts
             own["_ids"] = self.routing._arrays[0]
         panels_seen = panels.ghost if panels else None
         return y, kind._make(self.x, self.weights, self.activation, panels_seen, **own)
@@ -179,24 +165,23 @@ class _Layer:
             dense = self.routing is None
             by_name = {name: grads[name] for name in NAMES if name in grads}
             args.grad_experts = library.gradients(by_name, dense)
-            outputs = {
-                name: _Output(place, Made(arrays[id(grads[name])], grads[name]), asked.accumulate)
-                for name in ("x", "routing_weights")
-                if name in grads
-            }
-            for name, output in outputs.items():
-                setattr(args, f"grad_{name}", library.matrix(output.rows))
+            outputs = []
+            for name, dtype in (("x", self.seen.dtype), ("routing_weights", FLOAT32)):
+                if name in grads:
+                    given = Made(arrays[id(grads[name])], grads[name])
+                    outputs.append(_Output(place, given, dtype, asked.accumulate))
+                    setattr(args, f"grad_{name}", library.matrix(outputs[-1].rows))
             if numbers:
                 args.grad_alpha_p = library.address(numbers.ghost[:1], "double *")
                 args.grad_alpha_n = library.address(numbers.ghost[1:], "double *")
             self._run("backward", args)
-            for output in outputs.values():
+            for output in outputs:
                 output.finish()
             del held, rows
         own = {name: arrays[id(seen)] for name, seen in grads.items()}
         grad_x, grad_routing = own.pop("x", None), own.pop("routing_weights", None)
         found: Any = [(numbers.array[0], numbers.array[1])] if numbers else []
-        parts = (grad_x, mirror(own, self.weights, out), asked.numbers(found))
+        parts = (grad_x, mirror(own, self.weights, out), asked.numbers(found, place.library.sum))
         return FFNGrads(*parts) if self.routing is None else MoEGrads(*parts, grad_routing)
 
     # ---- the C ABI
@@ -208,14 +193,14 @@ class _Layer:
         args = library.struct(
             f"moe_{which}_args",
             x=library.matrix(x.ghost),
-            experts=_experts(library, self.weights),
+            experts=experts_struct(library, self.weights),
             activation=_activation(library, self.core),
             weight_on_input=self.on_input,
         )
         factors = None
         if self.routing:
             ids, weights = self.routing._arrays
-            factors = self.place.rows(self.routing.weights, weights)
+            factors = self.place.rows(self.routing._kept[1], weights)
             args.expert_ids = library.address(ids, "int32_t *")
             args.routing_weights = library.matrix(factors.ghost)
         return args, (x, factors)
@@ -228,31 +213,36 @@ class _Layer:
         nbytes = ask(args, call)
         if nbytes < 0:
             library.fail(library.lib.FFNCORE_INVALID_ARGUMENT)
-        workspace = self.place.make((nbytes,), BYTES)
-        call.workspace, call.workspace_bytes = library.address(workspace.ghost), nbytes
+        memory = self.place.library
+        workspace = memory.empty((nbytes,), "uint8", self.place.device)
+        call.workspace = library.ffi.cast("void *", memory.describe(workspace)[0])
+        call.workspace_bytes = nbytes
         library.check(run(args, call))
 
 
 class _Output:
-    """An output [..., d] as the rows that are written; finish: by a copy, where it has none."""
+    """An output [..., d] as the rows of `dtype` that a pass writes, or (add) adds to.
 
-    def __init__(self, place: Place, output: Made, keep: bool) -> None:
-        seen = output.ghost
-        shape = (row_count(seen.shape), seen.shape[-1])
-        self._output, self._copy = output.array, None
-        if merges(seen):
-            self.rows = seen.reshape(shape)
-            return
-        if keep:
-            copy = place.library.contiguous(output.array)
-            made = Made(copy, place.ghost("a copy", copy))
-        else:
-            made = place.make(seen.shape, seen.dtype)
-        self._copy, self.rows = made.array, made.ghost.reshape(shape)
+    Where it has no such rows, an array between has: finish brings that one's numbers over.
+    """
+
+    def __init__(self, place: Place, output: Made, dtype: np.dtype[Any], add: bool) -> None:
+        array, seen = output
+        self._library, self._output = place.library, array
+        self._between: Any = None
+        self._adds = False
+        if seen.dtype != dtype:
+            # The C ABI has x's gradient in x's dtype alone: float32 beside 16 bits is added here.
+            self._adds = add
+            self._between, seen = place.make(seen.shape, dtype, zero=add)
+        elif not merges(seen):
+            # With the old numbers, so that sums are rounded once.
+            self._between, seen = place.copy(array) if add else place.make(seen.shape, dtype)
+        self.rows = seen.reshape(row_count(seen.shape), seen.shape[-1])
 
     def finish(self) -> None:
-        if self._copy is not None:
-            self._output[...] = self._copy
+        if self._between is not None:
+            self._library.write(self._output, self._between, add=self._adds)
 
 
 def _check_routing(routing: object, place: Place) -> Routing:
@@ -260,7 +250,9 @@ def _check_routing(routing: object, place: Place) -> Routing:
         raise TypeError(f"routing is of type {type(routing).__name__}; expected Routing")
     if routing._place is None:
         raise TypeError(f"routing is of numpy arrays; expected {place}, as the weights")
-    place.ghost("routing.experts", routing.experts)
+    if routing._place != place:
+        error = ValueError if routing._place.library is place.library else TypeError
+        raise error(f"routing.experts is {routing._place}; expected {place}, as the weights")
     return routing
 
 
@@ -276,15 +268,6 @@ def _seen_out(out: Any, ghost: Any) -> Any:
         name: value if value is None or name == "activation" else ghost(f"out.{name}", value)
         for name, value in entries.items()
     }
-
-
-def _experts(library: Cuda, weights: FFNWeights) -> Any:
-    """Filled once for all calls with these weights."""
-    made = weights._struct
-    if made is None:
-        made = library.experts(weights._seen())
-        weights._set(_struct=made)
-    return made
 
 
 def _activation(library: Cuda, core: _core.ActivationTuple) -> Any:

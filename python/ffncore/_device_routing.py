@@ -62,7 +62,11 @@ def route(place: Place, logits: Any, k: int, options: Options, bias: Any, expert
     args.router.e_score_correction_bias = library.vector(seen_bias)
     library.check(library.lib.ffncore_cuda_route(args, library.call(place)))
     return Routing._on_gpu(
-        ids, weights, seen.shape[-1], place, DevicePart(Made(logits, seen), ids, core)
+        ids,
+        weights,
+        seen.shape[-1],
+        place,
+        DevicePart(Made(place.library.view(logits), seen), ids, core),
     )
 
 

@@ -6,6 +6,7 @@ Tests: tests/test_backward.py.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -137,14 +138,18 @@ class Asked:
     def xielu(self) -> bool:
         return "activation" in self.wanted
 
-    def numbers(self, results: list[tuple[float, float] | None]) -> XieluGrads | None:
+    def numbers(
+        self,
+        results: list[tuple[float, float] | None],
+        add: Callable[[Any, Any], Any] = operator.add,
+    ) -> XieluGrads | None:
         """xielu's two, from what the pass returned."""
         if not self.xielu or not results or results[0] is None:
             return None
         numbers = XieluGrads(*results[0])
         if not self.accumulate or self._old is None:
             return numbers
-        return XieluGrads(numbers.alpha_p + self._old.alpha_p, numbers.alpha_n + self._old.alpha_n)
+        return XieluGrads(*(add(new, old) for new, old in zip(numbers, self._old, strict=True)))
 
 
 def check_needs(needs: object, saved: Saved) -> tuple[str, ...]:

@@ -144,33 +144,33 @@ class DeviceSaved(Saved):
     """The same on a GPU. x and what the panels lie in are arrays of its library; _own_x and _panels
     are ghosts. Panels are [gated ? 2 : 1][T, f]."""
 
-    __slots__ = ("_memory", "_place")
+    __slots__ = ("_kept_x", "_memory", "_place")
 
+    _kept_x: Any
     _memory: Any
     _place: Place
 
     def _preactivation(self, index: int) -> Any:
         if self._panels is None:
             return None
-        shape = (*self._own_x.shape[:-1], self.weights.d_ff)
-        return self._memory[index].reshape(shape)
+        rows = self._place.library.copy(self._memory[index])
+        return rows.reshape(*self._own_x.shape[:-1], self.weights.d_ff)
 
 
 class DeviceMoESaved(MoESaved):
     """Likewise; rows are in the order of experts, then of tokens and slots."""
 
-    __slots__ = ("_ids_memory", "_memory", "_place")
+    __slots__ = ("_kept_x", "_memory", "_place")
 
+    _kept_x: Any
     _memory: Any
-    _ids_memory: Any
     _place: Place
 
     def _preactivation(self, index: int) -> Any:
         if self._panels is None:
             return None
-        ids, end = self._ids_memory.reshape(-1), self.weights.n_experts or 0
-        rows = self._memory[index][self._place.library.ranks(ids, end)]
-        rows[(ids < 0) | (ids >= end)] = 0
+        ids = self.routing._kept[0].reshape(-1)
+        rows = self._place.library.by_id(self._memory[index], ids, self.weights.n_experts or 0)
         return rows.reshape(*self._own_x.shape[:-1], self._ids.shape[-1], self.weights.d_ff)
 
 

@@ -64,8 +64,9 @@ def ffn(
 ) -> Array:
     """y [..., d] of x [..., d]; out: an array to write y to, which is returned.
 
-    x, weights and out may also be torch CUDA tensors, or CuPy arrays, of one device: then y is one,
-    and the work is queued on the library's current stream. float32, float16, bfloat16.
+    x, weights and out may also be torch CUDA tensors, or CuPy arrays, of one device, in float32,
+    bfloat16 or float16 and with any strides (weights: see FFNWeights): then y is one, the work is
+    queued on the library's current stream, and nothing waits for it.
 
     >>> y = fc.ffn(x, weights, activation="silu")
     """
@@ -224,7 +225,8 @@ def ffn_backward(
     aligned, is copied as a whole for the call, because gradients of weights sum over all tokens.
     With needs=("x",) and save="input" it is copied a block at a time.
 
-    On a GPU gradients are arrays of its library, and xielu's two are of no dimension, in float64.
+    On a GPU (see ffn) gradients are arrays of its library, and xielu's two are of no dimension, in
+    float64. There a float32 out.x beside 16 bits gets numbers that were rounded to 16 bits.
 
     >>> grads = fc.ffn_backward(grad_y, saved, needs=("x", "down"))
     """

@@ -111,6 +111,7 @@ def moe_forward(
 
     save="preactivations" keeps gate and up of every slot that has an expert; save="input" keeps
     references alone, and the backward pass computes them again. The results are the same bits.
+    Arrays on a GPU as for moe.
 
     >>> y, saved = fc.moe_forward(x, routing, experts, activation="silu")
     """
@@ -157,7 +158,8 @@ def moe_backward(
     out         arrays to fill: a MoEGrads, or a mapping of the names of needs
     accumulate  add into out instead; experts that no token chose are not touched
 
-    Dtypes as for fc.ffn_backward; the gradient of routing weights has theirs.
+    Dtypes as for fc.ffn_backward, and arrays on a GPU, too; the gradient of routing weights has
+    their dtype.
 
     >>> grads = fc.moe_backward(grad_y, saved)
     >>> grad_logits = fc.route_backward(grads.routing_weights, saved.routing)

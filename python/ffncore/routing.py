@@ -66,7 +66,7 @@ class Routing:
     >>> routing = fc.Routing(experts=ids, weights=weights, n_experts=64)
     """
 
-    __slots__ = ("_arrays", "_place", "_saved", "experts", "n_experts", "weights")
+    __slots__ = ("_arrays", "_kept", "_place", "_saved", "experts", "n_experts", "weights")
 
     experts: Array
     weights: Array
@@ -74,6 +74,7 @@ class Routing:
     _saved: tuple[Part, ...] | None  # what route_backward needs; the weights in their order
     _arrays: tuple[Array, Array]  # experts and weights to check against: on a GPU, their ghosts
     _place: Place | None
+    _kept: tuple[Any, ...]  # what keeps a GPU's memory: experts and weights
 
     def __init__(self, *, experts: object, weights: object, n_experts: int | None = None) -> None:
         if n_experts is not None:
@@ -81,22 +82,24 @@ class Routing:
             if not 1 <= n_experts <= MOST_EXPERTS:
                 raise ValueError(f"n_experts is {n_experts}; expected 1 to {MOST_EXPERTS}")
         place = place_of("experts", experts)
+        kept: tuple[Any, ...] = ()
         if place is None:
             ids = seen = check_ids(experts, n_experts)
-            factors = as_array("weights", weights)
+            weights = factors = as_array("weights", weights)
         else:
             ids, seen = ids_on_gpu(place, experts)
             factors = place.ghost("weights", weights)
+            kept = (place.library.view(ids), place.library.view(weights))
         check_logits_dtype("weights", factors)
         check_shape("weights", factors, seen.shape, "to match experts")
-        self._set(experts=ids, weights=factors if place is None else weights)
-        self._set(n_experts=n_experts, _saved=None, _arrays=(seen, factors), _place=place)
+        self._set(experts=ids, weights=weights, n_experts=n_experts)
+        self._set(_saved=None, _arrays=(seen, factors), _place=place, _kept=kept)
 
     @classmethod
     def _make(cls, experts: Array, weights: Array, n_experts: int, *saved: Part) -> Routing:
         routing = object.__new__(cls)
         routing._set(experts=experts, weights=weights, n_experts=n_experts, _saved=saved)
-        routing._set(_arrays=(experts, weights), _place=None)
+        routing._set(_arrays=(experts, weights), _place=None, _kept=())
         return routing
 
     @classmethod
@@ -104,8 +107,10 @@ class Routing:
         cls, experts: Made, weights: Made, n_experts: int, place: Place, saved: Any
     ) -> Routing:
         routing = object.__new__(cls)
+        kept = (place.library.view(experts.array), place.library.view(weights.array))
         routing._set(experts=experts.array, weights=weights.array, n_experts=n_experts)
-        routing._set(_saved=(saved,), _arrays=(experts.ghost, weights.ghost), _place=place)
+        routing._set(_saved=(saved,), _arrays=(experts.ghost, weights.ghost))
+        routing._set(_place=place, _kept=kept)
         return routing
 
     def _set(self, **attributes: object) -> None:
@@ -129,7 +134,7 @@ class Routing:
         if self.n_experts is None:
             raise ValueError("routing.n_experts is None; expected a number to count up to")
         if self._place is not None:
-            counts: Array = self._place.library.counts(self.experts.reshape(-1), self.n_experts)
+            counts: Array = self._place.library.counts(self._kept[0].reshape(-1), self.n_experts)
             return counts
         return np.bincount(self.experts.reshape(-1) + 1, minlength=self.n_experts + 1)[1:]
 
@@ -191,7 +196,7 @@ def route(
     """Chooses top_k of E experts for each token: logits [..., E] -> experts, weights [..., top_k].
 
     logits   float32 or float64, any strides; weights have the same dtype. On a GPU (torch CUDA
-             tensors, CuPy arrays) float32, and every other array is on it, too
+             tensors, CuPy arrays) float32, every other array is on it, too, and nothing waits
     score_fn                 "softmax", "sigmoid", "sqrtsoftplus" (sqrt(log(1 + e^z))), all over E;
                              "softmax_topk": softmax over the chosen logits alone
     select_on                "scores" or "logits"; softmax_topk selects on logits either way
@@ -276,7 +281,8 @@ def route_backward(grad_weights: Array, routing: Routing) -> Array:
     normalization every logit has a gradient; otherwise only those of the chosen experts (and with
     norm_eps, or where norm_min is reached, softmax gives the others one, too). Where norm_min is
     reached, the divisor is a constant. The logits are those of the forward pass: changing them in
-    between is the caller's error.
+    between is the caller's error. For a routing on a GPU both arrays are of its library, in float32
+    and with any strides, and nothing waits.
 
     >>> grad_logits = fc.route_backward(grads.routing_weights, routing)
     """

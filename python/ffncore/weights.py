@@ -94,6 +94,7 @@ class FFNWeights:
         _arrays: _core.WeightsTuple = field(init=False)
         _aligned: bool = field(init=False)
         _place: Place | None = field(init=False)  # on a GPU: then _arrays are ghosts
+        _kept: tuple[Any, ...] = field(init=False)  # what keeps a GPU's memory
         _struct: Any = field(init=False)  # what its calls take, made by the first
         _call: Call | None = field(init=False)  # None: not for ffn's short way
 
@@ -138,7 +139,9 @@ class FFNWeights:
             inputs = tuple(a for a in arrays if a is not None)
             call = Call(arrays, dtype, (f, d), checked["gate"] is not None, inputs)
         self._set(d_model=d, d_ff=f, n_experts=lead[0] if lead else None, dtype=dtype)
-        self._set(_arrays=arrays, _aligned=aligned, _place=place, _struct=None, _call=call)
+        kept = () if place is None else tuple(map(place.library.view, self.arrays().values()))
+        self._set(_arrays=arrays, _aligned=aligned, _call=call)
+        self._set(_place=place, _kept=kept, _struct=None)
 
     def _set(self, **attributes: object) -> None:
         for name, value in attributes.items():
@@ -182,9 +185,10 @@ class FFNWeights:
         if layout == "interleaved":
             pair = (slice(0, None, 2), slice(1, None, 2))
         first, second = pair if order == "gate_first" else pair[::-1]
+        whole: Any = fused if place is None else gate_up
         return cls(
-            gate=gate_up[..., first, :],
-            up=gate_up[..., second, :],
+            gate=whole[..., first, :],
+            up=whole[..., second, :],
             down=down,
             b_gate=None if b_gate_up is None else b_gate_up[..., first],
             b_up=None if b_gate_up is None else b_gate_up[..., second],
