@@ -159,11 +159,7 @@ void backward(const ffncore_moe_backward_args &a, const Sizes<ffncore_moe_backwa
     layer.routing = sizes.routing(a);
     layer.saved = (const T *)a.saved;
     layer.add = a.accumulate != 0;
-    if (a.grad_x.data) {
-        check_matrix("grad_x", a.grad_x, sizes.tokens, d);
-        check_same_dtype("grad_x", a.grad_x.dtype, a.x.dtype);
-        layer.grad_x = matrix_of<T>(a.grad_x);
-    }
+    layer.grad_x = gradient("grad_x", a.grad_x, sizes.tokens, d, 0, a.x.dtype);
     if (a.grad_routing_weights.data) {
         check_matrix("grad_routing_weights", a.grad_routing_weights, sizes.tokens, sizes.top_k);
         check_same_dtype("grad_routing_weights", a.grad_routing_weights.dtype, FFNCORE_FLOAT32);

@@ -13,7 +13,7 @@
 
 namespace ffncore::cuda {
 
-// A gradient of a weight or bias is of its type or of float.
+// A gradient is of the type of what it is a gradient of, or of float.
 template <class T> struct LayerBackward {
     int64_t tokens = 0;
     Matrix<const T> x, grad_y;
@@ -21,15 +21,14 @@ template <class T> struct LayerBackward {
     LayerRouting routing;
     const T *saved = nullptr; // of the forward pass, or nullptr: gate and up are computed again
     bool add = false;         // to what is there
-    Matrix<T> grad_x;
-    AnyMatrix grad_gate, grad_up, grad_down, grad_b_gate, grad_b_up, grad_b_down;
+    AnyMatrix grad_x, grad_gate, grad_up, grad_down, grad_b_gate, grad_b_up, grad_b_down;
     Matrix<float> grad_weights; // of the routing, [T, k]
     // xielu's: what the sums are multiplied by, and where they go.
     double factor_p = 0, factor_n = 0;
     double *grad_p = nullptr, *grad_n = nullptr;
 };
 
-// run(Matrix) for a gradient that is there, of W or float.
+// run(Matrix) for a gradient that is there, of W (or x's type) or float.
 template <class W, class Run> void with_type(const AnyMatrix &to, const Run &run) {
     if (!to.data) return;
     if (to.type == kFloat32)
@@ -130,14 +129,18 @@ void layer_backward(const LayerBackward<T> &layer, const LayerWeights<W> &w, Are
     if (rows_of_dx) {
         RowProduct<T, W> p{routed.groups, 2, {by_gate, by_up}, {w.gate, w.up}, d, f};
         if (!w.gated) p.terms = 1, p.a[0] = by_up, p.b[0] = w.up;
-        launch_product<false>(
-            p, w.up_by_columns,
-            StoreEpilogue<T>{mixture ? rows_of(dx, d) : layer.grad_x, {}, d, !mixture && add},
-            stream);
-        if (mixture && layer.grad_x.data)
-            launch(combine_rows<T, T>, {tokens}, kRowThreads, 0, stream, routed.place,
-                   routing.top_k, Matrix<const T>{dx, d, 1, 0}, on_input ? routed.factors : nullptr,
-                   layer.grad_x, d, add);
+        const auto product = [&](const auto &epilogue) {
+            launch_product<false>(p, w.up_by_columns, epilogue, stream);
+        };
+        if (mixture) product(StoreEpilogue<T>{rows_of(dx, d), {}, d, false});
+        with_type<T>(layer.grad_x, [&]<class G>(const Matrix<G> &out) {
+            if (mixture)
+                launch(combine_rows<G, T>, {tokens}, kRowThreads, 0, stream, routed.place,
+                       routing.top_k, Matrix<const T>{dx, d, 1, 0},
+                       on_input ? routed.factors : nullptr, out, d, add);
+            else
+                product(StoreEpilogue<G>{out, {}, d, add});
+        });
     }
     if (mixture && layer.grad_weights.data) {
         constexpr int kWarps = 8;

@@ -48,9 +48,7 @@ class Library(Protocol):
     def as_int32(self, array: Any) -> Any:
         """C-contiguous; what int32 cannot hold stays an id that does not exist."""
 
-    def write(self, array: Any, values: Any, *, add: bool) -> None:
-        """array = values, or array += values; dtypes may differ."""
-
+    def write(self, array: Any, values: Any) -> None: ...
     def sum(self, array: Any, number: Any) -> Any: ...
     def counts(self, ids: Any, end: int) -> Any:
         """How often each of 0 ... end - 1 is there, int64."""
@@ -114,11 +112,8 @@ class _Torch:
             array = array.to(self._torch.int64).clamp(_LEAST, _MOST)
         return array.to(self._torch.int32).contiguous()
 
-    def write(self, array: Any, values: Any, *, add: bool) -> None:
-        if add:
-            array.add_(values)
-        else:
-            array.copy_(values)
+    def write(self, array: Any, values: Any) -> None:
+        array.copy_(values)
 
     def sum(self, array: Any, number: Any) -> Any:
         return array + number
@@ -182,10 +177,9 @@ class _CuPy:
                 array = array.astype(np.int64).clip(_LEAST, _MOST)
             return self._cupy.ascontiguousarray(array, dtype=np.int32)
 
-    def write(self, array: Any, values: Any, *, add: bool) -> None:
+    def write(self, array: Any, values: Any) -> None:
         with self._on(array):
-            values = values.astype(array.dtype, copy=False)
-            array[...] = array + values if add else values
+            array[...] = values
 
     def sum(self, array: Any, number: Any) -> Any:
         with self._on(array):

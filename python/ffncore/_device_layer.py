@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from . import _core
-from ._arrays import FLOAT32, FLOAT64, Array, check_apart, check_out
+from ._arrays import FLOAT64, Array, check_apart, check_out
 from ._cuda import Cuda, cuda
 from ._device import Made, Place
 from ._device_weights import experts_struct, place_of_weights
@@ -105,7 +105,7 @@ class _Layer:
             check_apart("out", y.ghost, [("x", self.seen), *weights_inputs(self.weights)])
             if self.routing:
                 check_apart("out", y.ghost, routing_inputs(self.routing))
-        written = _Output(self.place, y, self.seen.dtype, add=False)
+        written = _Output(self.place, y, keep=False)
         args, held = self._args("forward")
         args.y = self.library.matrix(written.rows)
         args.saved = self.library.address(saved)
@@ -166,10 +166,10 @@ class _Layer:
             by_name = {name: grads[name] for name in NAMES if name in grads}
             args.grad_experts = library.gradients(by_name, dense)
             outputs = []
-            for name, dtype in (("x", self.seen.dtype), ("routing_weights", FLOAT32)):
+            for name in ("x", "routing_weights"):
                 if name in grads:
                     given = Made(arrays[id(grads[name])], grads[name])
-                    outputs.append(_Output(place, given, dtype, asked.accumulate))
+                    outputs.append(_Output(place, given, asked.accumulate))
                     setattr(args, f"grad_{name}", library.matrix(outputs[-1].rows))
             if numbers:
                 args.grad_alpha_p = library.address(numbers.ghost[:1], "double *")
@@ -221,28 +221,24 @@ class _Layer:
 
 
 class _Output:
-    """An output [..., d] as the rows of `dtype` that a pass writes, or (add) adds to.
+    """An output [..., d] as the rows that a pass writes, or (keep) adds to.
 
-    Where it has no such rows, an array between has: finish brings that one's numbers over.
+    Where leading dimensions cannot be merged, an array between has such rows: finish brings its
+    numbers over.
     """
 
-    def __init__(self, place: Place, output: Made, dtype: np.dtype[Any], add: bool) -> None:
+    def __init__(self, place: Place, output: Made, keep: bool) -> None:
         array, seen = output
         self._library, self._output = place.library, array
         self._between: Any = None
-        self._adds = False
-        if seen.dtype != dtype:
-            # The C ABI has x's gradient in x's dtype alone: float32 beside 16 bits is added here.
-            self._adds = add
-            self._between, seen = place.make(seen.shape, dtype, zero=add)
-        elif not merges(seen):
+        if not merges(seen):
             # With the old numbers, so that sums are rounded once.
-            self._between, seen = place.copy(array) if add else place.make(seen.shape, dtype)
+            self._between, seen = place.copy(array) if keep else place.make(seen.shape, seen.dtype)
         self.rows = seen.reshape(row_count(seen.shape), seen.shape[-1])
 
     def finish(self) -> None:
         if self._between is not None:
-            self._library.write(self._output, self._between, add=self._adds)
+            self._library.write(self._output, self._between)
 
 
 def _check_routing(routing: object, place: Place) -> Routing:

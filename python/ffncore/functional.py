@@ -226,7 +226,7 @@ def ffn_backward(
     With needs=("x",) and save="input" it is copied a block at a time.
 
     On a GPU (see ffn) gradients are arrays of its library, and xielu's two are of no dimension, in
-    float64. There a float32 out.x beside 16 bits gets numbers that were rounded to 16 bits.
+    float64.
 
     >>> grads = fc.ffn_backward(grad_y, saved, needs=("x", "down"))
     """

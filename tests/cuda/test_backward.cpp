@@ -91,7 +91,7 @@ template <class T, class W, class G> void test_layer(const Case &c) {
         std::fill(workspace.memory.begin(), workspace.memory.end(), (char)0xff);
     }
 
-    Gradient<T> grad_x(c.tokens, d, c.add);
+    Gradient<std::conditional_t<sizeof(T) == 2, G, T>> grad_x(c.tokens, d, c.add);
     Gradient<G> grad_gate(E * f, d, c.add), grad_up(E * f, d, c.add), grad_down(E * d, f, c.add),
         grad_b_up(E, f, c.add), grad_b_down(E, d, c.add);
     Gradient<float> grad_weights(c.tokens, k, c.add);
@@ -104,7 +104,7 @@ template <class T, class W, class G> void test_layer(const Case &c) {
     layer.routing = routing;
     layer.saved = c.saves ? saved.data() : nullptr;
     layer.add = c.add;
-    layer.grad_x = grad_x.matrix();
+    layer.grad_x = grad_x.any(0);
     layer.grad_gate = grad_gate.any(f * d);
     layer.grad_up = grad_up.any(f * d);
     layer.grad_down = grad_down.any(d * f);
