@@ -34,6 +34,18 @@ def place(gpu, device=0):
     return {"torch": "a torch tensor", "cupy": "a CuPy array"}[gpu.name] + f" on cuda:{device}"
 
 
+@pytest.mark.usefixtures("gpu")
+def test_show_config(monkeypatch, tmp_path, emulated_cuda, capsys):
+    fc.show_config()
+    assert "built; devices that it can run on: 1" in capsys.readouterr().out
+    for cached, sentence in ((tmp_path / "none.so", "not built"), (emulated_cuda, "none of the 0")):
+        monkeypatch.setattr(_cuda, "LIBRARY", cached)
+        monkeypatch.setenv("EMULATED_CUDA_DEVICES", "0")
+        _cuda.cuda.cache_clear()
+        fc.show_config()
+        assert sentence in capsys.readouterr().out
+
+
 def test_without_the_library(gpu, monkeypatch, tmp_path):
     monkeypatch.setattr(_cuda, "LIBRARY", tmp_path / "libffncore_cuda.so")
     with refused(RuntimeError, "built without its CUDA part; build it from source where nvcc"):

@@ -112,6 +112,19 @@ def declarations(header: str) -> str:
     return "\n".join(line for line in text.splitlines() if not line.startswith("#"))
 
 
+def status() -> str:
+    """Whether the library is there and can run, in a few words."""
+    if not LIBRARY.exists():
+        return "not built"
+    try:
+        library = cuda()
+    except RuntimeError as error:
+        return f"built; {error}"
+    devices = library.ffi.new("int32_t *")
+    library.check(library.lib.ffncore_cuda_devices(devices))
+    return f"built; devices that it can run on: {devices[0]}"
+
+
 @functools.cache
 def cuda() -> Cuda:
     """The library, once it is known that a device can run it. RuntimeError says what is missing."""

@@ -46,6 +46,8 @@ def show_config(file: TextIO | None = None) -> None:
     """Print version, build, instruction sets and threads: what belongs into a report of a bug."""
     import numpy as np
 
+    from ._cuda import status
+
     rows = {
         "ffncore": _core.__version__,
         "build": _core.build_info(),
@@ -53,6 +55,7 @@ def show_config(file: TextIO | None = None) -> None:
         "instruction sets": ", ".join(available_isas()),
         "active": active_isa(),
         "threads": str(_core.num_threads()),
+        "cuda": status(),
         "numpy": np.__version__,
         "python": sys.version.split()[0],
     }
