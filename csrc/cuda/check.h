@@ -227,16 +227,23 @@ template <class Body> void queue(const ffncore_cuda_call &call, const Body &body
 inline void check_ids(const char *name, const int32_t *ids, int64_t stride, int64_t tokens,
                       int64_t k, int64_t experts, cudaStream_t stream) {
     if (!debugging()) return;
-    for (int64_t t = 0; t < tokens; ++t)
-        for (int64_t s = 0; s < k; ++s) {
-            int32_t id = 0;
-            require_success(cudaMemcpyAsync(&id, ids + t * stride + s, sizeof id,
+    constexpr int64_t kCopied = 1024; // at a time
+    int32_t copy[kCopied];
+    // Without gaps all tokens are one run.
+    const int64_t runs = stride == k ? 1 : tokens, length = stride == k ? tokens * k : k;
+    for (int64_t run = 0; run < runs; ++run)
+        for (int64_t first = 0; first < length; first += kCopied) {
+            const int64_t count = smaller(kCopied, length - first);
+            require_success(cudaMemcpyAsync(copy, ids + run * stride + first, count * sizeof *copy,
                                             cudaMemcpyDeviceToHost, stream));
             require_success(cudaStreamSynchronize(stream));
-            FFNCORE_REQUIRE(id >= -1 && id < experts,
-                            "%s has %" PRId32 " at (%" PRId64 ", %" PRId64
-                            "); expected -1 to %" PRId64,
-                            name, id, t, s, experts - 1);
+            for (int64_t i = 0; i < count; ++i) {
+                const int64_t slot = run * k + first + i;
+                FFNCORE_REQUIRE(copy[i] >= -1 && copy[i] < experts,
+                                "%s has %" PRId32 " at (%" PRId64 ", %" PRId64
+                                "); expected -1 to %" PRId64,
+                                name, copy[i], slot / k, slot % k, experts - 1);
+            }
         }
 }
 

@@ -17,7 +17,6 @@
 namespace ffncore::cuda {
 
 constexpr int kRowThreads = 256; // of a block that goes along a row
-constexpr int kRun = 8;          // columns of a thread
 
 // body(c, how many) for this thread's columns.
 template <class Body> __device__ __forceinline__ void along_row(int64_t columns, Body body) {

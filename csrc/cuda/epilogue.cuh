@@ -52,6 +52,8 @@ struct Bias {
 
 // ---- n neighbouring columns of a row, of which `count` are there: whole vectors where they lie so
 
+constexpr int kRun = 8; // columns that a thread takes at a time: 16 bytes of 16-bit elements
+
 template <class T, int n>
 struct alignas(n * sizeof(T) % kChunkBytes ? sizeof(T) : kChunkBytes) Run {
     T elements[n];
@@ -94,6 +96,13 @@ template <class T> __device__ __forceinline__ Matrix<const T> to_read(const Matr
     return {m.data, m.row, m.col, m.group};
 }
 
+template <int n>
+__device__ __forceinline__ void add_bias(float (&to)[n], const float (&sums)[n], const Bias &bias,
+                                         int64_t c, int64_t count) {
+#pragma unroll
+    for (int e = 0; e < n; ++e) to[e] = sums[e] + (e < count ? bias.at(c + e) : 0);
+}
+
 // ---- epilogues
 
 template <class Out> struct StoreEpilogue {
@@ -109,8 +118,7 @@ template <class Out> struct StoreEpilogue {
         const int64_t count = columns - c;
         if (count <= 0) return;
         float x[n], old[n];
-#pragma unroll
-        for (int e = 0; e < n; ++e) x[e] = sums[e] + (e < count ? bias.at(c + e) : 0);
+        add_bias(x, sums, bias, c, count);
         if (add) {
             read_run(old, to_read(out), r, c, count);
 #pragma unroll
@@ -140,11 +148,8 @@ template <class T> struct HiddenEpilogue {
         const int64_t count = columns - c;
         if (count <= 0) return;
         float gate[n], up[n], x[n];
-#pragma unroll
-        for (int e = 0; e < n; ++e) {
-            gate[e] = gates[e] + (e < count ? b_gate.at(c + e) : 0);
-            up[e] = ups[e] + (e < count ? b_up.at(c + e) : 0);
-        }
+        add_bias(gate, gates, b_gate, c, count);
+        add_bias(up, ups, b_up, c, count);
         if (save_gate.data) write_run(save_gate, r, c, count, gate);
         if (save_up.data) write_run(save_up, r, c, count, up);
         if (!h.data) return;
@@ -157,8 +162,7 @@ template <class T> struct HiddenEpilogue {
         const int64_t count = columns - c;
         if (count <= 0) return;
         float up[n], x[n];
-#pragma unroll
-        for (int e = 0; e < n; ++e) up[e] = ups[e] + (e < count ? b_up.at(c + e) : 0);
+        add_bias(up, ups, b_up, c, count);
         if (save_up.data) write_run(save_up, r, c, count, up);
         if (!h.data) return;
 #pragma unroll

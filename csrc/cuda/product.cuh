@@ -5,7 +5,7 @@
 //
 // A block computes one tile; which one is the scheduler's. The sums then go through shared memory,
 // so that neighbouring threads have neighbouring columns, and memory is read and written by
-// vectors. The epilogue is made for the group, and gets kTaken columns of a row at a time:
+// vectors. The epilogue is made for the group, and gets kRun columns of a row at a time:
 //
 //   of(group)          the epilogue of a group
 //   (row, col, x)      columns col, col + 1, ...; (row, col, gate, up) of a gated tile. Columns
@@ -20,21 +20,20 @@
 
 namespace ffncore::cuda {
 
-constexpr int kTaken = 8; // 16 bytes of 16-bit elements
 constexpr int kSumColumns = 32;
 
 // Gives the tile's rows below `rows` to the epilogue; the tile begins at (row0, col0) of C.
 template <class Tile, class Epilogue>
 __device__ __forceinline__ void write_tile(const Tile &tile, int64_t row0, int64_t col0,
                                            int64_t rows, const Epilogue &write) {
-    constexpr int takers = Tile::kColumns / kTaken; // threads of a row
+    constexpr int takers = Tile::kColumns / kRun; // threads of a row
     tile.leave();
     __syncthreads();
-    const int c = threadIdx.x % takers * kTaken;
+    const int c = threadIdx.x % takers * kRun;
 #pragma unroll 1
     for (int r = threadIdx.x / takers; r < Tile::kM; r += Tile::kThreads / takers) {
-        struct alignas(kTaken * sizeof(float)) Taken {
-            float numbers[kTaken];
+        struct alignas(kRun * sizeof(float)) Taken {
+            float numbers[kRun];
         };
         const float *const sums = (const float *)shared_memory();
         const Taken x = *(const Taken *)(sums + staged(r, c));
@@ -45,7 +44,7 @@ __device__ __forceinline__ void write_tile(const Tile &tile, int64_t row0, int64
         } else if constexpr (Epilogue::kSums) {
             decltype(write(row, col, x.numbers)) sum{};
             if (r < rows) sum = write(row, col, x.numbers);
-            sum = sum_lanes<kSumColumns / kTaken>(sum);
+            sum = sum_lanes<kSumColumns / kRun>(sum);
             if (r < rows && c % kSumColumns == 0) write.sum(row, col / kSumColumns, sum);
         } else {
             if (r < rows) write(row, col, x.numbers);
