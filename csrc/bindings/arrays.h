@@ -9,6 +9,7 @@
 #include <string>
 
 #include "../include/ffncore.h"
+#include "gil.h"
 
 namespace py = pybind11;
 
@@ -25,14 +26,7 @@ inline void check(ffncore_status status) {
 }
 
 // call() without the GIL.
-template <class Call> void run(const Call &call) {
-    ffncore_status status;
-    {
-        py::gil_scoped_release release;
-        status = call();
-    }
-    check(status);
-}
+template <class Call> void run(const Call &call) { check(without_gil(call)); }
 
 inline int64_t checked(int64_t bytes) {
     if (bytes < 0) throw py::value_error(ffncore_last_error());

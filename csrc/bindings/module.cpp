@@ -197,7 +197,12 @@ PYBIND11_MODULE(_core, m) {
     m.def("build_info", &ffncore_build_info);
     m.def("num_threads", &ffncore_num_threads);
     m.def("set_num_threads", [](int32_t n) { check(ffncore_set_num_threads(n)); });
-    m.def("clear_workspace", &ffncore_clear_workspace, py::call_guard<py::gil_scoped_release>());
+    m.def("clear_workspace", [] {
+        run([] {
+            ffncore_clear_workspace();
+            return FFNCORE_OK;
+        });
+    });
     m.def(
         "debug_plan",
         [](int64_t token_chunk, int64_t ff_chunk, int64_t token_slice, int32_t rows, bool always) {
@@ -208,7 +213,9 @@ PYBIND11_MODULE(_core, m) {
     m.def("debug_flops", &ffncore_debug_flops);
     m.def("measure", [](const std::string &what, const std::string &isa, const std::string &dtype,
                         int64_t bytes, double seconds, int threads) {
-        py::gil_scoped_release release;
-        return ffncore_measure(what.c_str(), isa.c_str(), dtype.c_str(), bytes, seconds, threads);
+        return without_gil([&] {
+            return ffncore_measure(what.c_str(), isa.c_str(), dtype.c_str(), bytes, seconds,
+                                   threads);
+        });
     });
 }
