@@ -147,7 +147,7 @@ class Arena {
 // Every thread's Scratch. Grows to the largest product's needs while a schedule is built; the
 // jobs look their part up when they run. Sizes in elements.
 template <class T> struct ScratchSet {
-    int64_t a = 0, b = 0, sums = 0, out = 0;
+    int64_t a = 0, b = 0, sums = 0, partial = 0, out = 0;
     int64_t tile = kMaxRows * kMaxVectors * 64 / (int64_t)sizeof(T);
     T *base = nullptr;
     void need(int64_t copied, int64_t packed, int64_t running, int64_t combined = 0) {
@@ -156,16 +156,33 @@ template <class T> struct ScratchSet {
         sums = std::max(sums, round_up(running, 64));
         out = std::max(out, round_up(combined, 64));
     }
+    // Of a product with several partial sums (Walk::long_sum).
+    void need_partial(int64_t running) { partial = std::max(partial, round_up(running, 64)); }
     void take(Arena &arena, int threads) { base = arena.take<T>(threads * each()); }
     Scratch<T> at(int thread) const {
-        T *mine = base + thread * each();
-        return {mine, mine + tile, mine + tile + a, mine + tile + a + b,
-                mine + tile + a + b + sums};
+        Scratch<T> mine;
+        T *at = base + thread * each();
+        mine.tile = std::exchange(at, at + tile);
+        mine.a = std::exchange(at, at + a);
+        mine.b = std::exchange(at, at + b);
+        mine.sums = std::exchange(at, at + sums);
+        mine.partial = std::exchange(at, at + partial);
+        mine.out = at;
+        return mine;
     }
 
   private:
-    int64_t each() const { return tile + a + b + sums + out; }
+    int64_t each() const { return tile + a + b + sums + partial + out; }
 };
+
+// What a product's running sums are kept in between chunks of hidden units; a second array where
+// there are several partial sums of these.
+template <class T> Carry<T> take_carry(Arena &arena, bool needed, int64_t elements, int64_t f) {
+    Carry<T> carry;
+    if (needed) carry.sums = arena.take<T>(elements);
+    if (needed && f > kPartialSum) carry.partial = arena.take<T>(elements);
+    return carry;
+}
 
 // Where a group's phases are added. With an arena that only counts, nothing may run.
 template <class T> struct Build {

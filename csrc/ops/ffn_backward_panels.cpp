@@ -8,6 +8,7 @@
 // Weights are copied block by block, once for a whole chunk of tokens. Where products take pairs of
 // bfloat16, dgate and dup are held twice, in 2 x 16 bits: as pairs of units for dx, and as rows of
 // tokens, like h, for the sums over these; dW_down is h across * dy rows then, and turned.
+#include "gradient_sums.h"
 #include "panels.h"
 #include "xielu.h"
 
@@ -122,13 +123,15 @@ template <class T> class BackwardPanels {
         h_ = take(needs_.h, held_ * units / per_step);
         grad_pairs_ = take(needs_.x && panels_.pairs, held_ * panels_.steps(units) * sides_);
         const int64_t carried = plan.units_outer ? round_up(g.tokens, width_) : held_; // tokens
-        carry_ = take(plan.carry && needs_.x, carried * w_.d);
+        carry_ = take_carry<T>(arena, plan.carry && needs_.x, carried * w_.d, w_.f);
         again_ = (char *)take(recompute_, saved_elements(held_, units, w_.gated));
         if (needs_.xielu) xielu_.take(arena, w_.f, units, held_);
         const int64_t kept = plan.units_outer ? units : w_.f;
-        for (const auto &[gradient, columns] : sums())
-            if (keeps_sums(*gradient))
-                kept_.push_back({gradient, columns, take(true, kept * columns)});
+        for (Kept &one : kept_)
+            if (one.gradient->data)
+                one.sums.take(arena, kept, one.columns,
+                              plan.keeps_sums && !one.gradient->template holds<T>(),
+                              plan.partial_sums);
     }
 
     void run() {
@@ -138,14 +141,17 @@ template <class T> class BackwardPanels {
         }
         if (!needs_.preactivation) return;
         if (plan_.units_outer) {
-            for (int64_t f0 = 0; f0 < w_.f; f0 += plan_.ff_chunk) {
-                for (int64_t t0 = 0; t0 < g_.tokens; t0 += plan_.token_chunk) chunk(t0, f0);
-                put_sums(f0, std::min(plan_.ff_chunk, w_.f - f0));
-            }
+            each_units([&](int64_t f0, int64_t units) {
+                each_tokens([&](int64_t t0, int64_t tokens) {
+                    chunk(t0, tokens, f0, units);
+                    put_sums(t0 + tokens, f0, units);
+                });
+            });
         } else {
-            for (int64_t t0 = 0; t0 < g_.tokens; t0 += plan_.token_chunk)
-                for (int64_t f0 = 0; f0 < w_.f; f0 += plan_.ff_chunk) chunk(t0, f0);
-            put_sums(0, w_.f);
+            each_tokens([&](int64_t t0, int64_t tokens) {
+                each_units([&](int64_t f0, int64_t units) { chunk(t0, tokens, f0, units); });
+                put_sums(t0 + tokens, 0, w_.f);
+            });
         }
         if (needs_.xielu) xielu_.finish(s_, w_.f, g_.xielu_sums);
     }
@@ -155,50 +161,60 @@ template <class T> class BackwardPanels {
     // Whether dy's panels, of all the chunk's tokens, give the rows of dW_down.
     bool dy_across() const { return needs_.down && one_slice() && !panels_.pairs; }
 
-    // ---- gradients of 16 bits, summed over several chunks of tokens
+    // body(first, count) for every chunk. Chunks of tokens do not cross the end of a partial sum.
+    template <class Body> void each_tokens(const Body &body) const {
+        for (int64_t t0 = 0, n; t0 < g_.tokens; t0 += n) {
+            n = std::min({plan_.token_chunk, g_.tokens - t0, kPartialSum - t0 % kPartialSum});
+            body(t0, n);
+        }
+    }
+    template <class Body> void each_units(const Body &body) const {
+        for (int64_t f0 = 0; f0 < w_.f; f0 += plan_.ff_chunk)
+            body(f0, std::min(plan_.ff_chunk, w_.f - f0));
+    }
+
+    // ---- where the gradients are added up
 
     struct Kept {
-        const Output *gradient; // [units][columns], down's turned
+        const Output *gradient;
         int64_t columns;
-        T *sums;
+        GradientSums<T> sums;
     };
-    std::array<std::pair<const Output *, int64_t>, 5> sums() const {
-        return {{{&g_.grad_gate, w_.d},
-                 {&g_.grad_up, w_.d},
-                 {&g_.grad_down, w_.d},
-                 {&g_.grad_b_gate, 1},
-                 {&g_.grad_b_up, 1}}};
+    enum Name { kGate, kUp, kDown, kBiasGate, kBiasUp };
+    std::array<Kept, 5> gradients() const {
+        return {{{&g_.grad_gate, w_.d, {}},
+                 {&g_.grad_up, w_.d, {}},
+                 {&g_.grad_down, w_.d, {}},
+                 {&g_.grad_b_gate, 1, {}},
+                 {&g_.grad_b_up, 1, {}}}};
     }
-    bool keeps_sums(const Output &gradient) const {
-        return plan_.keeps_sums && gradient.data && !gradient.template holds<T>();
+    // The part of a gradient that belongs to the units from f0 on: [units][columns].
+    Output of_units(Name name, int64_t f0) const {
+        const Output &gradient = *kept_[name].gradient;
+        return (name == kDown ? gradient.transposed() : gradient).from(f0);
     }
-    // The part of a gradient that belongs to the chunk's units, [units][columns].
-    Output of_units(const Output &gradient, int64_t f0) const {
-        for (const Kept &kept : kept_)
-            if (kept.gradient == &gradient) {
-                const Output all{(char *)kept.sums, kept.columns, 1, kOwn<T>};
-                return all.from(plan_.units_outer ? 0 : f0);
-            }
-        return (&gradient == &g_.grad_down ? gradient.transposed() : gradient).from(f0);
+    GradientSums<T> sums_of_units(Name name, int64_t f0) const {
+        return kept_[name].sums.from(plan_.units_outer ? 0 : f0);
     }
-    bool adds(const Output &gradient, int64_t t0) const {
-        return t0 > 0 || (g_.accumulate && !keeps_sums(gradient));
+    // Where it is added up for the tokens from t0 on.
+    Output target(Name name, int64_t t0, int64_t f0) const {
+        return sums_of_units(name, f0).target(of_units(name, f0), t0);
     }
-    void put_sums(int64_t f0, int64_t units) {
-        if (kept_.empty()) return;
+    bool adds(Name name, int64_t t0) const { return kept_[name].sums.adds(t0, g_.accumulate); }
+    void put_sums(int64_t end, int64_t f0, int64_t units) {
+        const bool last = end == g_.tokens;
+        if (!std::ranges::any_of(kept_, [&](const Kept &one) { return one.sums.ready(end, last); }))
+            return;
         s_.phase();
-        for (const Kept &kept : kept_) {
-            const Output &m = *kept.gradient;
-            panels_.put_sums(input(kept.sums, kept.columns), units, kept.columns,
-                             (&m == &g_.grad_down ? m.transposed() : m).from(f0), g_.accumulate);
-        }
+        for (const Name name : {kGate, kUp, kDown, kBiasGate, kBiasUp})
+            sums_of_units(name, f0).put(build_, of_units(name, f0), units, end, last,
+                                        g_.accumulate);
     }
 
     // ---- a chunk
 
-    void chunk(int64_t t0, int64_t f0) {
-        const int64_t tokens = std::min(plan_.token_chunk, g_.tokens - t0);
-        const Weights<T> part = slice_units(w_, f0, std::min(plan_.ff_chunk, w_.f - f0));
+    void chunk(int64_t t0, int64_t tokens, int64_t f0, int64_t units) {
+        const Weights<T> part = slice_units(w_, f0, units);
         const int64_t both = part.f * sides_, pairs = panels_.steps(part.f), width = width_;
         const bool joined = grad_pairs_ != nullptr;
         HiddenPanels<T> dup{grads_, grad_pairs_, both, pairs * sides_};
@@ -212,14 +228,14 @@ template <class T> class BackwardPanels {
         s_.phase();
         if (needs_.x) input_gradient(part, t0, f0, tokens, dgate, dup);
         weight_gradients(part, t0, f0, tokens, dgate, dup);
-        auto bias = [&](const Output &gradient, const T *from) {
+        auto bias = [&](Name name, const T *from) {
             const Input rows{(const char *)from, 0, 1, panels_.pairs ? kBfloat16 : kOwn<T>};
-            if (gradient.data)
-                panels_.bias_gradient(rows, both, part.f, tokens, of_units(gradient, f0),
-                                      adds(gradient, t0));
+            if (kept_[name].gradient->data)
+                panels_.bias_gradient(rows, both, part.f, tokens, target(name, t0, f0),
+                                      adds(name, t0));
         };
-        bias(g_.grad_b_gate, dgate.rows);
-        bias(g_.grad_b_up, dup.rows);
+        bias(kBiasGate, dgate.rows);
+        bias(kBiasUp, dup.rows);
         if (needs_.xielu) xielu_.add_chunk(s_, f0, part.f, tokens, t0 == 0);
     }
 
@@ -231,7 +247,7 @@ template <class T> class BackwardPanels {
             recompute_
                 ? ReadPreactivations(again_, g_.x.type, tokens, part.f, w_.gated)
                 : ReadPreactivations(g_.saved, g_.x.type, g_.tokens, w_.f, w_.gated).from(t0, f0);
-        const bool packed = one_slice() && f0 > 0 && !(plan_.units_outer && plan_.keeps_sums);
+        const bool packed = one_slice() && f0 > 0 && !(plan_.units_outer && tokens < g_.tokens);
         if (!packed) { // for this chunk of tokens
             s_.phase();
             if (recompute_) panels_.pack(g_.x, w_.d, t0 + t, n, full(x_));
@@ -268,9 +284,12 @@ template <class T> class BackwardPanels {
     void input_gradient(const Weights<T> &part, int64_t t0, int64_t f0, int64_t tokens,
                         const HiddenPanels<T> &dgate, const HiddenPanels<T> &dup) {
         Walk<T> walk = walk_of<T>(part.f, tokens);
-        walk.carry = carry_ && plan_.units_outer ? carry_ + t0 * w_.d : carry_;
+        walk.carry = carry_;
+        if (plan_.units_outer)
+            for (T **sums : {&walk.carry.sums, &walk.carry.partial})
+                if (*sums) *sums += t0 * w_.d;
         walk.carry_rows = w_.d;
-        walk.carried = f0 > 0;
+        walk.before = panels_.steps(f0);
         walk.finish = f0 + part.f == w_.f;
         std::vector<WeightRows<T>> a;
         std::vector<TokenPanels<T>> b;
@@ -307,8 +326,8 @@ template <class T> class BackwardPanels {
                 panels);
         };
         const auto x_panels = of_tokens(x);
-        const Output gate = of_units(g_.grad_gate, f0), up = of_units(g_.grad_up, f0);
-        const bool add_gate = adds(g_.grad_gate, t0), add_up = adds(g_.grad_up, t0);
+        const Output gate = target(kGate, t0, f0), up = target(kUp, t0, f0);
+        const bool add_gate = adds(kGate, t0), add_up = adds(kUp, t0);
         if (needs_.gate && needs_.up && add_gate == add_up && gate.type == up.type) {
             product(grads_, both, both, x_panels, gate, up, add_up);
         } else {
@@ -316,8 +335,8 @@ template <class T> class BackwardPanels {
             if (needs_.up) product(dup.rows, both, part.f, x_panels, up, {}, add_up);
         }
         if (!needs_.down) return;
-        const Output down = of_units(g_.grad_down, f0); // [units][d]
-        const bool add = adds(g_.grad_down, t0);
+        const Output down = target(kDown, t0, f0); // [units][d]
+        const bool add = adds(kDown, t0);
         // No panels of dy: units are rows, the result goes out turned.
         if (!dy_across()) return product(h_, part.f, part.f, of_tokens(dy), down, {}, add);
         const PanelRows<T> dy_rows{dy_, d, width, d};
@@ -341,11 +360,12 @@ template <class T> class BackwardPanels {
     const bool recompute_;
     const int64_t width_, sides_;
     const int64_t held_, slice_; // tokens of a chunk, whole panels; tokens packed at once
-    T *x_, *dy_, *grads_, *h_, *carry_;
-    T *grad_pairs_; // of units
-    char *again_;   // gate and up, computed again
+    T *x_, *dy_, *grads_, *h_;
+    T *grad_pairs_;  // of units
+    char *again_;    // gate and up, computed again
+    Carry<T> carry_; // running sums of dx
     XieluSums<T> xielu_{};
-    std::vector<Kept> kept_;
+    std::array<Kept, 5> kept_ = gradients(); // by Name
 };
 
 } // namespace

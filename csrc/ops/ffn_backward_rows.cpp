@@ -48,7 +48,8 @@ template <class T> class Backward {
             xielu_.take(arena, w_.f, plan.ff_chunk, chunk_);
             dh_ = take(true, saved_elements(chunk_, plan.ff_chunk, false));
         }
-        carry_ = take(plan.carry && g.grad_x.data, chunk_ * round_up(w_.d, rows_.width));
+        carry_ = take_carry<T>(arena, plan.carry && g.grad_x.data,
+                               chunk_ * round_up(w_.d, rows_.width), w_.f);
     }
 
     void chunk(int64_t t0) {
@@ -137,17 +138,17 @@ template <class T> class Backward {
         };
         std::vector<StridedRows<T>> rows{{dup_, ldh_}};
         if (w_.gated) rows.insert(rows.begin(), {dgate_, ldh_});
-        const Carry<T> carry{carry_, f0 == 0, f0 + part.f == w_.f};
+        const SumPart<T> chunk{carry_, f0, f0 + part.f == w_.f};
         if (w_.packed()) {
             std::vector<PackedAcross<T>> panels;
             for (int upper = w_.gated ? 0 : 1; upper < 2; ++upper)
                 panels.push_back(rows_.packed_across(part.packed_up, w_, w_.d, w_.d, w_.gated,
                                                      w_.gated && upper));
-            return rows_.product(tokens, part.f, w_.d, rows, panels, carry, write);
+            return rows_.product(tokens, part.f, w_.d, rows, panels, chunk, write);
         }
         std::vector<MatrixPanels<T>> panels{rows_.across(part.up, w_.d, tokens)};
         if (w_.gated) panels.insert(panels.begin(), rows_.across(part.gate, w_.d, tokens));
-        rows_.product(tokens, part.f, w_.d, rows, panels, carry, write);
+        rows_.product(tokens, part.f, w_.d, rows, panels, chunk, write);
     }
 
     void parameter_gradients(const Weights<T> &part, const Input &x, const Input &dy,
@@ -179,8 +180,9 @@ template <class T> class Backward {
     const bool copies_;
     const int64_t ldx_, ldh_;
     int64_t slice_ = 0; // tokens whose preactivations are computed again at a time
-    T *dgate_, *dup_, *h_, *x_, *dy_, *x_panels_ = nullptr, *carry_;
-    char *again_; // gate and up, computed again
+    T *dgate_, *dup_, *h_, *x_, *dy_, *x_panels_ = nullptr;
+    Carry<T> carry_; // running sums of dx
+    char *again_;    // gate and up, computed again
     T *dh_ = nullptr;
     XieluSums<T> xielu_{};
 };

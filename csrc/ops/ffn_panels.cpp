@@ -15,7 +15,7 @@ template <class T> void add_forward_panels(const Build<T> &build, const ForwardG
     const int64_t x_steps = panels.steps(w.d);
     T *x = build.arena.template take<T>(held * x_steps);
     T *h = build.arena.template take<T>(held * panels.steps(plan.ff_chunk));
-    T *carry = plan.carry ? build.arena.template take<T>(held * w.d) : nullptr;
+    const Carry<T> carry = take_carry<T>(build.arena, plan.carry, held * w.d, w.f);
     const Preactivations saved(g.saved, g.x.type, g.tokens, w.f, w.gated);
 
     build.schedule.phase();
@@ -39,7 +39,7 @@ template <class T> void add_forward_panels(const Build<T> &build, const ForwardG
             Walk<T> down = walk_of<T>(part.f, tokens);
             down.carry = carry;
             down.carry_rows = w.d;
-            down.carried = f0 > 0;
+            down.before = panels.steps(f0);
             down.finish = last;
             build.schedule.phase();
             panels.product(down, w.d, {panels.rows(part.down, {}, part.f)}, {hidden},

@@ -90,7 +90,7 @@ template <class T> void add_forward_rows(const Build<T> &build, const ForwardGro
     const int64_t ldh = row_stride<T>(ceil_div(plan.ff_chunk, terms));
     T *copied = copy ? arena.take<T>(chunk * ldx) : nullptr;
     T *h = arena.take<T>(chunk * ldh);
-    T *carry = plan.carry ? arena.take<T>(round_up(w.d, width) * chunk) : nullptr;
+    const Carry<T> carry = take_carry<T>(arena, plan.carry, round_up(w.d, width) * chunk, w.f);
     const Preactivations saved(g.saved, g.x.type, g.tokens, w.f, w.gated);
 
     for (int64_t t0 = 0; t0 < g.tokens; t0 += chunk) {
@@ -115,7 +115,7 @@ template <class T> void add_forward_rows(const Build<T> &build, const ForwardGro
                                     y.at(r, col), y.row, y.col, false);
             };
             const StridedRows<T> hidden{h, ldh, 1, kBlock / terms};
-            const Carry<T> sums{carry, f0 == 0, f0 + part.f == w.f};
+            const SumPart<T> sums{carry, f0, f0 + part.f == w.f};
             s.phase();
             if (w.packed())
                 rows.product(tokens, part.f, w.d, {hidden},

@@ -5,12 +5,12 @@
 // block by block just before use. Which side is the weights is the caller's choice; the bits are
 // the same.
 //
-// Loops. The summed dimension is cut into blocks of 512 (kBlock), the contract. One side of a task
-// stays in L2, the other streams past it: few panels of tokens stay while weight rows stream; many
-// pass by a strip of rows that stays; token rows stay while packed weights stream. The running sums
-// of a strip stay in scratch, in L2; one block needs none, and its tiles live in L1. When the last
-// block of a tile is done, the epilogue gets the tile. What comes next is fetched into L2 by the
-// micro-kernel while it works.
+// Loops. The summed dimension is cut into blocks of 512 (kBlock), and after 64 of these a new
+// partial sum begins (kPartialSum): the contract. One side of a task stays in L2, the other streams
+// past it: few panels of tokens stay while weight rows stream; many pass by a strip of rows that
+// stays; token rows stay while packed weights stream. The running sums of a strip stay in scratch,
+// in L2; one block needs none, and its tiles live in L1. When the last block of a tile is done, the
+// epilogue gets the tile. What comes next is fetched into L2 by the micro-kernel while it works.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -50,6 +50,8 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         int64_t k, depth;
         int term;
         bool add, last;
+        bool later; // it belongs to a partial sum after the first one
+        bool ends;  // and is the end of it
         // Of slices: whether there are earlier ones of this block, and later ones.
         bool resumes = false, rests = false;
     };
@@ -70,19 +72,20 @@ template <class T, class A, class B, class Epilogue> class Multiply {
     };
 
     void strip(int64_t r0, int64_t r1, int64_t p0, int64_t p1) const {
-        const int64_t steps = std::max<int64_t>(1, ceil_div(w_.depth, w_.step));
-        for (int64_t i = 0; i < steps; ++i)
-            for (int term = 0; term < terms_; ++term) {
-                const int64_t k = i * w_.step;
-                const Block block{r0,
-                                  r1,
-                                  p0,
-                                  p1,
-                                  k,
-                                  std::min(w_.step, w_.depth - k),
-                                  term,
-                                  w_.carried || i + term > 0,
-                                  w_.finish && i + 1 == steps && term + 1 == terms_};
+        const int64_t partial = w_.partial_sum();
+        Block block{};
+        block.r0 = r0, block.r1 = r1, block.p0 = p0, block.p1 = p1;
+        do { // an empty sum is a block, too
+            const int64_t at = w_.before + block.k, in_partial = at % partial;
+            block.depth = std::min({w_.step, w_.depth - block.k, partial - in_partial});
+            const bool end = block.k + block.depth == w_.depth && w_.finish;
+            for (block.term = 0; block.term < terms_; ++block.term) {
+                const bool last_term = block.term + 1 == terms_;
+                block.add = in_partial + block.term > 0;
+                block.last = end && last_term;
+                block.later = at >= partial;
+                block.ends =
+                    block.later && last_term && (end || in_partial + block.depth == partial);
                 if (w_.rows_outer && !w_.rows_stay)
                     rows_outer(block);
                 else if (w_.slice < kBlock)
@@ -90,6 +93,8 @@ template <class T, class A, class B, class Epilogue> class Multiply {
                 else
                     panels_outer(block);
             }
+            block.k += block.depth;
+        } while (block.k < w_.depth);
     }
 
     void slices(const Block &block) const {
@@ -274,12 +279,15 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         return t;
     }
 
-    // Where the sums of the tile at unit r, panel p are.
-    T *sums(const Block &block, int64_t r, int64_t p) const {
-        if (w_.carry) return w_.carry + (p * w_.carry_rows + r) * unit_ * w_.panel;
+    // Where the sums of the tile at unit r, panel p are: those of the first partial sum, to which
+    // the later ones are added, or those of a later one.
+    T *sums(const Block &block, int64_t r, int64_t p, bool later) const {
+        if (w_.carry.sums)
+            return (later ? w_.carry.partial : w_.carry.sums) +
+                   (p * w_.carry_rows + r) * unit_ * w_.panel;
         if (terms_ == 1 && w_.depth <= w_.step) return s_.tile;
         const int64_t at = (p - block.p0) * (block.r1 - block.r0) + r - block.r0;
-        return s_.sums + at * unit_ * w_.panel;
+        return (later ? s_.partial : s_.sums) + at * unit_ * w_.panel;
     }
 
     // The same of a block's sums between slices: behind those of whole blocks.
@@ -315,20 +323,33 @@ template <class T, class A, class B, class Epilogue> class Multiply {
                 return (w_.pairs ? k_.pairs.rounded : k_.of[out.type].rounded)[vectors][n](t);
             }
         t.ldc = w_.panel;
-        t.c = sums(block, r, p);
+        t.c = sums(block, r, p, block.later);
         t.add = block.add;
         if (block.resumes) t.start = parts(block, r, p);
         if (block.rests) t.c = parts(block, r, p), t.add = false;
         if constexpr (kAnnounces)
             if (block.last && !block.rests) epilogue_.begin(r, n, p, p * w_.panel, columns.count);
         tiles(panel, vectors)[n * unit_](t);
-        if (block.last && !block.rests) epilogue_(r, n, p, p * w_.panel, columns.count, t.c);
+        if (!block.rests) finish(block, r, n, p, columns);
+    }
+
+    // A block of a tile is done.
+    void finish(const Block &block, int64_t r, int64_t n, int64_t p, const Columns &columns) const {
+        if (!block.ends && !block.last) return;
+        T *const total = sums(block, r, p, false);
+        if (block.ends) {
+            const T *const partial = sums(block, r, p, true);
+            const int64_t cols = columns.vectors * k_.width;
+            for (int64_t i = 0; i < n * unit_ * w_.panel; i += w_.panel)
+                for (int64_t j = 0; j < cols; ++j) total[i + j] += partial[i + j];
+        }
+        if (block.last) epilogue_(r, n, p, p * w_.panel, columns.count, total);
     }
 
     // The same for rows of B that are turned on the way, a vector of outputs at a time.
     void turned_tile(const Block &block, const TileArgs<T> &tile, const B &b, int64_t r, int64_t n,
                      int64_t p) const {
-        T *c = sums(block, r, p);
+        T *c = sums(block, r, p, block.later);
         const int64_t vectors = w_.panel / k_.width;
         TurnedArgs<T> t = b.turn(p, 0, block.k);
         for (int64_t v = 0; v < vectors; ++v) {
@@ -347,7 +368,7 @@ template <class T, class A, class B, class Epilogue> class Multiply {
             k_.of[b.type()].turned[n](t);
             t = next;
         }
-        if (block.last) epilogue_(r, n, p, p * w_.panel, columns_of(p).count, c);
+        finish(block, r, n, p, columns_of(p));
     }
 
     // Panels of 16-bit elements are two vectors wide.

@@ -62,7 +62,7 @@ template <class T> class Backward {
         again_ = (char *)take(recompute_, most.saved);
         carry_ld_ = round_up(m_.d, 16);
         carry_ = take(moe_.grad_x.data && !moe_.grad_x.template holds<T>(), m_.tokens * carry_ld_);
-        gradients_.take(arena, most.apart);
+        gradients_.take(arena, most.apart, most.long_sums);
         if (moe_.xielu) {
             dh_ = take(true, most.dh);
             xielu_[0] = take(true, most.sums * m_.f);

@@ -4,15 +4,16 @@
 //
 // Segments of one expert follow each other, each a part of the sum over its rows. A gradient of T
 // takes them as they come. One of 16 bits is rounded once: where an expert's rows fill several
-// batches (Segment::apart), they are added up beside it, and put there after the last. Experts that
-// no token chose get zeros, and nothing where gradients are accumulated.
+// batches (Segment::apart), they are added up beside it, and put there after the last; so are later
+// partial sums of gradients of any type (gradient_sums.h). Experts that no token chose get zeros,
+// and nothing where gradients are accumulated.
 #pragma once
 #include <array>
 #include <cstring>
 
+#include "gradient_sums.h"
 #include "moe.h"
 #include "moe_batch.h"
-#include "panels.h"
 
 namespace ffncore {
 
@@ -57,31 +58,27 @@ template <class T> class ExpertGradients {
         return false;
     }
 
-    // Room for sums beside, if some segments are apart.
-    void take(Arena &arena, bool apart) {
+    // Room for sums beside, if some segments are apart, or experts have several partial sums.
+    void take(Arena &arena, bool apart, bool long_sums) {
         for (One &one : all_)
-            one.sums =
-                apart && one.narrow() ? arena.template take<T>(one.rows * one.cols) : nullptr;
+            if (one.gradient->first.data)
+                one.sums.take(arena, one.rows, one.cols, apart && one.narrow(), long_sums);
     }
 
     Output at(GradientName name, const Segment &part) const {
         const One &one = all_[name];
-        if (part.apart && one.narrow()) return {(char *)one.sums, one.cols, 1, kOwn<T>};
-        return one.gradient->of(part.expert);
+        return one.sums_of(part).target(one.gradient->of(part.expert), part.before);
     }
     // Whether something is there that counts.
     bool adds(GradientName name, const Segment &part) const {
-        return part.before > 0 || (accumulate_ && !(part.apart && all_[name].narrow()));
+        return all_[name].sums_of(part).adds(part.before, accumulate_);
     }
 
-    // Adds to the current phase what rounds the sums beside, after an expert's last segment.
+    // Adds to the current phase what puts the sums beside where they belong, after a segment.
     void put(const Build<T> &build, const Segment &part) const {
-        if (!part.apart || !part.last) return;
-        Panels<T> panels(build);
         for (const One &one : all_)
-            if (one.narrow())
-                panels.put_sums(input(one.sums, one.cols), one.rows, one.cols,
-                                one.gradient->of(part.expert), accumulate_);
+            one.sums_of(part).put(build, one.gradient->of(part.expert), one.rows, part.end(),
+                                  part.last, accumulate_);
     }
 
     // Adds to the current phase the zeros of experts that no token chose.
@@ -109,7 +106,11 @@ template <class T> class ExpertGradients {
     struct One {
         const ExpertGradient *gradient;
         int64_t rows, cols;
-        T *sums = nullptr;
+        GradientSums<T> sums{};
+        // Segments that share a batch with others have whole experts.
+        GradientSums<T> sums_of(const Segment &part) const {
+            return part.apart ? sums : GradientSums<T>{};
+        }
         bool narrow() const { return gradient->first.data && !gradient->first.template holds<T>(); }
     };
     const bool accumulate_;

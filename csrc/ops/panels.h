@@ -166,9 +166,10 @@ template <class T> struct Panels {
         a[0].second_offset = a[1].second_offset = copy;
         int64_t together = blocks.together;
         if (gather.m.data) together = std::min(together, gathered_panels(walk.depth));
+        const int64_t sums = walk.strip * unit * together * width;
         build.scratch.need(copies ? copy * unit : 0,
-                           gather.m.data ? together * width * walk.depth : 0,
-                           walk.strip * unit * together * width);
+                           gather.m.data ? together * width * walk.depth : 0, sums);
+        if (!walk.carry.sums && walk.long_sum()) build.scratch.need_partial(sums);
         return {k, walk, a, b, n, together, gather, sum_length};
     }
 
@@ -243,16 +244,6 @@ template <class T> struct Panels {
                 return MatrixPanels<T>{b.from(t), cols, width, Reading::kInPlace};
             },
             kBlock * ld);
-    }
-
-    // sums [rows, cols] -> out (+)=, rounded.
-    void put_sums(const Input &sums, int64_t rows, int64_t cols, const Output &out, bool add) {
-        constexpr int64_t kRows = 64; // per task
-        s.job(ceil_div(rows, kRows), [=, k = k](int64_t task, int) {
-            const int64_t r = task * kRows;
-            k->of[out.type].store((const T *)sums.at(r), sums.row, std::min(kRows, rows - r), cols,
-                                  nullptr, 0, 0, out.at(r), out.row, out.col, add);
-        });
     }
 
     // A bias gradient: out[j] (+)= the chunk's sum over tokens of element (t, j), in blocks. m is
@@ -338,15 +329,23 @@ template <class T> struct Panels {
         s.job(ceil_div(rows, kUnits), [=, k = k](int64_t task, int) {
             const int64_t j0 = task * kUnits, n = std::min(kUnits, rows - j0);
             const Access<T> &to = k->of[out.type];
-            T total[kUnits] = {};
+            T total[kUnits] = {}, partial[kUnits];
             // Into 16 bits the old number goes last, so that it and the sum are rounded once.
             const bool first = add && out.template holds<T>(), last = add && !first;
             if (first) to.pack(out.at(j0), out.row, 0, n, 1, total, n, n);
+            auto add_to = [n](T *to, const T *sums, bool adds) {
+                for (int64_t j = 0; j < n; ++j) to[j] = adds ? to[j] + sums[j] : sums[j];
+            };
             for (int64_t t = 0; t < tokens; t += kBlock) {
                 T sums[kUnits] = {};
                 sum(t, std::min(kBlock, tokens - t), j0, n, sums);
-                for (int64_t j = 0; j < n; ++j)
-                    total[j] = first || t > 0 ? total[j] + sums[j] : sums[j];
+                if (t < kPartialSum) {
+                    add_to(total, sums, first || t > 0);
+                    continue;
+                }
+                add_to(partial, sums, t % kPartialSum > 0);
+                if ((t + kBlock) % kPartialSum == 0 || t + kBlock >= tokens)
+                    add_to(total, partial, true);
             }
             to.store(total, n, 1, n, nullptr, 0, 0, out.at(j0), 0, out.row, last);
         });

@@ -24,9 +24,12 @@ constexpr int64_t kStep = 4;
 // below a sixteenth, the chunk hardly gains what they lose.
 constexpr int64_t kLeastShare = 16;
 
-// Whether dx of all tokens is smaller than the sums of all weights' gradients.
+bool partial_sums(const PlanRequest &r) { return r.weight_grads && r.tokens > kPartialSum; }
+
+// Whether dx of all tokens is smaller than the sums of all weights' gradients, where these may have
+// to be kept.
 bool units_outer(const PlanRequest &r) {
-    return r.narrow && !r.rows && r.tokens <= (r.gated ? 3 : 2) * r.f;
+    return (r.narrow || partial_sums(r)) && !r.rows && r.tokens <= (r.gated ? 3 : 2) * r.f;
 }
 
 struct Cut {
@@ -40,10 +43,10 @@ class Held {
     // keeps_sums: of the chunk, see Plan.
     Held(const PlanRequest &r, int64_t units, bool keeps_sums) {
         const int64_t sides = r.gated ? 2 : 1;
-        const bool carry = units < r.f;
+        const int64_t carries = units == r.f ? 0 : r.f > kPartialSum ? 2 : 1; // take_carry
         fixed_ = 1024; // rounding of a dozen buffers to cache lines
-        auto row = [&](int64_t columns) { return columns * r.element + 192; };  // row_stride
-        const int64_t out = carry ? round_up(r.d * r.element, kPanelBytes) : 0; // whole panels
+        auto row = [&](int64_t columns) { return columns * r.element + 192; }; // row_stride
+        const int64_t out = carries * round_up(r.d * r.element, kPanelBytes);  // whole panels
         if (r.backward && r.rows) { // dgate, dup, h; panels; x, grad_y; running sums of dx
             const int64_t panels = (r.recompute ? sides : 0) + (r.xielu ? 1 : 0); // gate, up, dh
             token_ = (sides + (r.weight_grads ? 1 : 0)) * row(units) + panels * units * r.element +
@@ -53,17 +56,20 @@ class Held {
             if (r.recompute) fixed_ += recompute_slice(r.d, r.element, r.panel) * r.d * r.element;
         } else if (r.backward) {
             const int64_t again = r.recompute ? units * sides : 0;
-            slice_ = r.d * r.element * (r.recompute ? 2 : 1);        // grad_y, x
-            token_ = units * (sides + (r.weight_grads ? 1 : 0))      // dgate, dup, h
-                     + again;                                        // gate, up
-            if (carry && r.grad_x && !units_outer(r)) token_ += r.d; // running sums of dx
+            slice_ = r.d * r.element * (r.recompute ? 2 : 1);         // grad_y, x
+            token_ = units * (sides + (r.weight_grads ? 1 : 0))       // dgate, dup, h
+                     + again;                                         // gate, up
+            if (r.grad_x && !units_outer(r)) token_ += carries * r.d; // running sums of dx
             token_ *= r.element;
-            if (keeps_sums) fixed_ += (sides + 1) * units * (r.d + 1) * r.element;
+            if (keeps_sums) {
+                const int64_t copies = (r.narrow ? 1 : 0) + (partial_sums(r) ? 1 : 0);
+                fixed_ += copies * (sides + 1) * units * (r.d + 1) * r.element;
+            }
             fixed_ += again * r.element * (std::max(kSavedGrain, r.panel) - r.panel);
         } else if (r.rows) {
             token_ = row(r.d) + row(units) + out;
         } else { // packed x, h, running sums of y
-            token_ = (r.d * (carry ? 2 : 1) + units) * r.element;
+            token_ = (r.d * (1 + carries) + units) * r.element;
         }
         if (r.xielu) {
             token_ += 2 * units * r.element / kSumGroup;
@@ -128,7 +134,8 @@ class Search {
 
   private:
     static int64_t whole_panels(const PlanRequest &r) {
-        return round_up(std::max<int64_t>(r.tokens, 1), r.panel);
+        const int64_t most = partial_sums(r) ? kPartialSum : r.tokens;
+        return round_up(std::max<int64_t>(most, 1), r.panel);
     }
     bool one_slice() const { return best_.slice == 0 || best_.slice == best_.chunk; }
 
@@ -161,7 +168,7 @@ class Search {
     }
 
     void take(const Held &held, const Cut &cut) {
-        if (units_outer(r_) && !cut.keeps_sums && cut.chunk < all_) return;
+        if (units_outer(r_) && !cut.keeps_sums && cut.chunk < r_.tokens) return;
         const int64_t bytes = held.bytes(cut.chunk, cut.slice);
         const bool fits = bytes <= kBudget;
         const double rank = fits ? moved(r_, cut) : (double)bytes;
@@ -172,7 +179,7 @@ class Search {
     }
 
     const PlanRequest &r_;
-    const int64_t all_;   // tokens, as they are held in one chunk
+    const int64_t all_;   // tokens, as they are held in one chunk, of a partial sum at most
     const int64_t grain_; // chunks are multiples of it
     Cut best_{};
     bool fits_ = false;
@@ -191,7 +198,10 @@ Plan make_plan(const PlanRequest &r) {
         plan.grad_x_apart = true;
         return plan;
     }
-    Plan plan{cut.chunk, cut.units, cut.slice, false, false, false, false};
+    Plan plan{};
+    plan.token_chunk = cut.chunk;
+    plan.ff_chunk = cut.units;
+    plan.token_slice = cut.slice;
     const PlanOverride &o = plan_override;
     if (o.token_chunk > 0) plan.token_chunk = round_up(o.token_chunk, search.grain());
     if (o.ff_chunk > 0)
@@ -201,7 +211,8 @@ Plan make_plan(const PlanRequest &r) {
     plan.token_slice = std::min(plan.token_slice, plan.token_chunk);
     plan.carry = plan.ff_chunk < r.f;
     plan.units_outer = units_outer(r);
-    plan.keeps_sums = r.narrow && plan.token_chunk < r.tokens;
+    plan.partial_sums = partial_sums(r);
+    plan.keeps_sums = r.narrow && (plan.partial_sums || plan.token_chunk < r.tokens);
     return plan;
 }
 
@@ -213,6 +224,7 @@ bool tokens_in_rows(int64_t tokens, bool packed, bool turned_once) {
 
 bool backward_in_rows(int64_t tokens, bool packed, bool pairs) {
     if (packed) return true;
+    if (tokens > kPartialSum) return false; // rows add all tokens in the gradients themselves
     if (plan_override.rows >= 0) return plan_override.rows == 1;
     return tokens <= (pairs ? kBackwardRowTokensBesidePairs : kBackwardRowTokens);
 }

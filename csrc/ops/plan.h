@@ -36,13 +36,15 @@ struct Plan {
     int64_t ff_chunk;
     int64_t token_slice; // backward: tokens of x and grad_y held packed at once
     bool carry;          // several ff chunks: running sums of y or dx are kept between them
-    // Gradients of 16 bits are rounded once: where the tokens come in several chunks, their sums
-    // are kept beside. With units_outer a chunk of hidden units is done with all tokens before the
-    // next: dx is carried for all of them, and the sums are those of the chunk; else they are those
-    // of the whole layer. The larger of the two, dx of all tokens or the layer's sums, is never
-    // held; the smaller one is beyond the budget.
+    // Sums of weight gradients are kept beside them (gradient_sums.h) where gradients of 16 bits,
+    // which are rounded once, get several chunks of tokens (keeps_sums), and where there are
+    // several partial sums of tokens. With units_outer a chunk of hidden units is done with all
+    // tokens before the next: dx is carried for all of them, and the sums are those of the chunk;
+    // else they are those of the whole layer. The larger of the two, dx of all tokens or the
+    // layer's sums, is never held; the smaller one is beyond the budget.
     bool units_outer;
     bool keeps_sums;
+    bool partial_sums;
     // Backward: 512 tokens of dx are too many to carry. dx is computed first, alone, in chunks of
     // few tokens, for one more dh (and recomputation); the sizes above are those of the rest.
     bool grad_x_apart;

@@ -60,10 +60,11 @@ struct RowBlocking {
     }
 };
 
-// Running sums that outlive a chunk of the summed dimension: [panel][tokens][panel width].
-template <class T> struct Carry {
-    T *sums = nullptr; // or nullptr: one chunk is all
-    bool first = true, last = true;
+// Which part of a sum a product is, where the summed dimension comes in chunks.
+template <class T> struct SumPart {
+    Carry<T> carry;
+    int64_t before = 0; // terms of earlier chunks
+    bool last = true;
 };
 
 // A product that any thread can do a part of.
@@ -150,9 +151,9 @@ template <class T> struct Rows {
     template <class Panels, class Epilogue>
     void product(int64_t tokens, int64_t depth, int64_t cols,
                  const std::vector<StridedRows<T>> &rows, const std::vector<Panels> &panels,
-                 const Carry<T> &carry, const Epilogue &epilogue,
+                 const SumPart<T> &part, const Epilogue &epilogue,
                  const TokenRows<T> &gather = {}) const {
-        const auto ready = prepare(tokens, depth, cols, rows, panels, carry, gather);
+        const auto ready = prepare(tokens, depth, cols, rows, panels, part, gather);
         // The grid's "rows" are panels here: they are what is cut finely.
         const Grid grid(ceil_div(cols, width), ready.walk.strip, ceil_div(tokens, ready.together),
                         1, build.call.threads, build.share);
@@ -167,7 +168,7 @@ template <class T> struct Rows {
     template <class Panels>
     RowsProduct<T, Panels> prepare(int64_t tokens, int64_t depth, int64_t cols,
                                    const std::vector<StridedRows<T>> &rows,
-                                   const std::vector<Panels> &panels, const Carry<T> &carry = {},
+                                   const std::vector<Panels> &panels, const SumPart<T> &part = {},
                                    const TokenRows<T> &gather = {}) const {
         const int terms = (int)rows.size();
         const std::array<StridedRows<T>, 2> a{rows[0], rows[terms - 1]};
@@ -176,12 +177,14 @@ template <class T> struct Rows {
         if constexpr (requires { b[0].copies(); }) copies = b[0].copies();
         Walk<T> walk{};
         walk.depth = depth;
+        walk.before = part.before;
         if constexpr (std::is_same_v<Panels, PackedPanels<T>>) {
             const int64_t terms_of_step = b[0].terms();
             walk.pairs = b[0].pairs;
             // What is left widened is one block.
             walk.step = (b[0].leaves ? kBlock : sum_step(depth)) / terms_of_step;
             walk.depth = ceil_div(depth, terms_of_step);
+            walk.before = part.before / terms_of_step;
         }
         walk.panel = width;
         walk.cols = cols;
@@ -198,14 +201,15 @@ template <class T> struct Rows {
         walk.rows_outer = false;
         walk.strip = blocks.strip;
         walk.full_panels = true;
-        walk.carry = carry.sums;
+        walk.carry = part.carry;
         walk.carry_rows = tokens;
-        walk.carried = !carry.first;
-        walk.finish = carry.last;
-        const bool sums = !carry.sums && (walk.depth > walk.step || terms > 1);
+        walk.finish = part.last;
+        const bool sums = !part.carry.sums && (walk.depth > walk.step || terms > 1);
+        const int64_t strip = blocks.rows * blocks.strip * width;
         build.scratch.need(gather.m.data ? blocks.rows * row_stride<T>(walk.depth) : 0,
                            (copies ? blocks.strip : 1) * kBlock * width,
-                           (sliced ? 2 : sums) * blocks.rows * blocks.strip * width);
+                           (sliced ? 2 : sums) * strip);
+        if (sums && walk.long_sum()) build.scratch.need_partial(strip);
         return {k, walk, a, b, terms, blocks.rows, tokens, depth, gather};
     }
 

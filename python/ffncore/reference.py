@@ -8,7 +8,7 @@ derivatives by the complex step where the formula is analytic. Comparisons look 
 piecewise formulas take it too; gelu needs erf, which numpy has for no type: real numbers only.
 
 weights is an FFNWeights or a mapping of the same names. Speed is no aim here. Routing:
-_reference_routing.py.
+_reference_routing.py; the order in which the kernels add: _reference_sums.py.
 Tests: tests/test_reference.py.
 """
 
@@ -29,6 +29,9 @@ from ._reference_routing import route_backward as route_backward
 from ._reference_routing import router_z_loss as router_z_loss
 from ._reference_routing import sparsemixer as sparsemixer
 from ._reference_routing import switch_capacity as switch_capacity
+from ._reference_sums import error_bound as error_bound
+from ._reference_sums import product_in_order as product_in_order
+from ._reference_sums import sum_in_order as sum_in_order
 from .activations import Activation, as_activation
 from .weights import NAMES, FFNWeights
 
