@@ -4,6 +4,8 @@ Sums over hidden units and inputs reach several partial sums, as those over toke
 cuts them at other places than these end.
 """
 
+# ruff: noqa: ARG001 (a test names the fixtures that it runs under)
+
 import math
 from fractions import Fraction
 

@@ -166,6 +166,16 @@ __device__ __forceinline__ Denominator denominator(const RouteParams &p, float s
     return {sum, false};
 }
 
+// Whether all chosen scores have so nearly vanished that their sum is no divisor. Then they are
+// e^(c z), up to a factor that all have, and their shares of the sum are softmax(c z).
+__device__ __forceinline__ bool vanishes(const RouteParams &p, float sum) {
+    constexpr float kFaint = 1e-35f; // what counts beside it is normal, and so is 1 / it
+    return p.normalize && p.eps == 0 && p.min == 0 && sum < kFaint;
+}
+__device__ __forceinline__ float exponent_of_score(int fn) {
+    return fn == kScoreSqrtSoftplus ? 0.5f : 1;
+}
+
 // ---- forward
 
 __host__ __device__ inline int route_row(const RouteParams &p) { // a warp's shared numbers
@@ -206,24 +216,30 @@ template <int = 0> __global__ void route(RouteParams p, RouteArgs a) {
     }
 
     __syncwarp(); // any lane's scores are read from here on
-    const auto score = [&](int slot, float none) {
-        const int expert = expert_of(*a.ids.at(token, slot), p.experts);
-        return expert < 0 ? none : scores[expert];
-    };
+    const auto expert = [&](int slot) { return expert_of(*a.ids.at(token, slot), p.experts); };
+    const float c = exponent_of_score(p.score_fn);
+    bool by_logits = topk;
     Softmax shares{};
     float divisor = 1;
-    if (topk) {
-        shares = softmax_over(p.k, [&](int slot) { return score(slot, -INFINITY); });
-    } else {
+    if (!topk) {
         float sum = 0;
-        along_lanes(p.k, [&](int slot) { sum += score(slot, 0); });
-        divisor = denominator(p, sum_lanes<kWarp>(sum)).value;
+        along_lanes(p.k, [&](int slot) {
+            const int i = expert(slot);
+            sum += i < 0 ? 0 : scores[i];
+        });
+        sum = sum_lanes<kWarp>(sum);
+        by_logits = vanishes(p, sum);
+        divisor = denominator(p, sum).value;
     }
+    if (by_logits)
+        shares = softmax_over(p.k, [&](int slot) {
+            const int i = expert(slot);
+            return i < 0 ? -INFINITY : c * logit(i);
+        });
     along_lanes(p.k, [&](int slot) {
-        const int expert = expert_of(*a.ids.at(token, slot), p.experts);
+        const int i = expert(slot);
         float weight = 0; // not of a share: without any expert that is 0 / 0
-        if (expert >= 0)
-            weight = (topk ? shares.of(scores[expert]) : scores[expert] / divisor) * p.factor;
+        if (i >= 0) weight = (by_logits ? shares.of(c * logit(i)) : scores[i] / divisor) * p.factor;
         *a.weights.at(token, slot) = weight;
     });
 }
@@ -245,42 +261,58 @@ template <int = 0> __global__ void route_backward(RouteParams p, RouteBackwardAr
 
     const auto logit = [&](int i) { return *a.logits.at(token, i); };
     const auto expert = [&](int slot) { return expert_of(*a.ids.at(token, slot), p.experts); };
-    Softmax softmax{};
-    if (all) softmax = softmax_over(p.experts, logit);
-    if (topk)
-        softmax = softmax_over(p.k, [&](int slot) {
+    const float c = exponent_of_score(p.score_fn);
+    bool by_logits = topk;
+    Softmax everyone{}, shares{};
+    if (all) everyone = softmax_over(p.experts, logit);
+    const auto find_shares = [&] {
+        shares = softmax_over(p.k, [&](int slot) {
             const int i = expert(slot);
-            return i < 0 ? -INFINITY : logit(i);
+            return i < 0 ? -INFINITY : c * logit(i);
         });
+    };
+    if (topk) find_shares();
     const auto score = [&](int i) { // of a softmax the slope is what is left beside ds - r
-        if (!all && !topk) return score_and_slope(p.score_fn, logit(i));
-        const float s = softmax.of(logit(i));
+        if (by_logits) {
+            const float share = shares.of(c * logit(i));
+            return Act{share, c * share};
+        }
+        if (!all) return score_and_slope(p.score_fn, logit(i));
+        const float s = everyone.of(logit(i));
         return Act{s, s};
     };
 
     float sum = 0, total = 0;
-    along_lanes(p.k, [&](int slot) {
-        const int i = expert(slot);
-        if (i < 0) return;
-        const float s = score(i).value;
-        sum += s;
-        total = fmaf(*a.grad_weights.at(token, slot), s, total);
-    });
-    sum = sum_lanes<kWarp>(sum);
-    total = sum_lanes<kWarp>(total);
+    const auto add_up = [&] {
+        sum = total = 0;
+        along_lanes(p.k, [&](int slot) {
+            const int i = expert(slot);
+            if (i < 0) return;
+            const float s = score(i).value;
+            sum += s;
+            total = fmaf(*a.grad_weights.at(token, slot), s, total);
+        });
+        sum = sum_lanes<kWarp>(sum);
+        total = sum_lanes<kWarp>(total);
+    };
+    add_up();
+    if (!topk && vanishes(p, sum)) {
+        by_logits = true;
+        find_shares();
+        add_up();
+    }
 
     float scale = p.factor, mean = total, shared = 0;
-    if (!topk) {
+    if (!by_logits) {
         const Denominator d = denominator(p, sum);
         scale = p.factor / d.value;
         mean = d.constant ? 0 : total / d.value;
         if (all && d.constant) shared = scale * total;
-        // The test is for D = 0, without any expert: 0 and not 0 / 0.
         if (all && !d.constant && p.eps != 0) shared = scale * mean * p.eps;
     }
 
     along_lanes(p.experts, [&](int i) {
-        *a.grad_logits.at(token, i) = all ? softmax.of(logit(i)) * (0 - shared) : 0;
+        *a.grad_logits.at(token, i) = all ? everyone.of(logit(i)) * (0 - shared) : 0;
     });
     __syncwarp(); // the chosen ones, which are any lane's, are written once more
     along_lanes(p.k, [&](int slot) {

@@ -56,11 +56,14 @@ struct Relu2 { // max(v, 0)^2
 };
 
 // v Phi(v) = max(v, 0) - a Phi(-a), a = |v|: the same for both signs, and one rounding less than
-// the product. The derivative is Phi + v phi, with Phi(-a) = e^(-a^2 / 2) (P - v P) / k.
+// the product. Near 0 it is v / 2, from numbers whose halves and quotients are normal on. The
+// derivative at -a is t = Phi(-a) - a phi(a), Phi(-a) = e^(-a^2 / 2) (P - v P) / k, and 1 - t at a.
 struct Gelu {
     template <class F, class V> static inline V product(const Normal<F> &n, V v) {
         auto step = F::keep(F::gt(v, F::zero()), F::set1(1)); // not max(v, 0): -inf * 0 is NaN
-        return F::fms(v, step, unscale<F>(n.low, F::fma(n.tail, n.p, n.tail)));
+        auto value = F::fms(v, step, unscale<F>(n.low, F::fma(n.tail, n.p, n.tail)));
+        auto tiny = F::lt(n.a, F::set1(ConstantsOf<F>::kTiny));
+        return F::select(tiny, F::mul(v, F::set1(0.5)), value);
     }
     template <class F, class V, class K> static inline V value(const K &, V v) {
         return product<F>(normal<F>(v), v);
@@ -69,12 +72,11 @@ struct Gelu {
         using C = ConstantsOf<F>;
         auto n = normal<F>(v);
         a = product<F>(n, v);
-        auto e = unscale<F>(n.low, F::mul(F::add(n.p, F::set1(1)), n.scale));
+        auto e = F::mul(F::add(n.p, F::set1(1)), n.scale);
         auto ratio = F::mul(F::fnma(n.v, n.poly, n.poly), F::set1(1 / C::kTailPole));
-        auto tail = F::mul(ratio, e),
-             density = F::mul(e, F::set1(0.398942280401432678)); // 1/sqrt(2 pi)
-        auto cdf = F::select(F::lt(v, F::zero()), tail, F::sub(F::set1(1), tail));
-        d = F::fma(F::copysign(n.a, v), density, cdf);
+        auto density = F::mul(e, F::set1(0.398942280401432678)); // 1 / sqrt(2 pi)
+        auto t = unscale<F>(n.low, F::fnma(n.a, density, F::mul(ratio, e)));
+        d = F::select(F::lt(v, F::zero()), t, F::sub(F::set1(1), t));
     }
 };
 
@@ -132,6 +134,9 @@ inline void swish_both(const K &k, const Alpha<typename F::T> &alpha, V v, V &a,
     auto dg = F::set1(1);
     if (k.gate_cap) {
         auto t = tanh_both<F>(F::mul(v, F::set1(k.gate_inverse)));
+        // Here 1 - sigma counts where it vanishes, too.
+        auto rest = F::le(F::mul(F::set1(alpha.hi), v), F::set1(ConstantsOf<F>::kSaturate));
+        l.e = F::keep(rest, l.e);
         v = x = F::mul(F::set1(k.gate_c), t.value);
         dg = t.slope;
     }
@@ -189,7 +194,8 @@ struct Sigmoid {
         using C = ConstantsOf<F>;
         auto l = logistic<F>(reduce_minus<F>(clamp<F>(v, -C::kFadeOut, C::kSaturate)));
         a = unscale<F>(l.low, l.s);
-        d = unscale<F>(l.low, F::mul(l.s, F::mul(l.e, l.s)));
+        auto e = F::keep(F::le(v, F::set1(C::kSaturate)), l.e); // 0 where it is below normal
+        d = unscale<F>(l.low, F::mul(l.s, F::mul(e, l.s)));
     }
 };
 
@@ -235,7 +241,7 @@ struct Hardswish { // v clip(v + 3, 0, 6) / 6; derivative 0 up to -3, 1 from 3, 
     }
     template <class F, class V, class K> static inline void both(const K &k, V v, V &a, V &d) {
         a = value<F>(k, v);
-        d = F::fma(v, F::set1(0.3333333333333333), F::set1(0.5));
+        d = F::mul(F::add(v, F::set1(1.5)), F::set1(0.3333333333333333)); // exactly 0 at -1.5
         d = F::select(F::ge(v, F::set1(3)), F::set1(1), d);
         d = F::select(F::le(v, F::set1(-3)), F::zero(), d);
     }

@@ -33,9 +33,11 @@ template <> struct Constants<float> {
     static constexpr float kVanish = 132.391113f;  // 191 ln 2: 2^(kScale - 191) shifts out to zero
     static constexpr float kSaturate = 87.0f;      // e^-87 is normal and nothing beside 1
     static constexpr float kTailEnd = 16.2721303f; // a^2 / 2 = 191 ln 2
-    static constexpr float kTanhEnd = 43.0f;       // e^86 < 2^125: its reciprocal is normal
+    static constexpr float kTanhEnd = 53.0f;       // 4 e^-106, the derivative, rounds to 0
     static constexpr float kMishEnd = 20.0f;       // tanh(softplus(20)) is 1
+    static constexpr float kFaint = 1e-35f; // what counts beside it is normal, and so is 1 / it
     static constexpr float kMax = 0x1.fffffep127f; // the largest finite number
+    static constexpr float kTiny = 0x1p-100f; // far from underflow, and Phi(2^-100) rounds to 1/2
     // gelu_tanh(x) = x sigma(x (c0 + c1 x^2)): c0 = sqrt(8 / pi), c1 = 0.044715 c0. The high part
     // of c0 ends at 2^-20, a unit in the last place of what c0 + c1 x^2 can be between the clamps.
     static constexpr float kC0Hi = 1.59576893f, kC0Lo = 1.93077895e-07f, kC0 = 1.59576917f;
@@ -74,9 +76,11 @@ template <> struct Constants<double> {
     static constexpr double kVanish = 797.812404824;  // 1151 ln 2
     static constexpr double kSaturate = 708.0;
     static constexpr double kTailEnd = 39.9452726821;
-    static constexpr double kTanhEnd = 350.0;
+    static constexpr double kTanhEnd = 374.0;
     static constexpr double kMishEnd = 40.0;
+    static constexpr double kFaint = 1e-290;
     static constexpr double kMax = 0x1.fffffffffffffp1023;
+    static constexpr double kTiny = 0x1p-900;
     static constexpr double kC0Hi = 1.5957691216057341, kC0Lo = -3.430362161966579e-15; // 2^-47
     static constexpr double kC0 = 1.5957691216057308;
     // 0.044715 as the double nearest to it, as numpy has it.
@@ -192,6 +196,7 @@ template <class F> inline Reduced<F> reduce_minus(typename F::V x) {
 
 // tanh x = (e^2|x| - 1) / (e^2|x| + 1), with the rounding errors of sum and quotient taken back
 // once, which leaves 1 / (e^2|x| + 1) for the derivative 1 - tanh^2 = 4 e^2|x| / (e^2|x| + 1)^2.
+// Where that is nearly 4 e^-2|x| and may underflow ("high"), e^2|x| carries 2^-kScale.
 template <class F> struct Tanh {
     typename F::V value, slope;
 };
@@ -200,7 +205,9 @@ template <class F> inline Tanh<F> tanh_both(typename F::V x) {
     using C = ConstantsOf<F>;
     auto a = F::min_(F::set1(C::kTanhEnd), F::abs(x));
     auto reduced = reduce<F>(F::add(a, a));
-    auto s = F::exponent(reduced.t), p = expm1_reduced<F>(reduced.r);
+    auto high = F::gt(reduced.t, F::set1(F::kShift + C::kLowFrom));
+    auto t = F::select(high, F::sub(reduced.t, F::set1(C::kScale)), reduced.t);
+    auto s = F::exponent(t), p = expm1_reduced<F>(reduced.r);
     auto num = F::fma(s, p, F::sub(s, F::set1(1)));
     auto den = F::add(num, F::set1(2));
     auto inverse = F::div(F::set1(1), den);
@@ -208,7 +215,7 @@ template <class F> inline Tanh<F> tanh_both(typename F::V x) {
     auto rest = F::sub(num, F::sub(den, F::set1(2))); // what den lost
     q = F::fma(F::fnma(q, rest, F::fnma(q, den, num)), inverse, q);
     auto slope = F::mul(F::mul(F::set1(4), inverse), F::fma(num, inverse, inverse));
-    return {F::copysign(q, x), slope};
+    return {F::copysign(q, x), unscale<F>(high, slope)};
 }
 
 // The normal distribution with relative accuracy in its negative tail:

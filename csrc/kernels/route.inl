@@ -5,6 +5,7 @@
 //     S = the k largest v, NaN before all numbers, ties to the lowest index
 //     w = factor s_S / D,   D = max(sum s_S + eps, min), or 1 without normalization
 //     softmax_topk: v = z + bias, w = factor softmax(z_S)
+//     D nearly 0, with neither eps nor min: w = factor softmax(c z_S), see shares_of_logits
 //
 // Backward, with g = dL/dw, a = factor / D and G = sum g s_S (nothing flows through the choice):
 //     ds_S = a (g - G / D);   D constant (no normalization, or min reached): ds_S = a g
@@ -206,6 +207,26 @@ template <class T> inline Denominator<T> denominator(const RouteParams &p, T sum
     return {sum, false};
 }
 
+// Whether all chosen scores have so nearly vanished that their sum is no divisor.
+template <class T> inline bool vanishes(const RouteParams &p, T sum) {
+    return p.normalize && T(p.eps) == T(0) && T(p.min) == T(0) && sum < Constants<T>::kFaint;
+}
+
+// s = e^(c z) of such a score, up to a factor that all have; c.
+inline double exponent_of_score(int fn) { return fn == kSqrtSoftplus ? 0.5 : 1; }
+
+// The chosen scores over their sum, from the logits: softmax(c z_S).
+template <class F>
+inline void shares_of_logits(const RouteParams &p, const typename F::T *logits, const int32_t *ids,
+                             typename F::T *shares) {
+    using T = typename F::T;
+    const int64_t slots = whole_lanes(p.k);
+    gather(logits, ids, p.k, -kInfinity<T>, shares);
+    const T c = T(exponent_of_score(p.score_fn));
+    for (int64_t j = 0; j < slots; ++j) shares[j] *= c;
+    softmax<F>(shares, slots);
+}
+
 template <class F> void route(const RouteParams &p, const RouteArgs<typename F::T> &args) {
     using T = typename F::T;
     const RouteArgs<T> a = args; // a copy: vector stores may alias what args refers to
@@ -236,15 +257,15 @@ template <class F> void route(const RouteParams &p, const RouteArgs<typename F::
         }
         choose<F>(values, n, k, best, a.ids);
     }
-    T divisor;
-    if (p.score_fn == kSoftmaxTopk) {
-        gather(z, a.ids, k, -kInfinity<T>, picked);
-        softmax<F>(picked, slots);
-        divisor = T(1);
-    } else {
+    T divisor = T(1);
+    bool by_logits = p.score_fn == kSoftmaxTopk;
+    if (!by_logits) {
         gather(s, a.ids, k, T(0), picked);
-        divisor = denominator(p, sum_row<F>(picked, slots)).value;
+        const T sum = sum_row<F>(picked, slots);
+        by_logits = vanishes(p, sum);
+        if (!by_logits) divisor = denominator(p, sum).value;
     }
+    if (by_logits) shares_of_logits<F>(p, z, a.ids, picked);
     along_row<F>(slots, [&](int64_t c) {
         auto share = F::div(F::load(picked + c), F::set1(divisor));
         F::store(picked + c, F::mul(share, F::set1(T(p.factor))));
@@ -273,11 +294,8 @@ void route_backward(const RouteParams &p, const RouteBackwardArgs<typename F::T>
         product[j] = grad[j] = j < k && a.ids[j] >= 0 ? a.grad_weights[j] : T(0);
     const T factor = T(p.factor);
     T scale = factor, mean, shared = T(0);
-    if (p.score_fn == kSoftmaxTopk) {
-        gather(a.logits, a.ids, k, -kInfinity<T>, score);
-        softmax<F>(score, slots);
-        mean = dot_row<F>(product, score, slots);
-    } else {
+    bool by_logits = p.score_fn == kSoftmaxTopk;
+    if (!by_logits) {
         if (p.score_fn == kSoftmax) {
             copy_row(a.logits, n, -kInfinity<T>, probabilities);
             softmax<F>(probabilities, row);
@@ -296,16 +314,26 @@ void route_backward(const RouteParams &p, const RouteBackwardArgs<typename F::T>
             for (int64_t j = 0; j < slots; ++j)
                 if (j >= k || a.ids[j] < 0) score[j] = T(0);
         }
-        const Denominator<T> d = denominator(p, sum_row<F>(score, slots));
-        const T total = dot_row<F>(product, score, slots), eps = T(p.eps);
-        scale = factor / d.value;
-        mean = d.constant ? T(0) : total / d.value;
-        if (p.score_fn == kSoftmax) {
-            if (d.constant)
-                shared = scale * total;
-            else if (eps != 0)
-                shared = scale * mean * eps;
+        const T sum = sum_row<F>(score, slots);
+        by_logits = vanishes(p, sum);
+        if (!by_logits) {
+            const Denominator<T> d = denominator(p, sum);
+            const T total = dot_row<F>(product, score, slots), eps = T(p.eps);
+            scale = factor / d.value;
+            mean = d.constant ? T(0) : total / d.value;
+            if (p.score_fn == kSoftmax) {
+                if (d.constant)
+                    shared = scale * total;
+                else if (eps != 0)
+                    shared = scale * mean * eps;
+            }
         }
+    }
+    if (by_logits) {
+        shares_of_logits<F>(p, a.logits, a.ids, score);
+        mean = dot_row<F>(product, score, slots);
+        const T c = T(exponent_of_score(p.score_fn));
+        for (int64_t j = 0; j < slots; ++j) slope[j] = c * score[j];
     }
 
     const bool all = p.score_fn == kSoftmax; // every logit has a gradient
@@ -314,8 +342,7 @@ void route_backward(const RouteParams &p, const RouteBackwardArgs<typename F::T>
     for (int64_t j = 0; j < k; ++j) {
         if (a.ids[j] < 0) continue;
         const T grad_score = scale * (grad[j] - mean) - shared;
-        a.grad_logits[a.ids[j]] =
-            grad_score * (all || p.score_fn == kSoftmaxTopk ? score[j] : slope[j]);
+        a.grad_logits[a.ids[j]] = grad_score * (all ? score[j] : slope[j]);
     }
 }
 

@@ -2,6 +2,9 @@
 
     s = softmax(z), sigmoid(z) or sqrt(softplus(z))      w_S = c s_S / max(sum s_S + eps, min)
 
+Where all chosen scores vanish, and neither eps nor min keeps their sum from it, their shares of the
+sum are taken from the logits: softmax(z_S), or of z_S / 2 for the root.
+
 Part of reference.py, which re-exports it; `dtype` as there. Weights are analytic in the logits once
 the experts are given (experts=), so that the complex step goes through them.
 Tests: tests/test_reference_routing.py.
@@ -89,6 +92,8 @@ def route(
         else:
             picked = np.where(here, picked, 0)
             weights = picked / divisor(picked, norm_topk_prob, norm_eps, norm_min)[0]
+            if norm_topk_prob and norm_eps == norm_min == 0:
+                weights = np.where(faint(picked), shares_of_logits(z, ids, score_fn), weights)
         weights = np.where(here, weights * routed_scaling_factor, 0)
     return Routed(ids, np.asarray(weights, dtype))
 
@@ -109,6 +114,19 @@ def divisor(picked: Array, normalize: bool, eps: float, least: float) -> tuple[A
     total = picked.sum(axis=-1, keepdims=True) + eps
     constant = total.real < least
     return np.where(constant, least, total), constant
+
+
+def faint(picked: Array) -> Array:
+    """[..., 1]: whether the sum of the chosen scores is too small to divide by its square."""
+    return np.asarray(picked.real.sum(axis=-1, keepdims=True) < 1e-140)
+
+
+def shares_of_logits(z: Array, ids: Array, score_fn: str) -> Array:
+    """[..., k]: the chosen scores over their sum, where they are e^z, or e^(z / 2), times a number
+    that all have."""
+    picked = np.take_along_axis(z, np.where(ids >= 0, ids, 0).astype(np.intp), axis=-1)
+    exponent = picked / 2 if score_fn == "sqrtsoftplus" else picked
+    return softmax(np.where(ids >= 0, exponent, -np.inf))
 
 
 def route_backward(
@@ -138,21 +156,27 @@ def route_backward(
         def to_experts(by_slot: Array) -> Array:
             return np.asarray(np.where(slots, by_slot[..., None], 0).sum(axis=-2))
 
+        q = shares_of_logits(z, ids, score_fn)
+        of_shares = to_experts(np.where(here, q * (g - (q * g).sum(axis=-1, keepdims=True)), 0))
         if score_fn == "softmax_topk":
-            q = softmax(np.where(here, np.take_along_axis(z, at, axis=-1), -np.inf))
-            return to_experts(q * (g - (q * g).sum(axis=-1, keepdims=True)))
+            return of_shares
         s = scores(z, score_fn)
         picked = np.where(here, np.take_along_axis(s, at, axis=-1), 0)
         d, constant = divisor(picked, norm_topk_prob, norm_eps, norm_min)
         total = (g * picked).sum(axis=-1, keepdims=True)
         grad_scores = to_experts(g / d - np.where(constant, 0, total / d**2))
         if score_fn == "softmax":
-            return np.asarray(s * (grad_scores - (s * grad_scores).sum(axis=-1, keepdims=True)))
-        if score_fn == "sigmoid":
-            return np.asarray(grad_scores * s * (1 - s))
-        # sigmoid(z) / (2 s), where s is e^(z / 2) for small z, and sigmoid(z) is e^z.
-        slope = np.where(z < -40, np.exp(z / 2) / 2, 1 / (1 + np.exp(-z)) / (2 * s))
-        return np.where(slots.any(axis=-2), grad_scores * slope, 0)
+            grad_logits = s * (grad_scores - (s * grad_scores).sum(axis=-1, keepdims=True))
+        elif score_fn == "sigmoid":
+            grad_logits = grad_scores * s * (1 - s)
+        else:
+            # sigmoid(z) / (2 s), where s is e^(z / 2) for small z, and sigmoid(z) is e^z.
+            slope = np.where(z < -40, np.exp(z / 2) / 2, 1 / (1 + np.exp(-z)) / (2 * s))
+            grad_logits = np.where(slots.any(axis=-2), grad_scores * slope, 0)
+        if norm_topk_prob and norm_eps == norm_min == 0:
+            c = 0.5 if score_fn == "sqrtsoftplus" else 1
+            grad_logits = np.where(faint(picked), c * of_shares, grad_logits)
+        return np.asarray(grad_logits)
 
 
 def sparsemixer(

@@ -65,9 +65,25 @@ def minimum(v: Array, bound: float) -> Array:
 
 # ---- activations: value and derivative ---------------------------------------------------------
 # Each takes v and the options. gelu_tanh has sqrt(2 / pi) and 0.044715 from
-# GELU's paper; quick_gelu is a sigmoid with slope 1.702.
+# GELU's paper; quick_gelu is a sigmoid with slope 1.702. The forms are those in which nothing
+# cancels: v/2 (1 + tanh(z)) = v sigmoid(2 z), 1 - sigmoid(v) = sigmoid(-v), and
+# 1 - tanh(v)^2 = 1 / cosh(v)^2. At an infinite v a value is what the formula gives
+# (silu(-inf) = -inf * 0 = NaN), and a derivative its limit.
 
 Formula = Callable[[Array, Activation], Array]
+
+
+def sigmoid_derivative(v: Array) -> Array:
+    return np.asarray(sigmoid(v) * sigmoid(-v))
+
+
+def tanh_derivative(v: Array) -> Array:
+    return np.asarray((1 / np.cosh(v)) ** 2)
+
+
+def finite(v: Array) -> Array:
+    """v as the factor of something that vanishes faster where v is infinite."""
+    return np.where(np.isinf(v), 0, v)
 
 
 def _softcapped(slope: float, v: Array, act: Activation) -> Array:
@@ -77,14 +93,13 @@ def _softcapped(slope: float, v: Array, act: Activation) -> Array:
 
 
 def _softcapped_derivative(slope: float, v: Array, act: Activation) -> Array:
-    s, c = sigmoid(slope * v), act.gate_softcap
+    s, ds, c = sigmoid(slope * v), slope * sigmoid_derivative(slope * v), act.gate_softcap
     if c is None:
-        return np.asarray(s + v * slope * s * (1 - s))
-    t = np.tanh(v / c)
-    return np.asarray((1 - t * t) * s + c * t * slope * s * (1 - s))
+        return np.asarray(s + finite(v) * ds)
+    return np.asarray(tanh_derivative(v / c) * s + c * np.tanh(v / c) * ds)
 
 
-def _slope(act: Activation) -> float:
+def slope_of(act: Activation) -> float:
     if act.name == "quick_gelu":
         return 1.702
     return _number(act.alpha)
@@ -104,22 +119,22 @@ def _gelu(v: Array, _: Activation) -> Array:
 
 def _gelu_derivative(v: Array, _: Activation) -> Array:
     density = np.exp(-v * v / 2) * math.sqrt(0.5 / math.pi)
-    return np.asarray(erfc(-v * v.dtype.type(math.sqrt(0.5))) / 2 + v * density)
+    return np.asarray(erfc(-v * v.dtype.type(math.sqrt(0.5))) / 2 + finite(v) * density)
 
 
 def _gelu_tanh(v: Array, _: Activation) -> Array:
-    return np.asarray(v / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))))
+    return np.asarray(v * sigmoid(math.sqrt(8 / math.pi) * (v + 0.044715 * v**3)))
 
 
 def _gelu_tanh_derivative(v: Array, _: Activation) -> Array:
-    c = math.sqrt(2 / math.pi)
-    t = np.tanh(c * (v + 0.044715 * v**3))
-    return np.asarray((1 + t) / 2 + v / 2 * (1 - t * t) * c * (1 + 3 * 0.044715 * v * v))
+    c = math.sqrt(8 / math.pi)
+    z, u = c * (v + 0.044715 * v**3), finite(v)
+    return np.asarray(sigmoid(z) + u * sigmoid_derivative(z) * c * (1 + 3 * 0.044715 * u * u))
 
 
 def _mish_derivative(v: Array, _: Activation) -> Array:
-    t = np.tanh(softplus(v))
-    return np.asarray(t + v * (1 - t * t) * sigmoid(v))
+    z = softplus(v)
+    return np.asarray(np.tanh(z) + finite(v) * tanh_derivative(z) * sigmoid(v))
 
 
 def _hardswish(v: Array, _: Activation) -> Array:
@@ -180,20 +195,20 @@ FORMULAS: dict[str, tuple[Formula, Formula]] = {
     "gelu": (_gelu, _gelu_derivative),
     "gelu_tanh": (_gelu_tanh, _gelu_tanh_derivative),
     "quick_gelu": (
-        lambda v, act: _softcapped(_slope(act), v, act),
-        lambda v, act: _softcapped_derivative(_slope(act), v, act),
+        lambda v, act: _softcapped(slope_of(act), v, act),
+        lambda v, act: _softcapped_derivative(slope_of(act), v, act),
     ),
     "silu": (
-        lambda v, act: _softcapped(_slope(act), v, act),
-        lambda v, act: _softcapped_derivative(_slope(act), v, act),
+        lambda v, act: _softcapped(slope_of(act), v, act),
+        lambda v, act: _softcapped_derivative(slope_of(act), v, act),
     ),
     "sigmoid": (
         lambda v, _: sigmoid(v),
-        lambda v, _: np.asarray(sigmoid(v) * (1 - sigmoid(v))),
+        lambda v, _: sigmoid_derivative(v),
     ),
     "tanh": (
         lambda v, _: np.asarray(np.tanh(v)),
-        lambda v, _: np.asarray(1 - np.tanh(v) ** 2),
+        lambda v, _: tanh_derivative(v),
     ),
     "mish": (lambda v, _: np.asarray(v * np.tanh(softplus(v))), _mish_derivative),
     "hardswish": (_hardswish, _hardswish_derivative),
@@ -212,7 +227,13 @@ def activation(
     activation: object,
     dtype: npt.DTypeLike = np.float64,
 ) -> Array:
-    """act(x), or act(x) * up where up is given: then x is the gate."""
+    """act(x), or act(x) * up where up is given: then x is the gate.
+
+    The kernels compute 16 bits in float32, and are within one unit in the last place of this,
+    rounded once. What they multiply with each other (v, act(v), act'(v), the capped up and what is
+    in the tanh) are float32 numbers, though: one that overflows gives inf where the product alone
+    would not (relu2 of 2e19 times 0.7), and beside bfloat16 one below the normal range gives 0.
+    """
     act = as_activation(activation)
     value = FORMULAS[act.name][0]
     with np.errstate(all="ignore"):
@@ -270,8 +291,8 @@ def activation_backward(
                     inside = ~(v.real > act.limit)
                     v = minimum(v, act.limit)
             if act.up_softcap is not None:
-                t = np.tanh(u / act.up_softcap)
-                u, du = act.up_softcap * t, du * (1 - t * t)
+                z = u / act.up_softcap
+                u, du = act.up_softcap * np.tanh(z), du * tanh_derivative(z)
             a = value(v, act)
             da = dh * (u + act.up_offset)
             if act.clamp == "post":
