@@ -114,7 +114,7 @@ __device__ inline Act activate(const ActivationParams &p, float v) {
         return mish(v);
     case kHardswish: {
         const float c = v < -3 ? 0.f : v > 3 ? 6.f : v + 3;
-        const float slope = v <= -3 ? 0.f : v >= 3 ? 1.f : fmaf(v, 1 / 3.f, 0.5f);
+        const float slope = v <= -3 ? 0.f : v >= 3 ? 1.f : (v + 1.5f) * (1 / 3.f);
         return {v * (c / 6), slope};
     }
     case kLeakyRelu:
