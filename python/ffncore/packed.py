@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from . import _core
-from ._arrays import FLOAT32, Array, as_dtype, converted, is_narrow, share_memory
+from ._arrays import FLOAT32, Array, as_dtype, check_range, is_narrow, rounded, share_memory
 from ._memory import LINE, allocate
 from .weights import NAMES, Call, FFNWeights, check_expert
 
@@ -174,7 +174,8 @@ def pack(
     """Weights, of one block or of experts -> the kernels' layout.
 
     dtype  of the packed matrices, each number rounded once ("float32", "bfloat16", ...); default:
-           the weights' own. Beside 16 bits, biases keep what they are.
+           the weights' own. Beside 16 bits, biases keep what they are. ValueError where a finite
+           number would become infinite
     out    PackedWeights of the same shape, dtype and biases, whose memory is filled again
 
     >>> p = fc.pack(weights, dtype="bfloat16")  # half the memory traffic, for float32 x too
@@ -185,6 +186,7 @@ def pack(
     if checked._place is not None:
         raise TypeError(f"weights.up is {checked._place}; expected numpy arrays (packed for a CPU)")
     wanted = checked.dtype if dtype is None else as_dtype("dtype", dtype)
+    _check_ranges(checked, wanted)
     # One block at a time: a conversion then holds one block's numbers, not all experts'.
     first = _converted(checked if checked.n_experts is None else checked.expert(0), wanted)
     if out is None:
@@ -199,11 +201,29 @@ def pack(
     return out
 
 
+def _check_ranges(weights: FFNWeights, wanted: np.dtype[Any]) -> None:
+    """Before any work, so that out= is filled or left as it is."""
+    if wanted is weights.dtype:
+        return
+    n = weights.n_experts
+    for name, array in weights.arrays().items():
+        if _kernels_round(weights, wanted) and name in NAMES[3:]:
+            continue  # stays float32
+        if n is None:
+            check_range(f"w.{name}", array, wanted)
+        for e in range(n or 0):
+            check_range(f"w.{name} of expert {e}", array[e], wanted)
+
+
+def _kernels_round(weights: FFNWeights, wanted: np.dtype[Any]) -> bool:
+    """Matrices of float32 are rounded to 16 bits while they are packed."""
+    return weights.dtype is FLOAT32 and is_narrow(wanted)
+
+
 def _converted(block: FFNWeights, wanted: np.dtype[Any]) -> FFNWeights:
-    # The kernels round float32 to 16 bits while they pack.
-    if wanted is block.dtype or (block.dtype is FLOAT32 and is_narrow(wanted)):
+    if wanted is block.dtype or _kernels_round(block, wanted):
         return block
-    return FFNWeights(**{name: converted(a, wanted) for name, a in block.arrays().items()})
+    return FFNWeights(**{name: rounded(a, wanted) for name, a in block.arrays().items()})
 
 
 def _allocated(block: FFNWeights, n_experts: int | None, dtype: np.dtype[Any]) -> PackedWeights:
