@@ -110,7 +110,7 @@ def test_nan_of_any_bits(pair):
     array = np.array(bits, f"u{given.itemsize}").view(given)
     array = np.append(array, given.type(-2))
     check_range("w.up", array, wanted)
-    with pytest.raises(ValueError, match="w.up has a largest magnitude of"):
+    with pytest.raises(ValueError, match=r"w\.up has a largest magnitude of"):
         check_range("w.up", np.append(array, -bounds(*pair)[1]), wanted)
 
 
@@ -152,7 +152,7 @@ def test_pack_raises_before_out_is_changed(pair, rng):
     before = p._buffer.copy()
     other = make_experts(rng, 6, 5, 7, dtype=DTYPES[given])
     other.down[5, 4, 6] = bounds(given, wanted)[1]
-    with pytest.raises(ValueError, match="w.down of expert 5"):
+    with pytest.raises(ValueError, match=r"w\.down of expert 5"):
         fc.pack(other, dtype=wanted, out=p)
     np.testing.assert_array_equal(p._buffer, before)
 

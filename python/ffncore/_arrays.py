@@ -191,7 +191,7 @@ def check_same_dtype(
     """or_float32: float32 beside 16 bits will do, too."""
     dtype = check_dtype(name, array)
     wide = or_float32 and is_narrow(expected)
-    if dtype is expected or (wide and dtype is FLOAT32):
+    if dtype == expected or (wide and dtype is FLOAT32):
         return
     raise TypeError(
         f"{name} has dtype {dtype_name(array.dtype)}; expected {expected.name}"
