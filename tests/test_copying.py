@@ -205,7 +205,7 @@ def test_a_copy_of_a_frozen_value_is_frozen():
 def test_x_whose_shape_is_changed_in_place_afterwards():
     x = draw(2, 3, 6)
     value = saved(x=x)
-    x.shape = (6, 6)
+    x.resize((6, 6), refcheck=False)
     made = copy.deepcopy(value)
     assert made.x.shape == (6, 6)
     grad = draw(2, 3, 6, seed=1)
@@ -298,14 +298,14 @@ def gpu_values(gpu):
         _, dense = fc.ffn_forward(x, w, activation="xielu", save=save)
         _, mixture = fc.moe_forward(x, routing, experts, activation="silu", save=save)
         yield from ((dense, "x"), (mixture, "x"))
-    yield from ((w, "up"), (experts, "up"), (routing, "experts"), (routing._saved[0], "logits"))
+    yield from ((w, "gate"), (experts, "gate"), (routing, "experts"), (routing._saved[0], "logits"))
     yield gpu.routing(fc.route(draw(7, 5), 2)), "experts"
     grads = fc.ffn_backward(x, dense)
-    yield from ((grads, "x"), (grads.weights, "up"))
+    yield from ((grads, "x"), (grads.weights, "gate"))
     yield fc.ffn_backward(x, dense, needs=("down",)).weights, "down"
     yield fc.ffn_backward(x, dense, needs=("activation",)), "activation"
     yield fc.moe_backward(x, mixture), "x"
-    yield fc.FFN(w, "silu"), "up"
+    yield fc.FFN(w, "silu"), "gate"
 
 
 def test_memory_of_a_gpu_is_not_copied(gpu):
@@ -313,13 +313,12 @@ def test_memory_of_a_gpu_is_not_copied(gpu):
         inner = value.weights if isinstance(value, fc.FFN) else value
         kind = type(inner).__name__
         sentence = (
-            rf"{kind}\.\w+ is a {'torch tensor' if gpu.name == 'torch' else 'CuPy array'}; "
+            rf"{kind}\.{name} is a {'torch tensor' if gpu.name == 'torch' else 'CuPy array'}; "
             rf"expected numpy arrays for copy\.deepcopy and pickle"
         )
         for way in (copy.deepcopy, pickle.dumps, lambda v: pickle.dumps(v, 0)):
-            with pytest.raises(TypeError, match=sentence) as raised:
+            with pytest.raises(TypeError, match=sentence):
                 way(value)
-            assert f"{kind}.{name} is a" in str(raised.value) or kind == "FFNWeights"
 
 
 def test_a_copy_on_a_gpu_shares_its_arrays(gpu):

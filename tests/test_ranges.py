@@ -114,6 +114,26 @@ def test_nan_of_any_bits(pair):
         check_range("w.up", np.append(array, -bounds(*pair)[1]), wanted)
 
 
+def test_arrays_of_any_bits_raise_where_a_finite_number_is_lost(pair, rng):
+    given, wanted = (DTYPES[name] for name in pair)
+    lost = 0
+    for _ in range(300):
+        bits = rng.integers(0, 2 ** (8 * given.itemsize), (2, 3), f"u{given.itemsize}")
+        array = bits.view(given)
+        with np.errstate(all="ignore"):
+            is_lost = (np.isinf(rounded(array, wanted)) & np.isfinite(array)).any()
+            lost += is_lost
+        try:
+            check_range("w.up", array, wanted)
+        except ValueError:
+            assert is_lost, array
+        else:
+            assert not is_lost, array
+    # float32 and bfloat16 end nearly at one number.
+    assert lost < 300
+    assert lost > 0 or pair == ("float32", "bfloat16")
+
+
 # ---- fc.pack
 
 

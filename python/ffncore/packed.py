@@ -151,7 +151,7 @@ class PackedWeights(Copied):
                 f"packed weights have sizes {sizes} and {buffer.nbytes} bytes of {buffer.dtype}; "
                 f"expected sizes {expected} and {nbytes} bytes of uint8"
             )
-        return cls._make((buffer, *sizes), own_biases, kind)
+        return cls._make((buffer, *expected), own_biases, kind)
 
 
 # Of _core.PackedTuple; experts' tuple goes on with their number and stride.
