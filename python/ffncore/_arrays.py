@@ -8,7 +8,7 @@ array whose elements are not aligned (a field of a packed structure) is copied f
 have any strides too, as long as no two of their elements share memory. How leading dimensions
 become rows: _rows.py.
 
-Tests: tests/test_errors.py, tests/test_type_errors.py, tests/test_strides.py.
+Tests: tests/test_errors.py, tests/test_type_errors.py, tests/test_strides.py, tests/test_ranges.py.
 """
 
 from __future__ import annotations
@@ -111,8 +111,48 @@ def as_dtype(name: str, value: object) -> np.dtype[Any]:
     return known
 
 
-def converted(array: Array, dtype: np.dtype[Any]) -> Array:
-    """array.astype(dtype), each number rounded once."""
+def _range(mantissa: int, exponent: int) -> tuple[float, float]:
+    """The largest number, and the least that rounds to infinity: half a step above it."""
+    return (2 - 2.0**-mantissa) * 2.0**exponent, (2 - 2.0 ** -(mantissa + 1)) * 2.0**exponent
+
+
+# All but float64, in which every number has a place.
+_RANGES = {"float32": _range(23, 127), "bfloat16": _range(7, 127), "float16": _range(10, 15)}
+
+
+def check_range(name: str, array: Array, dtype: np.dtype[Any]) -> None:
+    """No finite number of the array may become infinite in dtype."""
+    most, too_large = _RANGES.get(dtype.name, (math.inf, math.inf))
+    fits = array.dtype.name in _RANGES and _RANGES[array.dtype.name][0] < too_large
+    if fits or math.isinf(most) or not array.size:
+        return
+    largest = _largest(array)
+    if not math.isfinite(largest):  # infinity and NaN stay what they are
+        with np.errstate(invalid="ignore"):
+            largest = _largest(np.where(np.isfinite(array), array, array.dtype.type(0)))
+    if abs(largest) >= too_large:
+        raise ValueError(
+            f"{name} has a largest magnitude of {abs(largest):.9g}; expected at most {most:.9g} "
+            f"for {dtype.name}, where it would become inf"
+        )
+
+
+def _largest(array: Array) -> float:
+    """The entry of the largest magnitude; infinity or NaN where there is one."""
+    # Among numbers of one sign bits are in the order of magnitudes, NaN last; and numpy compares
+    # integers up to a hundred times as fast as 16-bit floats.
+    bits = (array.view(f"{kind}{array.itemsize}").max() for kind in "iu")
+    return max((float(b.view(array.dtype)) for b in bits), key=lambda x: (math.isnan(x), abs(x)))
+
+
+def converted(array: Array, dtype: np.dtype[Any], name: str) -> Array:
+    """array.astype(dtype), each number rounded once; ValueError where one would become infinite."""
+    check_range(name, array, dtype)
+    return rounded(array, dtype)
+
+
+def rounded(array: Array, dtype: np.dtype[Any]) -> Array:
+    """Of an array whose range was checked."""
     if array.dtype != FLOAT64 or dtype.name != "bfloat16":
         return array.astype(dtype, copy=False)
     # ml_dtypes goes by way of float32: two roundings. Rounded towards zero first, with an odd last
@@ -151,7 +191,7 @@ def check_same_dtype(
     """or_float32: float32 beside 16 bits will do, too."""
     dtype = check_dtype(name, array)
     wide = or_float32 and is_narrow(expected)
-    if dtype is expected or (wide and dtype is FLOAT32):
+    if dtype == expected or (wide and dtype is FLOAT32):
         return
     raise TypeError(
         f"{name} has dtype {dtype_name(array.dtype)}; expected {expected.name}"

@@ -13,6 +13,7 @@ import numpy as np
 
 from . import _core
 from ._arrays import FLOAT32, Array, check_same_dtype, check_shape, check_size
+from ._copying import Copied
 from ._cuda import Cuda, cuda
 from ._device import Made, Place
 from ._router import Options, check_bias, check_logits
@@ -23,7 +24,7 @@ INT32 = np.dtype(np.int32)
 
 
 @dataclass(frozen=True)
-class DevicePart:
+class DevicePart(Copied):
     """What route_backward needs."""
 
     logits: Made

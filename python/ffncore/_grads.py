@@ -24,6 +24,7 @@ from ._arrays import (
     check_same_dtype,
     check_shape,
 )
+from ._copying import Copied
 from ._memory import empty
 from ._saved import MoESaved, Saved
 from .elementwise import XieluGrads
@@ -36,7 +37,7 @@ MOE_GRADIENTS = ("x", "routing_weights", *NAMES, "activation")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class FFNGrads:
+class FFNGrads(Copied):
     """Gradients of a block; None is what was not asked for.
 
     weights is an FFNWeights that mirrors the weights, activation holds xielu's two parameters.

@@ -7,7 +7,7 @@ again. Fresh pages cost the system's time to clear, 3 to 6 % of a training step;
 such buffers are kept when they are released, and used again. A buffer is released when the last
 view of it is gone: every view holds on to an owner, whose end gives the memory back.
 
-Tests: tests/test_saved.py.
+Tests: tests/test_saved.py, tests/test_copying.py.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import contextlib
 import math
 import mmap
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,27 @@ def _take(nbytes: int) -> Array | None:
             return memory
         _released.append(memory)
     return None
+
+
+class Memory:
+    """Such memory as a part of what is copied: a copy of it is aligned as well as it is."""
+
+    __slots__ = ("array",)
+
+    def __init__(self, array: Array) -> None:
+        self.array = array  # 1-D
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Memory:
+        return _copied(self.array)
+
+    def __reduce__(self) -> tuple[Callable[[Array], Memory], tuple[Array]]:
+        return _copied, (self.array,)
+
+
+def _copied(array: Array) -> Memory:
+    memory = allocate(array.nbytes).view(array.dtype)
+    memory[...] = array
+    return Memory(memory)
 
 
 class _Owner:

@@ -147,6 +147,16 @@ def _cached(
     return Options(*options)._checked(experts, top_k, dtype, given)
 
 
+def check_core(core: Any, logits: Array) -> _core.RouterTuple:
+    """One that options give for such logits; of a pickle, which may say anything."""
+    values = Options._make(core)._asdict()
+    tables = {"score_fn": SCORE_FNS, "select_on": SELECT_ON, "group_score": GROUP_SCORES}
+    for option, table in tables.items():
+        names = {number: name for name, number in table.items()}
+        values[option] = names.get(values[option], str(values[option]))
+    return Options(**values).core(logits, 1)
+
+
 def check_bias(value: object, logits: Array, *, given: bool) -> MaybeArray:
     """e_score_correction_bias [E], of the dtype of logits, or None."""
     if value is None:

@@ -12,12 +12,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ._arrays import Array, MaybeArray
+from . import _core
+from ._arrays import Array, MaybeArray, as_array, check_shape
+from ._copying import Copied
 from ._device import Place
+from ._memory import Memory
 from ._rows import row_count
-from .activations import Activation, as_activation
-from .packed import PackedWeights
-from .routing import Routing
+from .activations import Activation, as_activation, to_tuple
+from .packed import PackedWeights, check_block
+from .routing import Routing, check_ids
 from .weights import FFNWeights
 
 # Tokens of a panel, and what those of the last one are rounded up to.
@@ -34,7 +37,7 @@ def keeps_preactivations(save: object) -> bool:
     return save == "preactivations"
 
 
-class Saved:
+class Saved(Copied):
     """What ffn_forward keeps for ffn_backward. It can be looked at, and not changed.
 
     It holds references to x and the weights: changing those before the backward pass is the
@@ -72,6 +75,23 @@ class Saved:
         for name, value in own.items():
             object.__setattr__(saved, name, value)
         return saved
+
+    def _state(self) -> dict[str, Any]:
+        panels = None if self._panels is None else Memory(self._panels)
+        own = {"x": self.x, "shape": self._own_x.shape, "weights": self.weights}
+        return own | {"activation": self.activation, "panels": panels}
+
+    @classmethod
+    def _remade(
+        cls: type[_S], x: Array, shape: Any, weights: Any, activation: Any, panels: Memory | None
+    ) -> _S:
+        from .functional import _check_x
+
+        w = check_block(weights)
+        to_tuple(activation, w.gated, w.dtype)
+        own = _check_x(as_array("x", x).reshape(shape), w)
+        nbytes = _core.saved_bytes(own, row_count(own.shape), w.d_ff, w.gated)
+        return cls._make(x, w, activation, _checked(panels, own, nbytes), _own_x=own)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{type(self).__name__} cannot be changed; {name} was assigned to")
@@ -125,6 +145,41 @@ class MoESaved(Saved):
 
     _maker = "moe_forward"
 
+    def _state(self) -> dict[str, Any]:
+        own = {"routing": self.routing, "ids": self._ids}
+        return super()._state() | own | {"on_input": self.apply_router_weight_on_input}
+
+    @classmethod
+    def _remade(  # type: ignore[override]
+        cls,
+        x: Array,
+        shape: Any,
+        weights: Any,
+        activation: Any,
+        panels: Memory | None,
+        routing: Any,
+        ids: Array,
+        on_input: bool,
+    ) -> MoESaved:
+        from .moe import _Call
+
+        own = as_array("x", x).reshape(shape)
+        call = _Call(own, routing, weights, activation, on_input)
+        w, n = call.weights, call.n_experts
+        ids = check_ids(ids, n)
+        check_shape("experts", ids, call.ids.shape, "to match x and routing.experts")
+        nbytes = _core.moe_saved_bytes(own, ids, n, w.d_ff, w.gated)
+        return cls._make(
+            x,
+            w,
+            activation,
+            _checked(panels, own, nbytes),
+            routing=routing,
+            apply_router_weight_on_input=call.on_input,
+            _ids=ids,
+            _own_x=own,
+        )
+
     def _preactivation(self, index: int) -> MaybeArray:
         if self._panels is None:
             return None
@@ -172,6 +227,19 @@ class DeviceMoESaved(MoESaved):
         ids = self.routing._kept[0].reshape(-1)
         rows = self._place.library.by_id(self._memory[index], ids, self.weights.n_experts or 0)
         return rows.reshape(*self._own_x.shape[:-1], self._ids.shape[-1], self.weights.d_ff)
+
+
+def _checked(panels: Memory | None, x: Array, nbytes: int) -> MaybeArray:
+    """What a forward pass saves for such arguments takes nbytes."""
+    if panels is None:
+        return None
+    array = panels.array
+    if array.nbytes != nbytes or array.dtype != x.dtype:
+        raise ValueError(
+            f"what was saved has {array.nbytes} bytes of {array.dtype}; expected {nbytes} bytes of "
+            f"{x.dtype} for x {x.shape}"
+        )
+    return array
 
 
 def _rows_of(panels: Array, tokens: int, f: int) -> Array:

@@ -25,6 +25,7 @@ import numpy as np
 
 from . import _core
 from ._arrays import FLOAT32, FLOAT64, nearest
+from ._copying import Copied
 
 # The numbers are ffncore_activation_kind of ffncore.h.
 KINDS = {
@@ -83,7 +84,7 @@ _GATED_ONLY = ("limit", "up_softcap", "up_offset")
 
 
 @dataclass(frozen=True, init=False)
-class Activation:
+class Activation(Copied):
     """An activation with its options; a plain name works wherever no option is needed.
 
     alpha           silu: v * sigmoid(alpha * v)

@@ -75,7 +75,7 @@ class Checkpoint:
         if stored == "bfloat16":
             _import("ml_dtypes")
         tensor: np.ndarray[Any, Any] = self._where[name].get_tensor(name)
-        return tensor if dtype is None else converted(tensor, as_dtype("dtype", dtype))
+        return tensor if dtype is None else converted(tensor, as_dtype("dtype", dtype), name)
 
 
 def _find_files(path: Path) -> tuple[list[Path], dict[str, list[str]]]:

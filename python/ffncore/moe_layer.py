@@ -23,6 +23,7 @@ import numpy as np
 import ffncore as fc
 
 from ._arrays import (
+    FLOAT32,
     FLOAT64,
     Array,
     MaybeArray,
@@ -38,6 +39,7 @@ from ._grads import weights_inputs
 from ._linear import linear, work_dtype
 from ._moe_backward import Backward
 from ._moe_layer import LATENT, ROUTER, MoELayerGrads, MoELayerSaved, nested
+from ._router import number
 from .activations import as_activation
 from .layers import FFN
 from .packed import check_weights
@@ -94,7 +96,7 @@ class MoE:
             raise ValueError("experts is one block; expected weights with a leading E")
         self.activation = as_activation(activation)
         self.router, self.shared = router, shared
-        self.combine = float(combine)
+        self.combine = number("combine", combine, FLOAT64 if self.dtype is FLOAT64 else FLOAT32)
         self.latent_in, self.latent_out = latent_in, latent_out
         self.b_latent_in, self.b_latent_out = b_latent_in, b_latent_out
         self.shared_gate, self.output_bias = shared_gate, output_bias

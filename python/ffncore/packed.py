@@ -11,18 +11,18 @@ Tests: tests/test_packed.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from . import _core
-from ._arrays import FLOAT32, Array, as_dtype, converted, is_narrow, share_memory
-from ._memory import LINE, allocate
+from ._arrays import FLOAT32, Array, as_dtype, check_range, is_narrow, rounded, share_memory
+from ._copying import Copied
+from ._memory import LINE, Memory, allocate
 from .weights import NAMES, Call, FFNWeights, check_expert
 
 
-class PackedWeights:
+class PackedWeights(Copied):
     """Weights in the kernels' own layout, made by fc.pack: pack once, run often.
 
     The layout is the same for every instruction set. Accepted wherever FFNWeights are; the backward
@@ -125,9 +125,33 @@ class PackedWeights:
             f"{self.nbytes} bytes)"
         )
 
-    def __reduce__(self) -> tuple[Callable[..., PackedWeights], tuple[FFNWeights]]:
-        # The buffer's alignment would be lost.
-        return pack, (self.unpack(),)
+    def _state(self) -> dict[str, Any]:
+        buffer, *sizes = self._packed
+        biases = {name: dtype.name for name, dtype in self._biases.items()}
+        state = {"memory": Memory(buffer), "sizes": tuple(sizes), "biases": biases}
+        return state | {"dtype": self.dtype.name}
+
+    @classmethod
+    def _remade(
+        cls, memory: Memory, sizes: tuple[Any, ...], biases: dict[str, str], dtype: str
+    ) -> PackedWeights:
+        kind, (d, f, gated, *_) = as_dtype("dtype", dtype), sizes
+        shapes = {"up": (f, d), "down": (d, f)} | ({"gate": (f, d)} if gated else {})
+        arrays = {name: np.broadcast_to(kind.type(0), shape) for name, shape in shapes.items()}
+        for name, own in biases.items():
+            number = as_dtype(name, own).type(0)
+            arrays[name] = np.broadcast_to(number, d if name == "b_down" else f)
+        n = sizes[_BLOCK_LENGTH - 1] if len(sizes) >= _BLOCK_LENGTH else None
+        nbytes, expected, own_biases = _layout(FFNWeights(**arrays), n, kind)
+        # An expert's memory goes on to the next line.
+        room = 1 if n is not None else LINE
+        buffer = memory.array
+        if sizes != expected or not 0 <= buffer.nbytes - nbytes < room or buffer.dtype != np.uint8:
+            raise ValueError(
+                f"packed weights have sizes {sizes} and {buffer.nbytes} bytes of {buffer.dtype}; "
+                f"expected sizes {expected} and {nbytes} bytes of uint8"
+            )
+        return cls._make((buffer, *expected), own_biases, kind)
 
 
 # Of _core.PackedTuple; experts' tuple goes on with their number and stride.
@@ -174,7 +198,8 @@ def pack(
     """Weights, of one block or of experts -> the kernels' layout.
 
     dtype  of the packed matrices, each number rounded once ("float32", "bfloat16", ...); default:
-           the weights' own. Beside 16 bits, biases keep what they are.
+           the weights' own. Beside 16 bits, biases keep what they are. ValueError where a finite
+           number would become infinite
     out    PackedWeights of the same shape, dtype and biases, whose memory is filled again
 
     >>> p = fc.pack(weights, dtype="bfloat16")  # half the memory traffic, for float32 x too
@@ -185,10 +210,12 @@ def pack(
     if checked._place is not None:
         raise TypeError(f"weights.up is {checked._place}; expected numpy arrays (packed for a CPU)")
     wanted = checked.dtype if dtype is None else as_dtype("dtype", dtype)
+    _check_ranges(checked, wanted)
     # One block at a time: a conversion then holds one block's numbers, not all experts'.
     first = _converted(checked if checked.n_experts is None else checked.expert(0), wanted)
     if out is None:
-        out = _allocated(first, checked.n_experts, wanted)
+        nbytes, sizes, biases = _layout(first, checked.n_experts, wanted)
+        out = PackedWeights._make((allocate(nbytes), *sizes), biases, wanted)
     else:
         _check_refill(out, checked, wanted)
     if checked.n_experts is None:
@@ -199,22 +226,47 @@ def pack(
     return out
 
 
+def _check_ranges(weights: FFNWeights, wanted: np.dtype[Any]) -> None:
+    """Before any work, so that out= is filled or left as it is."""
+    if wanted is weights.dtype:
+        return
+    n = weights.n_experts
+    for name, array in weights.arrays().items():
+        if _kernels_round(weights, wanted) and name in NAMES[3:]:
+            continue  # stays float32
+        if n is None:
+            check_range(f"w.{name}", array, wanted)
+        for e in range(n or 0):
+            check_range(f"w.{name} of expert {e}", array[e], wanted)
+
+
+def _kernels_round(weights: FFNWeights, wanted: np.dtype[Any]) -> bool:
+    """Matrices of float32 are rounded to 16 bits while they are packed."""
+    return weights.dtype is FLOAT32 and is_narrow(wanted)
+
+
 def _converted(block: FFNWeights, wanted: np.dtype[Any]) -> FFNWeights:
-    # The kernels round float32 to 16 bits while they pack.
-    if wanted is block.dtype or (block.dtype is FLOAT32 and is_narrow(wanted)):
+    if wanted is block.dtype or _kernels_round(block, wanted):
         return block
-    return FFNWeights(**{name: converted(a, wanted) for name, a in block.arrays().items()})
+    return FFNWeights(**{name: rounded(a, wanted) for name, a in block.arrays().items()})
 
 
-def _allocated(block: FFNWeights, n_experts: int | None, dtype: np.dtype[Any]) -> PackedWeights:
-    """Memory for as many blocks as this one."""
+def _layout(
+    block: FFNWeights, n_experts: int | None, dtype: np.dtype[Any]
+) -> tuple[int, tuple[Any, ...], dict[str, np.dtype[Any]]]:
+    """Of as many blocks as this one: bytes, what _core takes behind them, biases' dtypes."""
     biases = {n: array.dtype for n in NAMES[3:] if (array := getattr(block, n)) is not None}
-    sizes: Any = (block.d_model, block.d_ff, block.gated, *(n in biases for n in NAMES[3:]))
+    sizes: tuple[Any, ...] = (
+        block.d_model,
+        block.d_ff,
+        block.gated,
+        *(n in biases for n in NAMES[3:]),
+    )
     nbytes = _core.packed_bytes(dtype.name, block._core_arrays())
     if n_experts is not None:
         nbytes += -nbytes % LINE
         sizes = (*sizes, n_experts, nbytes)
-    return PackedWeights._make((allocate((n_experts or 1) * nbytes), *sizes), biases, dtype)
+    return (n_experts or 1) * nbytes, sizes, biases
 
 
 def _check_refill(out: object, weights: FFNWeights, dtype: np.dtype[Any]) -> None:

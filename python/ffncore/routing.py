@@ -28,18 +28,34 @@ from ._arrays import (
     check_size,
     dtype_name,
 )
+from ._copying import Copied
 from ._device import Made, Place, place_of
-from ._router import MOST_EXPERTS, Options, check_bias, check_logits, check_logits_dtype, integer
+from ._router import (
+    MOST_EXPERTS,
+    Options,
+    check_bias,
+    check_core,
+    check_logits,
+    check_logits_dtype,
+    integer,
+)
 from ._rows import over_rows, row_count
 
 
 @dataclass(frozen=True)
-class Part:
+class Part(Copied):
     """Slots whose weights are made of one array of logits."""
 
     logits: Array
     experts: Array  # [..., k]
     core: _core.RouterTuple
+
+    @classmethod
+    def _remade(cls, logits: Array, experts: Array, core: Any) -> Part:
+        z = check_logits(logits)
+        ids = check_ids(experts, z.shape[-1])
+        check_shape("experts", ids, (*z.shape[:-1], *ids.shape[-1:]), f"to match logits {z.shape}")
+        return cls(z, ids, check_core(core, z))
 
     def backward(self, grad: Array) -> Array:
         grad_logits = np.empty(self.logits.shape, self.logits.dtype)
@@ -51,7 +67,7 @@ class Part:
         return grad_logits
 
 
-class Routing:
+class Routing(Copied):
     """Experts of each token and their weights; as fc.route makes it, or your own.
 
     experts    [..., k], any integer dtype; kept as int32. -1: no expert, which contributes nothing
@@ -123,6 +139,25 @@ class Routing:
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"Routing cannot be changed; {name} was deleted")
 
+    def _state(self) -> dict[str, Any]:
+        own = {"experts": self.experts, "weights": self.weights, "n_experts": self.n_experts}
+        return own | {"parts": self._saved}
+
+    @classmethod
+    def _remade(
+        cls, experts: Array, weights: Array, n_experts: int | None, parts: tuple[Part, ...] | None
+    ) -> Routing:
+        routing = cls(experts=experts, weights=weights, n_experts=n_experts)
+        for part in parts or ():
+            expected = (*weights.shape[:-1], n_experts)
+            check_shape("logits", part.logits, expected, "to match routing.weights")
+            check_same_dtype("logits", part.logits, weights.dtype, "routing.weights")
+        slots = routing.top_k if parts is None else sum(p.experts.shape[-1] for p in parts)
+        if slots != routing.top_k:
+            raise ValueError(f"routing has logits of {slots} slots; expected {routing.top_k}")
+        routing._set(_saved=parts)
+        return routing
+
     @property
     def top_k(self) -> int:
         """Slots of a token."""
@@ -173,6 +208,9 @@ def check_ids(value: object, n_experts: int | None) -> Array:
             if not -1 <= wrong < end:
                 of = "" if n_experts is None else f", of {n_experts} experts"
                 raise ValueError(f"experts has an entry {wrong}; expected -1 to {end - 1}{of}")
+    # Not by numpy alone: it makes another array where int32 is not the same object, as of a pickle.
+    if ids.dtype == np.int32 and ids.flags.c_contiguous:
+        return ids
     return np.ascontiguousarray(ids, np.int32)
 
 

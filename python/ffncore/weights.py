@@ -16,7 +16,6 @@ Packed for the kernels: packed.py. Tests: tests/test_weights.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +38,7 @@ from ._arrays import (
     is_narrow,
     owners,
 )
+from ._copying import Copied
 from ._device import Place, place_of
 from .activations import case_index
 
@@ -69,7 +69,7 @@ class Call:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class FFNWeights:
+class FFNWeights(Copied):
     """Weights of a gated block, or of a plain one where gate is None; biases each optional.
 
     Matrices share one dtype; a bias has it too, or is float32 beside 16 bits. With a leading E on
@@ -243,8 +243,12 @@ class FFNWeights:
         dtype = next((getattr(a.dtype, "name", a.dtype) for a in self.arrays().values()), "empty")
         return f"FFNWeights({shapes}, {dtype})"
 
-    def __reduce__(self) -> tuple[Callable[..., FFNWeights], tuple[dict[str, Array]]]:
-        return _rebuild, (self.arrays(),)
+    def _state(self) -> dict[str, Any]:
+        return {**self.arrays()}
+
+    @classmethod
+    def _remade(cls, **arrays: Array) -> FFNWeights:
+        return cls(**arrays) if {"up", "down"} <= set(arrays) else cls._partial(arrays)
 
 
 _MEANING = {
@@ -255,10 +259,6 @@ _MEANING = {
     "b_up": "[d_ff]",
     "b_down": "[d_model]",
 }
-
-
-def _rebuild(arrays: dict[str, Array]) -> FFNWeights:
-    return FFNWeights(**arrays) if {"up", "down"} <= set(arrays) else FFNWeights._partial(arrays)
 
 
 def check_expert(e: object, n_experts: int | None) -> int:
