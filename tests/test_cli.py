@@ -79,6 +79,8 @@ def test_inspect_lists_a_layer_whose_activation_is_unknown(tmp_path, capsys):
     tensors = {
         "encoder.layer.0.intermediate.dense.weight": np.zeros((24, 8), "f4"),
         "encoder.layer.0.output.dense.weight": np.zeros((8, 24), "f4"),
+        "encoder.layer.0.intermediate.dense.bias": np.zeros(24, "f4"),
+        "encoder.layer.0.output.dense.bias": np.zeros(8, "f4"),
     }
     safetensors.save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(
