@@ -230,7 +230,10 @@ def test_errors(rng, tmp_path):
         fc.load(tmp_path)
     tensors["bert.encoder.layer.1.output.dense.weight"] = np.ones((D, F + 1), "f4")
     write(tmp_path, tensors, config)
-    with pytest.raises(ValueError, match=r"safetensors: bert\.encoder\.layer\.1\.output\.dense\.weight has shape \(12, 41\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"safetensors: bert\..*\.output\.dense\.weight has shape \(12, 41\)",
+    ):
         fc.load(tmp_path, layer=1)
 
 

@@ -33,9 +33,9 @@ class Config:
             own = {} if isinstance(outer, str) and outer in NESTED else whole
         self._own: Mapping[str, Any] = own
         self.model_type: Any = own.get("model_type", outer)
-        known = isinstance(self.model_type, str) and self.model_type in DEFAULTS
-        self._defaults: Mapping[str, Any] = DEFAULTS[self.model_type] if known else {}
-        self.knows = known
+        name = self.model_type if isinstance(self.model_type, str) else ""
+        self.knows = name in DEFAULTS
+        self._defaults: Mapping[str, Any] = DEFAULTS.get(name, {})
 
     def names_model(self) -> bool:
         """Whether model_type is there at all, whatever it says."""

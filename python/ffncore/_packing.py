@@ -47,8 +47,10 @@ _ANY = re.compile("|".join(pattern.pattern for _, pattern in _NAMES))  # most na
 _SCALE = re.compile(r"(weight|_proj)_scale(s|_2)?$")
 
 # dtypes in which codes are stored; the others that we lack (int64, say) hold something else.
-_CODES = ("uint8", "int8", "int32", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
-_CODES += ("F8_E8M0", "F6_E2M3", "F6_E3M2", "F4")
+_CODES = frozenset(
+    ("uint8", "int8", "int32", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+    + ("F8_E8M0", "F6_E2M3", "F6_E3M2", "F4")
+)
 
 
 def packing(dtypes: Mapping[str, str], method: str | None) -> tuple[str, str] | None:

@@ -51,8 +51,8 @@ def plan(tensors: LayerTensors, row: MoEFamily, config: Config) -> Plan:
             for name, axes in zip(names, ("f d", "f d", "d f"), strict=True):
                 tensors.take(name, axes)
     else:
-        axes = ("E d 2f", "E f d") if row.in_out else ("E 2f d", "E d f")
-        for name, shape, size in zip(row.stacked, axes, ("2f", "d"), strict=True):
+        shapes = ("E d 2f", "E f d") if row.in_out else ("E 2f d", "E d f")
+        for name, shape, size in zip(row.stacked, shapes, ("2f", "d"), strict=True):
             tensors.take(name, shape)
             if row.stacked_bias is not None:
                 tensors.take(name + row.stacked_bias, f"E {size}")

@@ -15,6 +15,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +89,10 @@ class SafetensorsFile:
         self._file.close()
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name in self._header if name != "__metadata__")
+        return iter(self._header)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._header and name != "__metadata__"
+        return name in self._header
 
     def entry(self, name: str) -> Entry:
         """ValueError where the header describes no tensor that could be read."""
@@ -128,11 +129,13 @@ class SafetensorsFile:
             )
         self._data = 8 + length
         where = f"{self.path} is not a safetensors file: its header"
-        return parse_object(self._bytes(8, length, "").tobytes(), where)
+        header = parse_object(self._bytes(8, length, "").tobytes(), where)
+        header.pop("__metadata__", None)
+        return header
 
     def _bytes(self, begin: int, length: int, name: str) -> np.ndarray[Any, Any]:
         data = np.empty(length, np.uint8)
-        view = memoryview(data)
+        view = memoryview(data.data)
         done = 0
         try:
             self._file.seek(begin)
@@ -193,7 +196,7 @@ class SafetensorsFile:
         """Whether each tensor begins where another one ends, as files are written."""
         try:
             places = sorted([self._header[name]["data_offsets"] for name in self])
-            return all(a[1] == b[0] for a, b in zip(places, places[1:], strict=False))
+            return all(a[1] == b[0] for a, b in pairwise(places))
         except (KeyError, TypeError, IndexError):
             return False
 
@@ -237,5 +240,5 @@ def _numpy_dtype(name: str) -> np.dtype[Any]:
                 "reading a checkpoint in bfloat16 needs ml_dtypes; "
                 'pip install "ffncore[models]" brings it'
             ) from None
-        return np.dtype(bfloat16)
+        return np.dtype(bfloat16)  # type: ignore[no-any-return]
     return np.dtype(name)

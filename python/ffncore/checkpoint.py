@@ -32,19 +32,18 @@ class Checkpoint:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        folder = self.path if self.path.is_dir() else self.path.parent
         found = _find(self.path)
-        self._open: dict[Path, SafetensorsFile | ValueError | FileNotFoundError] = {}
+        self._folder = found.parent
+        self._open: dict[str, SafetensorsFile | ValueError | FileNotFoundError] = {}
         self._groups: dict[str, Groups] = {}
-        self.config: Config = read_config(folder / "config.json")
+        self.config: Config = read_config(self._folder / "config.json")
         self._index: Path | None = None
         self._listed: dict[str, Any] = {}
         if found.name.endswith(".json"):
             self._index = found
             self._listed = _weight_map(found)
         else:
-            self._single = SafetensorsFile(found)
-            self._open[found] = self._single
+            self._single = self._open[found.name] = SafetensorsFile(found)
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -71,23 +70,26 @@ class Checkpoint:
 
     def _grouped(self, layer: str) -> Groups:
         before, after = ("." + layer).split("{}")
-        groups: Groups = {}
+        texts: dict[tuple[str, str], list[str]] = {}
         for name in self:
             prefix, found, rest = ("." + name).rpartition(before)
-            if not found:
-                continue
-            number, found, rest = rest.partition(after)
-            if found and _is_number(number):
-                prefix = prefix[1:] + "." if prefix else ""
-                groups.setdefault((prefix, int(number)), []).append(rest)
-        return groups
+            if found:
+                number, found, rest = rest.partition(after)
+                if found:
+                    texts.setdefault((prefix, number), []).append(rest)
+        return {
+            (prefix[1:] + "." if prefix else "", int(number)): names
+            for (prefix, number), names in texts.items()
+            if _is_number(number)
+        }
 
     def entry(self, name: str) -> Entry:
+        """ValueError or FileNotFoundError where the tensor is damaged or not in its file."""
         return self._file_of(name).entry(name)
 
     def place(self, name: str) -> str:
         """The file and the tensor, as a sentence about it begins."""
-        file = self._single.path if self._index is None else self._path_of(name)
+        file = self._single.path if self._index is None else self._folder / self._listed[name]
         return f"{file}: {shown(name)}"
 
     def read(self, name: str, dtype: str | None) -> np.ndarray[Any, Any]:
@@ -95,38 +97,29 @@ class Checkpoint:
         tensor = self._file_of(name).read(name)
         return tensor if dtype is None else converted(tensor, as_dtype("dtype", dtype))
 
-    def _path_of(self, name: str) -> Path:
-        assert self._index is not None
-        file = self._listed[name]
-        wrong = None
-        if repeats(self._listed, name):
-            wrong = f"names {shown(name)} twice; expected one file for it"
-        elif not isinstance(file, str):
-            wrong = f"has no file for {shown(name)}; expected the name of one"
-        elif Path(file).name != file:
-            wrong = f"names {file!a} for {shown(name)}; expected a file of the same folder"
-        if wrong is not None:
-            raise ValueError(f"{self._index} {wrong}")
-        return self._index.parent / file
-
     def _file_of(self, name: str) -> SafetensorsFile:
         if self._index is None:
             return self._single
-        path = self._path_of(name)
-        file = self._open.get(path)
+        listed = self._listed[name]
+        if not isinstance(listed, str) or repeats(self._listed, name):
+            found = "two files" if isinstance(listed, str) else f"the file {listed!a:.60}"
+            raise ValueError(f"{self._index} names {found} for {shown(name)}; expected one name")
+        file = self._open.get(listed)
         if file is None:
-            file = self._opened(path)
-            self._open[path] = file
+            file = self._open[listed] = self._opened(listed)
         if not isinstance(file, SafetensorsFile):
             raise type(file)(f"{file}; {shown(name)} should be in it")
         if name not in file:
-            raise ValueError(f"{self._index} names {path.name} for {shown(name)}; it is not there")
+            raise ValueError(f"{file.path} has no {shown(name)}, which {self._index} says is in it")
         return file
 
-    def _opened(self, path: Path) -> SafetensorsFile | ValueError | FileNotFoundError:
+    def _opened(self, file: str) -> SafetensorsFile | ValueError | FileNotFoundError:
         """The file, or why there is none: it is tried once, however many tensors it should hold."""
+        if os.path.basename(file) != file:  # noqa: PTH119  # as text: nothing else is looked at
+            return ValueError(f"{self._index} names {file!a}; expected a file of the same folder")
+        path = self._folder / file
         if not os.path.lexists(path):
-            return FileNotFoundError(f"{self._index} names {path.name!a}, which is not there")
+            return FileNotFoundError(f"{self._index} names {file!a}, which is not there")
         try:
             return SafetensorsFile(path)
         except ValueError as error:

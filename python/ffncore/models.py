@@ -114,10 +114,10 @@ def _chosen(checkpoint: Checkpoint, layer: int, family: str | None, prefix: str 
     if not chosen:
         numbers = sorted({found.layer for found in _layers(checkpoint, family, None, prefix)})
         raise ValueError(
-            f"layer {layer} is not in {checkpoint.path}; expected one of {_ranges(numbers)}"
+            f"layer {layer} is not in {checkpoint.path}; expected one of {ranges(numbers)}"
             if numbers
-            else f"{checkpoint.path} has no feed-forward layer that ffncore knows; expected tensors "
-            f"named as in one of the families {', '.join(_names_of_rows())}"
+            else f"{checkpoint.path} has no feed-forward layer that ffncore knows; expected "
+            f"tensors named as in one of the families {', '.join(_names_of_rows())}"
         )
     if len(chosen) > 1:
         prefixes = ", ".join(repr(found.prefix) for found in chosen)
@@ -283,7 +283,7 @@ def _is_matrix(name: str, row: Family | MoEFamily) -> bool:
     return not isinstance(row, MoEFamily) or not name.startswith(row.router.rsplit(".", 1)[0] + ".")
 
 
-def _ranges(numbers: list[int]) -> str:
+def ranges(numbers: list[int]) -> str:
     """[0, 1, 2, 5] -> "0-2, 5" """
     parts: list[list[int]] = []
     for n in numbers:
