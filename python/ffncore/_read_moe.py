@@ -14,8 +14,8 @@ import numpy as np
 import ffncore as fc
 
 from ._arrays import Array, MaybeArray
-from ._config import Config
-from ._tensors import LayerTensors
+from ._config_json import Config
+from ._layer_tensors import LayerTensors
 from .layers import FFN
 from .models_moe import MoEFamily
 from .moe_layer import MoE

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ._arrays import as_dtype, converted
-from ._config import Config, read_config
+from ._config_json import Config, read_config
 from ._json import read_object, repeats
 from ._safetensors import Entry, SafetensorsFile, shown
 

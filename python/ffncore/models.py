@@ -25,9 +25,9 @@ import ffncore as fc
 
 from . import _read_moe
 from ._arrays import SUPPORTED, as_dtype
-from ._config import Config
+from ._config_json import Config
 from ._packing import packing
-from ._tensors import LayerTensors
+from ._layer_tensors import LayerTensors
 from .activations import ALIASES, as_activation
 from .checkpoint import Checkpoint
 from .families import FAMILIES, Family
