@@ -48,7 +48,9 @@ class LayerTensors:
         """
         full = self.start + name
         if name not in self.names:
-            raise ValueError(f"{self.checkpoint.path} has no tensor {shown(full)}; expected one")
+            raise ValueError(
+                f"{self.checkpoint.names_file} has no tensor {shown(full)}; expected one"
+            )
         entry = self.checkpoint.entry(full)
         if entry.dtype not in FLOATS:
             raise self.wrong(name, f"has dtype {entry.dtype}; expected {SUPPORTED}")

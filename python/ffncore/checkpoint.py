@@ -62,6 +62,11 @@ class Checkpoint:
     def __iter__(self) -> Iterator[str]:
         return iter(self._single if self._index is None else self._listed)
 
+    @property
+    def names_file(self) -> Path:
+        """The file that says which tensors there are."""
+        return self._single.path if self._index is None else self._index
+
     def layers(self, layer: str) -> Groups:
         """The names that start with `layer` ("layers.{}.", say) behind any prefix, by layer."""
         if layer not in self._groups:
@@ -115,7 +120,7 @@ class Checkpoint:
 
     def _opened(self, file: str) -> SafetensorsFile | ValueError | FileNotFoundError:
         """The file, or why there is none: it is tried once, however many tensors it should hold."""
-        if os.path.basename(file) != file:  # noqa: PTH119  # as text: nothing else is looked at
+        if not file or os.path.basename(file) != file:  # noqa: PTH119  # as text: nothing else is looked at
             return ValueError(f"{self._index} names {file!a}; expected a file of the same folder")
         path = self._folder / file
         if not os.path.lexists(path):

@@ -104,7 +104,7 @@ class LayerInfo:
     n_experts: int | None = None  # None: a dense layer
     nbytes: int = 0  # of its tensors in the files
     packing: str | None = None  # who quantised it: "GPTQ", say; such a layer is not read
-    problem: str | None = None  # why fc.load refuses it, in a sentence
+    problem: str | None = None  # why fc.load refuses it, beside an activation that ffncore lacks
 
     @property
     def ratio(self) -> float:

@@ -114,15 +114,16 @@ def _chosen(checkpoint: Checkpoint, layer: int, family: str | None, prefix: str 
     if not chosen:
         numbers = sorted({found.layer for found in _layers(checkpoint, family, None, prefix)})
         raise ValueError(
-            f"layer {layer} is not in {checkpoint.path}; expected one of {ranges(numbers)}"
+            f"layer {layer} is not in {checkpoint.names_file}; expected one of {ranges(numbers)}"
             if numbers
-            else f"{checkpoint.path} has no feed-forward layer that ffncore knows; expected "
+            else f"{checkpoint.names_file} has no feed-forward layer that ffncore knows; expected "
             f"tensors named as in one of the families {', '.join(_names_of_rows())}"
         )
     if len(chosen) > 1:
-        prefixes = ", ".join(repr(found.prefix) for found in chosen)
+        prefixes = ", ".join(ascii(found.prefix) for found in chosen)
         raise ValueError(
-            f"layer {layer} is there {len(chosen)} times; expected prefix=, one of {prefixes}"
+            f"{checkpoint.names_file}: layer {layer} is there {len(chosen)} times; expected "
+            f"prefix=, one of {prefixes}"
         )
     return chosen[0]
 
