@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -60,6 +61,15 @@ def test_bfloat16(file):
     read = file(file_bytes({"a": tensor})).read("a")
     assert read.dtype == tensor.dtype
     assert np.array_equal(read, tensor)
+
+
+def test_bfloat16_needs_ml_dtypes(file, monkeypatch):
+    header = {"a": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}
+    found = file(packed(header, b"\0\0"))
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    assert found.entry("a").dtype == "bfloat16"
+    with pytest.raises(ImportError, match=r"needs ml_dtypes; pip install \"ffncore\[models\]\""):
+        found.read("a")
 
 
 @pytest.mark.parametrize(

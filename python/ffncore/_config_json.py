@@ -41,10 +41,6 @@ class Config:
         """Whether model_type is there at all, whatever it says."""
         return "model_type" in self.whole or "model_type" in self._own
 
-    def tells(self, key: str) -> bool:
-        """Whether the key is there, or has a default."""
-        return key in self._own or self._defaults.get(key) is not None
-
     def reads(self, key: str) -> bool:
         """Whether the code of this model_type reads the key; of an unknown one it may."""
         return key in self._defaults if self.knows else key in self._own

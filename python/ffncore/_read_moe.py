@@ -154,8 +154,9 @@ def read(
         to = dtype if "float64" in (dtype, stored) else None
         to = "float32" if to in ("float16", "bfloat16") else to
         options["e_score_correction_bias"] = read(correction, to)
+    weight, bias = read(row.router), maybe(row.router_bias)
     try:
-        router = Router(read(row.router), bias=maybe(row.router_bias), **options)
+        router = Router(weight, bias=bias, **options)
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{config.path} and {tensors.checkpoint.place(tensors.start + row.router)} make no "

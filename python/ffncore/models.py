@@ -26,8 +26,8 @@ import ffncore as fc
 from . import _read_moe
 from ._arrays import SUPPORTED, as_dtype
 from ._config_json import Config
-from ._packing import packing
 from ._layer_tensors import LayerTensors
+from ._packing import packing
 from .activations import ALIASES, as_activation
 from .checkpoint import Checkpoint
 from .families import FAMILIES, Family

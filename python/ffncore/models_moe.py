@@ -30,7 +30,7 @@ def _each(start: str) -> tuple[str, ...]:
     return tuple(start + name for name in _PROJECTIONS)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # the same row or another one; dicts have no hash
 class MoEFamily:
     """One way to name, store and route experts.
 
