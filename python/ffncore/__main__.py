@@ -34,13 +34,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _selftest.run()
     try:
         for line in inspection(models.layers(args.path, args.family)):
-            # A damaged file may call a layer anything.
-            encoding = sys.stdout.encoding or "utf-8"
-            print(line.encode(encoding, "backslashreplace").decode(encoding))
+            print(_printable(line))
     except (OSError, ValueError, ImportError) as error:
         print(f"inspect: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _printable(line: str) -> str:
+    """A file may call its tensors anything: no control characters, and none that cannot be shown."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    encoding = sys.stdout.encoding or "utf-8"
+    return shown.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def inspection(layers: Sequence[models.LayerInfo]) -> list[str]:
