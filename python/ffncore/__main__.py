@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _printable(line: str) -> str:
-    """A file may call its tensors anything: no control characters, and none that cannot be shown."""
+    """A file may call its tensors anything: what a terminal cannot show, or obeys, is escaped."""
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     encoding = sys.stdout.encoding or "utf-8"
     return shown.encode(encoding, "backslashreplace").decode(encoding)

@@ -56,7 +56,11 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
     collects = gc.isenabled()
     gc.disable()
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_object)
+        text = data.decode("utf-8")
+        value = json.loads(text)
+        # Each name has its colon. Where there are more of them, some may be lost.
+        if text.count(":") != _names_in(value):
+            value = json.loads(text, object_pairs_hook=_object)
     except UnicodeDecodeError:
         raise ValueError(f"{where} is not in UTF-8; expected JSON") from None
     except RecursionError:
@@ -73,6 +77,13 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
 
 _KINDS = {list: "array", str: "string", int: "number", float: "number", bool: "boolean"}
 _KINDS[type(None)] = "null"
+
+
+def _names_in(value: Any) -> int:
+    """Of an object and of the objects in it, as deep as a header is."""
+    if not isinstance(value, dict):
+        return 0
+    return len(value) + sum(len(part) for part in value.values() if isinstance(part, dict))
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
