@@ -254,6 +254,18 @@ def test_repr_of_values_is_short(moe):
     assert len(str(caught.value)) < 300
 
 
+@pytest.mark.parametrize("key", ["hidden_act", "model_type", "text_config", "n_group"])
+def test_values_that_are_nested_deeply(tmp_path, key):
+    """As deep as JSON is read, and deeper than Python writes it."""
+    write(tmp_path, deepseek_v3())
+    for depth in range(300, 1200, 100):
+        text = json.dumps({**DEEPSEEK_V3, key: 0})
+        text = text.replace(f'"{key}": 0', f'"{key}": ' + "[" * depth + "]" * depth)
+        (tmp_path / "config.json").write_text(text, "utf-8")
+        with pytest.raises(ValueError, match=r"config\.json (has|says|is nested)"):
+            fc.load(tmp_path)
+
+
 def test_a_repeated_key_is_the_last_one(tmp_path):
     """As every reader of JSON has it."""
     write(tmp_path, llama())

@@ -247,6 +247,9 @@ def test_types_of_less_than_a_byte_and_of_none_in_numpy(file):
 
 
 def test_names_may_be_anything(file):
+    long = "x" * 10_000
+    with pytest.raises(ValueError, match=r": 'x{76}\.\.\. is not described"):
+        file(packed({long: 0}, b"")).read(long)
     header, data = described({"a\nb\x1b[31m": TENSORS["a"], "\ud800": TENSORS["b"]})
     found = file(packed(header, data[:30]))
     assert np.array_equal(found.read("a\nb\x1b[31m"), TENSORS["a"])

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ._json import read_object
+from ._json import brief, read_object
 from .family_defaults import DEFAULTS, NESTED, SYNONYMS
 
 
@@ -98,7 +98,7 @@ class Config:
         default = self._defaults.get(key)
         if default is None:
             raise ValueError(
-                f"{self.path} has no {key}, for which {self.model_type!r} has no default; "
+                f"{self.path} has no {key}, for which {brief(self.model_type)} has no default; "
                 f"expected it there"
             )
         return default
@@ -106,15 +106,9 @@ class Config:
     def wrong(self, key: str, expected: str) -> ValueError:
         part = self.whole if key == "text_config" else self._own
         found = part[key] if key in part else self._defaults.get(key)
-        return ValueError(f"{self.path} has {key} {_short(found)}; expected {expected}")
+        return ValueError(f"{self.path} has {key} {brief(found)}; expected {expected}")
 
 
 def read_config(path: Path) -> Config:
     """The file, or an empty Config where there is none."""
     return Config(path, read_object(path) if os.path.lexists(path) else {})
-
-
-def _short(value: object) -> str:
-    """As much of a value as a sentence can hold."""
-    text = ascii(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -96,6 +96,20 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return repeating
 
 
+def brief(value: object) -> str:
+    """As much of a value as a sentence can hold."""
+    try:
+        text = ascii(value)
+    except RecursionError:
+        return "nested too deeply"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def shown(name: str) -> str:
+    """A tensor's name as a sentence can hold it: whatever a damaged file calls it."""
+    return name if len(name) <= 200 and name.isprintable() else brief(name)
+
+
 def repeats(value: dict[str, Any], name: str) -> bool:
     """Whether the name stands more than once in the object."""
     return isinstance(value, Repeating) and name in value.repeated

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from ._arrays import SUPPORTED
+from ._json import shown
 from ._packing import FLOATS
-from ._safetensors import Entry, shown
+from ._safetensors import Entry
 from .checkpoint import Checkpoint
 
 _SIZE = re.compile(r"(\d*)([A-Za-z]?)")

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ._json import Repeating, check_file, parse_object, repeats, unreadable
+from ._json import Repeating, brief, check_file, parse_object, repeats, shown, unreadable
 
 # The format's own limit: what is beyond it is no header.
 MOST_HEADER_BYTES = 100_000_000
@@ -170,7 +170,9 @@ class SafetensorsFile:
                 name, "is not described; expected a dtype, a shape and two offsets in the header"
             )
         if not known:
-            raise self._wrong(name, f"has the unknown dtype {dtype!r}; expected one of safetensors")
+            raise self._wrong(
+                name, f"has the unknown dtype {brief(dtype)}; expected one of safetensors"
+            )
         if len(shape) > _MOST_AXES:
             raise self._wrong(name, f"has {len(shape)} dimensions; expected at most {_MOST_AXES}")
         there = self.size - self._data
@@ -220,11 +222,6 @@ class SafetensorsFile:
 
     def _wrong(self, name: str, sentence: str) -> ValueError:
         return ValueError(f"{self.path}: {shown(name)} {sentence}")
-
-
-def shown(name: str) -> str:
-    """A tensor's name as a sentence may hold it: whatever a damaged file calls it."""
-    return name if name.isprintable() else ascii(name)
 
 
 def _is_whole(value: object) -> bool:

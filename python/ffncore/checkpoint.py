@@ -17,8 +17,8 @@ import numpy as np
 
 from ._arrays import as_dtype, converted
 from ._config_json import Config, read_config
-from ._json import read_object, repeats
-from ._safetensors import Entry, SafetensorsFile, shown
+from ._json import brief, read_object, repeats, shown
+from ._safetensors import Entry, SafetensorsFile
 
 # (prefix, number) -> what follows "layers.N." in the names of a layer's tensors
 Groups = dict[tuple[str, int], list[str]]
@@ -107,7 +107,7 @@ class Checkpoint:
             return self._single
         listed = self._listed[name]
         if not isinstance(listed, str) or repeats(self._listed, name):
-            found = "two files" if isinstance(listed, str) else f"the file {listed!a:.60}"
+            found = "two files" if isinstance(listed, str) else f"the file {brief(listed)}"
             raise ValueError(f"{self._index} names {found} for {shown(name)}; expected one name")
         file = self._open.get(listed)
         if file is None:
@@ -121,10 +121,12 @@ class Checkpoint:
     def _opened(self, file: str) -> SafetensorsFile | ValueError | FileNotFoundError:
         """The file, or why there is none: it is tried once, however many tensors it should hold."""
         if not file or os.path.basename(file) != file:  # noqa: PTH119  # as text: nothing else is looked at
-            return ValueError(f"{self._index} names {file!a}; expected a file of the same folder")
+            return ValueError(
+                f"{self._index} names {brief(file)}; expected a file of the same folder"
+            )
         path = self._folder / file
         if not os.path.lexists(path):
-            return FileNotFoundError(f"{self._index} names {file!a}, which is not there")
+            return FileNotFoundError(f"{self._index} names {brief(file)}, which is not there")
         try:
             return SafetensorsFile(path)
         except ValueError as error:

@@ -26,6 +26,7 @@ import ffncore as fc
 from . import _read_moe
 from ._arrays import SUPPORTED, as_dtype
 from ._config_json import Config
+from ._json import brief
 from ._layer_tensors import LayerTensors
 from ._packing import packing
 from .activations import ALIASES, as_activation
@@ -170,8 +171,8 @@ def _candidates(config: Config, family: str | None) -> tuple[Family | MoEFamily,
     chosen = tuple(row for row in rows if config.model_type in row.model_types)
     if not chosen:
         raise ValueError(
-            f"{config.path} says model_type {config.model_type!a}, which ffncore.models does not "
-            f"know; expected family= (one of {names}) if its layers are computed that way"
+            f"{config.path} says model_type {brief(config.model_type)}, which ffncore.models does "
+            f"not know; expected family= (one of {names}) if its layers are computed that way"
         )
     return chosen
 
@@ -241,7 +242,7 @@ def _activation(
     try:
         return fc.Activation(name, **options)
     except ValueError as error:
-        raise ValueError(f"{config.path} has {key} {name!a}: {error}") from None
+        raise ValueError(f"{config.path} has {key} {brief(name)}: {error}") from None
 
 
 def _info(found: _Found, config: Config) -> LayerInfo:
