@@ -217,9 +217,9 @@ def bits(layer):
 
 
 def put(folder, name, data):
-    if data is None:
-        (folder / name).unlink()
-    else:
+    # Not over the old file: some file systems wait for the disk when one is cut to 0 and closed.
+    (folder / name).unlink(missing_ok=True)
+    if data is not None:
         (folder / name).write_bytes(data)
 
 
