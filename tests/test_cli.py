@@ -1,12 +1,12 @@
 """`python -m ffncore`: every command, as a user types it."""
 
-import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from support import DTYPES
+from support_checkpoints import llama, write
 
 import ffncore as fc
 from ffncore import _core, _selftest
@@ -57,16 +57,12 @@ def test_wrong_use(argv, capsys):
 
 
 def test_inspect(tmp_path, capsys):
-    safetensors = pytest.importorskip("safetensors.numpy")
     tensors = {}
     for i in range(3):
         tensors[f"model.layers.{i}.mlp.gate_proj.weight"] = np.zeros((24, 8), "f4")
         tensors[f"model.layers.{i}.mlp.up_proj.weight"] = np.zeros((24, 8), "f4")
         tensors[f"model.layers.{i}.mlp.down_proj.weight"] = np.zeros((8, 24), "f4")
-    safetensors.save_file(tensors, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(
-        json.dumps({"model_type": "llama", "hidden_act": "silu"}), "utf-8"
-    )
+    write(tmp_path, tensors, {"model_type": "llama", "hidden_act": "silu"})
     assert main(["inspect", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     words = lines[1].split()
@@ -75,15 +71,13 @@ def test_inspect(tmp_path, capsys):
 
 
 def test_inspect_lists_a_layer_whose_activation_is_unknown(tmp_path, capsys):
-    safetensors = pytest.importorskip("safetensors.numpy")
     tensors = {
         "encoder.layer.0.intermediate.dense.weight": np.zeros((24, 8), "f4"),
         "encoder.layer.0.output.dense.weight": np.zeros((8, 24), "f4"),
+        "encoder.layer.0.intermediate.dense.bias": np.zeros(24, "f4"),
+        "encoder.layer.0.output.dense.bias": np.zeros(8, "f4"),
     }
-    safetensors.save_file(tensors, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(
-        json.dumps({"model_type": "bert", "hidden_act": "squareplus"}), "utf-8"
-    )
+    write(tmp_path, tensors, {"model_type": "bert", "hidden_act": "squareplus"})
     assert main(["inspect", str(tmp_path)]) == 0
     words = capsys.readouterr().out.splitlines()[1].split()
     assert words[:6] == ["0", "plain", "8", "24", "squareplus", "float32"]
@@ -93,7 +87,6 @@ def test_inspect_lists_a_layer_whose_activation_is_unknown(tmp_path, capsys):
 
 
 def test_inspect_tells_how_many_experts_there_are(tmp_path, capsys):
-    safetensors = pytest.importorskip("safetensors.numpy")
     start = "model.layers.{}.block_sparse_moe."
     shapes = {"w1": (6, 4), "w2": (4, 6), "w3": (6, 4)}
     tensors = {}
@@ -103,16 +96,38 @@ def test_inspect_tells_how_many_experts_there_are(tmp_path, capsys):
             for name, shape in shapes.items():
                 name = f"{start.format(layer)}experts.{e}.{name}.weight"
                 tensors[name] = np.ones(shape, np.float32)
-    safetensors.save_file(tensors, tmp_path / "model.safetensors")
     config = {"model_type": "mixtral", "hidden_act": "silu", "num_experts_per_tok": 2}
-    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    write(tmp_path, tensors, config)
     assert main(["inspect", str(tmp_path)]) == 0
     row = capsys.readouterr().out.splitlines()[1].split()
     assert row[:8] == ["0-1", "gated,", "3", "experts", "4", "6", "silu", "float32"]
     assert row[8] == "228"
 
 
+def test_inspect_of_damaged_layers(tmp_path, capsys):
+    """Sound ones are listed, and the others with what is wrong."""
+    tensors = llama(4)
+    del tensors["model.layers.2.mlp.up_proj.weight"]
+    tensors["model.layers.3.mlp.up_proj.weight"] = np.ones((6, 5), np.float32)
+    tensors |= {f"\x1b[31m.{n}": t for n, t in llama(1).items()}
+    write(tmp_path, tensors, {"model_type": "llama"})
+    assert main(["inspect", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[:6] == ["0", "gated", "4", "6", "silu", "float32"]
+    assert lines[2].split()[:6] == ["0-1", "gated", "4", "6", "silu", "float32"]
+    assert lines[1].endswith("llama \\x1b[31m.model.")
+    assert lines[3] == "3 layers, 216 parameters in them"
+    file = tmp_path / "model.safetensors"
+    assert lines[5:] == [
+        f"2  not read: {file} has no tensor model.layers.2.mlp.up_proj.weight; expected one",
+        f"3  not read: {file}: model.layers.3.mlp.up_proj.weight has shape (6, 5); expected [f, d] "
+        "with f = 6, d = 4",
+    ]
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "it has 0 bytes" in capsys.readouterr().err
+
+
 def test_inspect_of_nothing(tmp_path, capsys):
-    pytest.importorskip("safetensors")
     assert main(["inspect", str(tmp_path / "absent")]) == 2
     assert "does not exist" in capsys.readouterr().err

@@ -228,10 +228,12 @@ def test_errors(rng, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"no checkpoint at all")
     with pytest.raises(ValueError, match="is not a safetensors file"):
         fc.load(tmp_path)
-    del tensors["bert.encoder.layer.1.output.dense.bias"]
     tensors["bert.encoder.layer.1.output.dense.weight"] = np.ones((D, F + 1), "f4")
     write(tmp_path, tensors, config)
-    with pytest.raises(ValueError, match=r"w.down has shape \(12, 41\); expected \(12, 40\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"safetensors: bert\..*\.output\.dense\.weight has shape \(12, 41\)",
+    ):
         fc.load(tmp_path, layer=1)
 
 
@@ -286,4 +288,3 @@ def test_every_family_row_is_whole():
     for row in models.FAMILIES:
         assert row.layer.count("{}") == 1
         assert row.layer.endswith(".")
-        assert fc.Activation(row.default_activation).name

@@ -21,7 +21,9 @@ def test_snippets_run(tmp_path, capsys):
     rng = np.random.default_rng(0)
     tensors = {
         "encoder.layer.3.intermediate.dense.weight": rng.standard_normal((8, 4)),
+        "encoder.layer.3.intermediate.dense.bias": rng.standard_normal(8),
         "encoder.layer.3.output.dense.weight": rng.standard_normal((4, 8)),
+        "encoder.layer.3.output.dense.bias": rng.standard_normal(4),
     }
     safetensors.save_file(
         {n: t.astype("f4") for n, t in tensors.items()}, tmp_path / "model.safetensors"

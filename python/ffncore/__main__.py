@@ -34,30 +34,56 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _selftest.run()
     try:
         for line in inspection(models.layers(args.path, args.family)):
-            print(line)
+            print(_printable(line))
     except (OSError, ValueError, ImportError) as error:
         print(f"inspect: {error}", file=sys.stderr)
         return 2
     return 0
 
 
+def _printable(line: str) -> str:
+    """A file may call its tensors anything: what a terminal cannot show, or obeys, is escaped."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    encoding = sys.stdout.encoding or "utf-8"
+    return shown.encode(encoding, "backslashreplace").decode(encoding)
+
+
 def inspection(layers: Sequence[models.LayerInfo]) -> list[str]:
-    """One line for each run of equal layers, then the sum."""
+    """One line for each run of equal layers that can be read, and the sum; then one for each run of
+    packed layers, with their bytes; then what is wrong with each of the others.
+    """
     if not layers:
         return ["no feed-forward layer that ffncore knows"]
+    packed = [info for info in layers if info.packing is not None]
+    sound = [info for info in layers if info.problem is None]
+    lines = _table(sound) if sound else []
+    if sound:
+        total = sum(info.parameters for info in sound)
+        lines.append(f"{len(sound)} layers, {total:,} parameters in them")
+        lines.append("ratio: d_ff / d_model; matched: of the plain layer with as many parameters")
+    for (packing, prefix, family), run in groupby(
+        packed, lambda info: (info.packing, info.prefix, info.family.name)
+    ):
+        group = list(run)
+        size = sum(info.nbytes for info in group)
+        what = f"packed by {packing}, not read, {size:,} bytes"
+        lines.append(f"{_numbers(group)}  {what}  {family} {prefix}".rstrip())
+    for info in layers:
+        if info.problem is not None and info.packing is None:
+            lines.append(f"{info.layer}  not read: {info.problem}")
+    return lines
+
+
+def _table(layers: Sequence[models.LayerInfo]) -> list[str]:
     head = ("layers", "kind", "d_model", "d_ff", "activation", "dtype", "parameters", "ratio")
     table: list[tuple[str, ...]] = [(*head, "matched", "names")]
     for facts, run in groupby(layers, _facts):
         group = list(run)
-        first, last = group[0].layer, group[-1].layer
-        layer, prefix, gated, experts, d_model, d_ff, activation, dtype, parameters, family = (
-            str(first) if first == last else f"{first}-{last}",
-            *facts,
-        )
+        prefix, gated, experts, d_model, d_ff, activation, dtype, parameters, family = facts
         kind = "gated" if gated else "plain"
         table.append(
             (
-                layer,
+                _numbers(group),
                 kind if experts is None else f"{kind}, {experts} experts",
                 str(d_model),
                 str(d_ff),
@@ -70,13 +96,14 @@ def inspection(layers: Sequence[models.LayerInfo]) -> list[str]:
             )
         )
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    lines = [
+    return [
         "  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)).rstrip() for row in table
     ]
-    total = sum(info.parameters for info in layers)
-    lines.append(f"{len(layers)} layers, {total:,} parameters in them")
-    lines.append("ratio: d_ff / d_model; matched: of the plain layer with as many parameters")
-    return lines
+
+
+def _numbers(group: Sequence[models.LayerInfo]) -> str:
+    """Of a run of layers: "3", "0-31", or "0, 4-9" where others lie between."""
+    return models.ranges([info.layer for info in group])
 
 
 def _facts(info: models.LayerInfo) -> tuple[Any, ...]:
