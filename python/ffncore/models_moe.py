@@ -30,7 +30,7 @@ def _each(start: str) -> tuple[str, ...]:
     return tuple(start + name for name in _PROJECTIONS)
 
 
-@dataclass(frozen=True, eq=False)  # the same row or another one; dicts have no hash
+@dataclass(frozen=True)
 class MoEFamily:
     """One way to name, store and route experts.
 
@@ -63,6 +63,9 @@ class MoEFamily:
     # Options of fc.Activation: a number, or the key of config.json that has it.
     activation_options: Mapping[str, float | str] = field(default_factory=dict)
     dense: Family = field(default=_LLAMA)  # layers without experts
+
+    def __hash__(self) -> int:
+        return hash(self.name)  # its mappings have none
 
     @property
     def blocks(self) -> tuple[str, ...]:
