@@ -17,7 +17,7 @@ from support import CASES, NARROW
 
 import ffncore as fc
 from ffncore import reference
-from ffncore._arrays import converted
+from ffncore._arrays import rounded
 
 # The other factor of a gated block: no power of two, so that products are rounded.
 FACTOR = 0.71875
@@ -55,7 +55,7 @@ def check(found, exact, counts=True):
     """counts: where the result is looked at."""
     exact, found = np.asarray(exact), np.asarray(found)
     with np.errstate(over="ignore", invalid="ignore"):
-        expected = converted(exact, found.dtype)
+        expected = rounded(exact, found.dtype)
     nan = np.isnan(exact)
     assert not ((np.isnan(wide(found)) != nan) & counts).any()
     apart = np.where(nan | ~np.asarray(counts), 0, np.abs(places(found) - places(expected)))

@@ -161,6 +161,26 @@ def test_narrow_gradients_of_many_tokens(dtype, accumulate, isa, plan, rng):
             assert same_bits(out[name], exact.astype(dtype)), (name, chunks)
 
 
+def test_many_tokens_of_a_wide_layer(rng):
+    # The layer's partial sums would fill the workspace: dx is computed first, then a few units'
+    # gradients at a time. A corner of each gradient is compared.
+    if fc.available_isas() == ("scalar",):
+        pytest.skip("takes minutes in the scalar level")
+    tokens, d, f = PARTIAL_SUM + BLOCK + 3, 2048, 1024
+    w = fc.FFNWeights(up=normal(rng, f, d, dtype=np.float32), down=normal(rng, d, f).astype("f4"))
+    x, grad_y = normal(rng, tokens, d, dtype=np.float32), normal(rng, tokens, d, dtype=np.float32)
+    saved = fc.ffn_forward(x, w, activation="identity")[1]
+    grads = fc.ffn_backward(grad_y, saved)
+    dh = reference.product_in_order(grad_y.T, w.down[:, -2:])
+    want_up = reference.product_in_order(dh, x[:, :3])
+    assert same_bits(np.ascontiguousarray(grads.weights.up[-2:, :3]), want_up)
+    h = reference.product_in_order(x.T, w.up[:2].T)
+    want_down = reference.product_in_order(grad_y[:, -3:], h)
+    assert same_bits(np.ascontiguousarray(grads.weights.down[-3:, :2]), want_down)
+    few = fc.ffn_forward(x[:5], w, activation="identity")[1]
+    assert same_bits(grads.x[:5], fc.ffn_backward(grad_y[:5], few, needs=("x",)).x)
+
+
 # ---- kernels: sums over hidden units and inputs -------------------------------------------------
 
 

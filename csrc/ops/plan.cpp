@@ -24,13 +24,32 @@ constexpr int64_t kStep = 4;
 // below a sixteenth, the chunk hardly gains what they lose.
 constexpr int64_t kLeastShare = 16;
 
+// Running sums of y or dx between chunks of hidden units: take_carry().
+int64_t carries(const PlanRequest &r) { return r.f > kPartialSum ? 2 : 1; }
+
 bool partial_sums(const PlanRequest &r) { return r.weight_grads && r.tokens > kPartialSum; }
 
-// Whether dx of all tokens is smaller than the sums of all weights' gradients, where these may have
-// to be kept.
+// See Plan. Partial sums are held for as few units as fit, unless dx of all tokens would have to be
+// carried; sums of 16-bit gradients, where dx of all tokens is smaller than those of the layer.
 bool units_outer(const PlanRequest &r) {
-    return (r.narrow || partial_sums(r)) && !r.rows && r.tokens <= (r.gated ? 3 : 2) * r.f;
+    if (partial_sums(r)) return !r.grad_x;
+    return r.narrow && !r.rows && r.tokens * carries(r) <= (r.gated ? 3 : 2) * r.f;
 }
+
+// Bytes of the sums of `units` units' weight gradients that are kept beside these (GradientSums).
+int64_t kept_bytes(const PlanRequest &r, int64_t units) {
+    const int64_t copies = (r.narrow ? 1 : 0) + (partial_sums(r) ? 1 : 0);
+    return copies * (r.gated ? 3 : 2) * units * (r.d + 1) * r.element;
+}
+
+// Whether the layer's partial sums leave too little room for chunks: then dx is computed apart.
+bool crowded(const PlanRequest &r) {
+    return partial_sums(r) && r.grad_x && kept_bytes(r, r.f) > kBudget / 4;
+}
+
+// Chunks of hidden units are multiples of it: of the block where these are summed over, for dx; of
+// a few where partial sums of wide rows have to fit.
+int64_t unit_grain(const PlanRequest &r) { return partial_sums(r) && !r.grad_x ? 16 : kBlock; }
 
 struct Cut {
     int64_t chunk, units, slice;
@@ -40,13 +59,13 @@ struct Cut {
 // Bytes that a cut holds, as linear in its tokens as the layouts are.
 class Held {
   public:
-    // keeps_sums: of the chunk, see Plan.
+    // keeps_sums: of the chunk, or (partial sums) of the layer, see Plan.
     Held(const PlanRequest &r, int64_t units, bool keeps_sums) {
         const int64_t sides = r.gated ? 2 : 1;
-        const int64_t carries = units == r.f ? 0 : r.f > kPartialSum ? 2 : 1; // take_carry
+        const int64_t carried = units < r.f ? carries(r) : 0;
         fixed_ = 1024; // rounding of a dozen buffers to cache lines
         auto row = [&](int64_t columns) { return columns * r.element + 192; }; // row_stride
-        const int64_t out = carries * round_up(r.d * r.element, kPanelBytes);  // whole panels
+        const int64_t out = carried * round_up(r.d * r.element, kPanelBytes);  // whole panels
         if (r.backward && r.rows) { // dgate, dup, h; panels; x, grad_y; running sums of dx
             const int64_t panels = (r.recompute ? sides : 0) + (r.xielu ? 1 : 0); // gate, up, dh
             token_ = (sides + (r.weight_grads ? 1 : 0)) * row(units) + panels * units * r.element +
@@ -59,17 +78,14 @@ class Held {
             slice_ = r.d * r.element * (r.recompute ? 2 : 1);         // grad_y, x
             token_ = units * (sides + (r.weight_grads ? 1 : 0))       // dgate, dup, h
                      + again;                                         // gate, up
-            if (r.grad_x && !units_outer(r)) token_ += carries * r.d; // running sums of dx
+            if (r.grad_x && !units_outer(r)) token_ += carried * r.d; // running sums of dx
             token_ *= r.element;
-            if (keeps_sums) {
-                const int64_t copies = (r.narrow ? 1 : 0) + (partial_sums(r) ? 1 : 0);
-                fixed_ += copies * (sides + 1) * units * (r.d + 1) * r.element;
-            }
+            if (keeps_sums) fixed_ += kept_bytes(r, units_outer(r) ? units : r.f);
             fixed_ += again * r.element * (std::max(kSavedGrain, r.panel) - r.panel);
         } else if (r.rows) {
             token_ = row(r.d) + row(units) + out;
         } else { // packed x, h, running sums of y
-            token_ = (r.d * (1 + carries) + units) * r.element;
+            token_ = (r.d * (1 + carried) + units) * r.element;
         }
         if (r.xielu) {
             token_ += 2 * units * r.element / kSumGroup;
@@ -121,11 +137,11 @@ class Search {
     bool fits() const { return fits_; }
 
     Cut operator()() {
-        const int64_t most = ceil_div(r_.f, kBlock);
+        const int64_t grain = unit_grain(r_), most = ceil_div(r_.f, grain);
         for (int64_t parts = 1;;
              parts = std::min(most, parts + std::max<int64_t>(1, parts / kStep))) {
             const int64_t units =
-                parts == 1 ? r_.f : std::max(kBlock, round_up(ceil_div(r_.f, parts), kBlock));
+                parts == 1 ? r_.f : std::max(grain, round_up(ceil_div(r_.f, parts), grain));
             part(units);
             if (parts >= most || (parts == 1 && fits_ && best_.chunk == all_ && one_slice()))
                 return best_;
@@ -140,8 +156,8 @@ class Search {
     bool one_slice() const { return best_.slice == 0 || best_.slice == best_.chunk; }
 
     void part(int64_t units) {
-        part(units, false);
-        if (units_outer(r_)) part(units, true);
+        if (!partial_sums(r_)) part(units, false);
+        if (partial_sums(r_) || units_outer(r_)) part(units, true);
     }
     void part(int64_t units, bool keeps_sums) {
         const Held held(r_, units, keeps_sums);
@@ -191,7 +207,7 @@ class Search {
 Plan make_plan(const PlanRequest &r) {
     Search search(r);
     const Cut cut = search();
-    if (!search.fits() && r.weight_grads && r.grad_x) {
+    if ((crowded(r) || !search.fits()) && r.weight_grads && r.grad_x) {
         PlanRequest rest = r;
         rest.grad_x = false;
         Plan plan = make_plan(rest);

@@ -40,13 +40,14 @@ struct Plan {
     // which are rounded once, get several chunks of tokens (keeps_sums), and where there are
     // several partial sums of tokens. With units_outer a chunk of hidden units is done with all
     // tokens before the next: dx is carried for all of them, and the sums are those of the chunk;
-    // else they are those of the whole layer. The larger of the two, dx of all tokens or the
-    // layer's sums, is never held; the smaller one is beyond the budget.
+    // else they are those of the whole layer. Of 16-bit gradients the larger of the two, dx of all
+    // tokens or the layer's sums, is never held; the smaller one is beyond the budget.
     bool units_outer;
     bool keeps_sums;
     bool partial_sums;
-    // Backward: 512 tokens of dx are too many to carry. dx is computed first, alone, in chunks of
-    // few tokens, for one more dh (and recomputation); the sizes above are those of the rest.
+    // Backward: 512 tokens of dx are too many to carry, or the layer's partial sums are too large.
+    // dx is computed first, alone, in chunks of few tokens, for one more dh (and recomputation);
+    // the sizes above are those of the rest.
     bool grad_x_apart;
 };
 
