@@ -160,7 +160,7 @@ std::string isa() {
 
 } // namespace
 
-PYBIND11_MODULE(_core, m) {
+PYBIND11_MODULE(core, m) {
     m.attr("__version__") = ffncore_version();
     m.def("ffn_forward", &ffn_forward);
     m.def("ffn_backward", &ffn_backward);
@@ -218,4 +218,14 @@ PYBIND11_MODULE(_core, m) {
                                    threads);
         });
     });
+}
+
+// The module's door. A subinterpreter is turned away here, because pybind11 would first ask for the
+// GIL on behalf of the main interpreter, which a thread that holds it for another one waits for
+// without end (CPython 3.10 and 3.11; later ones refuse for themselves, and so does numpy).
+extern "C" PYBIND11_EXPORT PyObject *PyInit__core() {
+    if (PyInterpreterState_Get() == PyInterpreterState_Main()) return PyInit_core();
+    PyErr_SetString(PyExc_ImportError, "ffncore is imported in a subinterpreter; expected the main "
+                                       "interpreter, which is all that numpy supports");
+    return nullptr;
 }
