@@ -271,9 +271,12 @@ def test_table_between_markers():
         ],
     }
     text = plot.table(rows, {("float32", "minilm"): "1.0e-07 (2.0e-07)"})
-    line = "| minilm (384 x 1536) | infer | 128 | 300 | 0.90 | 1.0e-07 (2.0e-07) | 1.50 x (torch) |"
-    assert f"{line} 300 | 0.90 | - | - |" in text
-    assert "| train | 128 | 300 | 0.90 | 1.0e-07 (2.0e-07) | - | - | - | - | - |" in text
+    line = "| minilm (384 x 1536) | inference | 128 | 300 | 0.90 | 1.0e-07 (2.0e-07) |"
+    assert f"{line} 1.50 x (torch) | 300 | 0.90 | - | - |" in text
+    assert "| training | 128 | 300 | 0.90 | 1.0e-07 (2.0e-07) | - | - | - | - | - |" in text
+    short = plot.table(rows, only=[("minilm", "train", 128), ("other", "infer", 1)])
+    assert "| minilm (384 x 1536) | training | 128 | 300 | 0.90 | - | - | - | - |" in short
+    assert len(short.splitlines()) == 5
     assert "In 6 of ffncore's 27 rounds nobody else worked on the cores" in text
     readme = f"before\n{plot.BEGIN}\nold\n{plot.END}\nafter\n"
     once = plot.insert(readme, text)
@@ -283,6 +286,26 @@ def test_table_between_markers():
     assert "old" not in once
     with pytest.raises(ValueError, match="the README has no"):
         plot.insert("nothing", text)
+
+
+@in_tree
+def test_pictures_of_any_token_counts(tmp_path, capsys):
+    """They go where --out says, and to no file of the project."""
+    pytest.importorskip("matplotlib")
+    plot = tool("plot")
+    machine = {"kind": "machine", "cpu": "CPU", "isa": "avx2", "threads": 2, "ffncore": "1"}
+    rows = [machine, peer("ffncore", 1.0), peer("numpy", 2.5)]
+    for row, tokens in zip(rows[1:], (3, 37), strict=True):
+        row["tokens"] = tokens
+    peers = tmp_path / "peers.jsonl"
+    peers.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    out = tmp_path / "out"
+    arguments = ["--bench", str(tmp_path / "none"), "--peers", str(peers), "--out", str(out)]
+    assert plot.main(arguments) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["share.png", "speed.md"]
+    assert "| 3 | 300 |" in (out / "speed.md").read_text("utf-8")
+    assert plot.main(["--bench", str(tmp_path / "none"), "--peers", str(tmp_path / "none")]) == 2
+    assert "expected one of them" in capsys.readouterr().err
 
 
 @in_tree

@@ -46,7 +46,14 @@ def test_snippets_run(tmp_path, capsys):
 
 def test_first_example_is_short():
     lines = [line for line in blocks("python")[0].splitlines() if line.strip()]
-    assert len(lines) <= 8
+    assert len([line for line in lines if not line.startswith("import ")]) <= 8
+
+
+def test_table_is_short():
+    table = (
+        README.read_text("utf-8").partition("<!-- bench:begin")[2].partition("<!-- bench:end")[0]
+    )
+    assert 2 < len([line for line in table.splitlines() if line.startswith("|")]) <= 8 + 2
 
 
 def test_links_lead_somewhere():
