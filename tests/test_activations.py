@@ -24,6 +24,19 @@ def test_aliases_are_the_same_activation():
     assert fc.Activation("linear").name == "identity"
 
 
+def test_names_in_any_case():
+    assert fc.Activation("SiLU") == fc.Activation("silu")
+    assert fc.Activation("GELU_New").name == "gelu_tanh"
+
+
+@pytest.mark.parametrize(
+    "name, of_gate", [("swiglu", "silu"), ("GEGLU", "gelu"), ("glu", "sigmoid")]
+)
+def test_names_of_gated_blocks_say_what_to_pass(name, of_gate):
+    with pytest.raises(ValueError, match=f"expected activation='{of_gate}' and weights with gate="):
+        fc.Activation(name)
+
+
 def test_is_a_frozen_value():
     act = fc.Activation("silu", limit=7.0, alpha=1.702)
     assert act == fc.Activation("silu", alpha=np.float32(1.702).item() * 0 + 1.702, limit=7)

@@ -187,13 +187,13 @@ def test_tensors_on_the_cpu(gpu):
         return
     x = gpu.array(zeros(2, D))
     x.is_cuda = False
-    sentence = "x is a torch tensor on cpu; expected one on a CUDA device, or a numpy array"
+    sentence = "x is a torch tensor on cpu; expected a numpy array (pass x.detach().numpy())"
     for w in (weights(np.asarray), weights(gpu.array)):
         with refused(TypeError, sentence):
             fc.ffn(x, w, activation="silu")
     down = gpu.array(zeros(D, F))
     down.is_cuda = False
-    with refused(TypeError, "w.down is a torch tensor on cpu; expected one on a CUDA device"):
+    with refused(TypeError, "w.down is a torch tensor on cpu; expected a numpy array"):
         fc.FFNWeights(up=gpu.array(zeros(F, D)), down=down)
 
 

@@ -136,6 +136,35 @@ def test_finds_one_wrong_entry(samples, rng):
     assert report[1].error > 1e-5
 
 
+def test_a_loss_is_a_number(rng):
+    x = normal(rng, 5)
+    fc.check_gradients(lambda x: ((x**2).sum(), lambda grad: grad * 2 * x), [x])
+    report = fc.check_gradients(lambda x: (float((x**2).sum()), lambda grad: grad * 2 * x), [x])
+    assert report.max_error < 1e-8
+
+
+def test_a_mixture_with_its_router(rng):
+    arrays = {
+        "x": normal(rng, 6, 4),
+        "router_weight": normal(rng, 3, 4),
+        "experts.up": normal(rng, 3, 5, 4),
+        "experts.down": normal(rng, 3, 4, 5),
+    }
+
+    def layer(**a):
+        experts = fc.FFNWeights(up=a["experts.up"], down=a["experts.down"])
+        router = fc.Router(a["router_weight"], top_k=3)  # all: nothing flips within the step
+        return fc.MoE(experts, "gelu", router).forward(a["x"])
+
+    assert set(fc.check_gradients(layer, arrays)) == set(arrays)
+
+
+def test_a_kink_within_the_step_is_named(rng):
+    x = np.array([1e-9, 0.5])
+    with pytest.raises(AssertionError, match="a kink of the function, like that of relu at 0"):
+        fc.check_gradients(lambda x: (np.maximum(x, 0), lambda grad: grad * (x > 0)), [x])
+
+
 def test_finds_nan(rng):
     with pytest.raises(AssertionError, match="nan"):
         fc.check_gradients(lambda a: (a * 2, lambda g: g * np.nan), [normal(rng, 3)])

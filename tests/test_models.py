@@ -209,6 +209,8 @@ def test_two_models_in_one_file(rng, tmp_path):
     write(tmp_path, tensors, config)
     with pytest.raises(ValueError, match="layer 1 is there 2 times; expected prefix="):
         fc.load(tmp_path, layer=1)
+    with pytest.raises(ValueError, match=r"prefix is .bert.; expected one of .*, .other\.bert\.."):
+        fc.load(tmp_path, layer=1, prefix="bert")
     up = fc.load(tmp_path, layer=1, prefix="other.bert.").weights.up
     assert np.array_equal(up, tensors["other.bert.encoder.layer.1.intermediate.dense.weight"])
 
@@ -235,6 +237,20 @@ def test_errors(rng, tmp_path):
         match=r"safetensors: bert\..*\.output\.dense\.weight has shape \(12, 41\)",
     ):
         fc.load(tmp_path, layer=1)
+
+
+def test_sentences_of_a_first_try(rng, tmp_path, monkeypatch):
+    with pytest.raises(TypeError, match="layer is of type str; expected a number"):
+        fc.load(tmp_path, "1")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="a model's name on a hub is no path"):
+        fc.load("meta-llama/Llama-3.1-8B")
+    with pytest.raises(FileNotFoundError) as caught:
+        fc.load("folder/model.safetensors")
+    assert "hub" not in str(caught.value)
+    up, down = rng.standard_normal((6, 4)), rng.standard_normal((4, 6))
+    with pytest.raises(ValueError, match=r"expected \(4, 6\) .* \(transposed\? pass w.down.T\)"):
+        fc.FFNWeights(up=up, down=down.T)
 
 
 def test_index_that_leads_elsewhere(rng, tmp_path):

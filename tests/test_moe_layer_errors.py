@@ -54,6 +54,22 @@ def test_value_errors(rng):
             call()
 
 
+def test_what_a_router_is(rng):
+    experts, weight = make_experts(rng, E, D, F), normal(rng, E, D)
+    with pytest.raises(TypeError, match=r"router is of type ndarray; expected fc.Router\(weight"):
+        fc.MoE(experts, "silu", weight)
+    with pytest.raises(TypeError, match="top_k is missing; expected how many experts each token"):
+        fc.Router(weight)
+    assert "MoEGrads(" in repr(fc.moe_backward(*routed(rng, experts)))
+
+
+def routed(rng, experts):
+    x = normal(rng, 3, D)
+    routing = fc.route(normal(rng, 3, E), K)
+    y, saved = fc.moe_forward(x, routing, experts, activation="silu")
+    return y, saved
+
+
 def test_out_must_not_overlap(rng):
     experts = make_experts(rng, E, D, F)
     layer = fc.MoE(experts, "silu", fc.Router(normal(rng, E, D), top_k=K), combine=0.5)

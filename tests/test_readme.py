@@ -16,7 +16,8 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
 
 
-def test_snippets_run(tmp_path, capsys):
+def test_snippets_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     safetensors = pytest.importorskip("safetensors.numpy")
     rng = np.random.default_rng(0)
     tensors = {

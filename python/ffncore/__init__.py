@@ -49,6 +49,7 @@ from .router_layer import Router, RouterGrads  # isort: skip
 from ._moe_layer import MoELayerGrads, MoELayerSaved  # isort: skip
 from .moe_layer import MoE  # isort: skip
 from .models import load  # isort: skip
+from .load_packed import load_packed  # isort: skip
 
 __all__ = [
     "FFN",
@@ -86,6 +87,7 @@ __all__ = [
     "load",
     "load_balancing_loss",
     "load_balancing_loss_backward",
+    "load_packed",
     "moe",
     "moe_backward",
     "moe_forward",

@@ -205,8 +205,12 @@ def check_rank(name: str, array: Array, rank: int, meaning: str) -> None:
 
 
 def check_shape(name: str, array: Array, expected: tuple[int, ...], reason: str) -> None:
-    if array.shape != expected:
-        raise ValueError(f"{name} has shape {array.shape}; expected {expected} {reason}")
+    if array.shape == expected:
+        return
+    turned = ""
+    if array.ndim >= 2 and array.swapaxes(-1, -2).shape == expected:
+        turned = f" (transposed? pass {name}.{'T' if array.ndim == 2 else 'swapaxes(-1, -2)'})"
+    raise ValueError(f"{name} has shape {array.shape}; expected {expected} {reason}{turned}")
 
 
 def check_size(rows: int, columns: int, what: str) -> None:

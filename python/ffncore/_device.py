@@ -73,9 +73,12 @@ class _Torch:
 
     def device(self, name: str, array: Any) -> int:
         if not array.is_cuda:
+            number = f"{name}.detach().numpy()"
+            if _torch_name(array.dtype) == "bfloat16":  # which numpy has by way of its bits alone
+                number = f"{name}.detach().view(torch.int16).numpy().view(ml_dtypes.bfloat16)"
             raise TypeError(
-                f"{name} is a torch tensor on {array.device}; expected one on a CUDA device, "
-                f"or a numpy array"
+                f"{name} is a torch tensor on {array.device}; expected a numpy array (pass "
+                f"{number}), or a tensor on a CUDA device"
             )
         if array.requires_grad and self._torch.is_grad_enabled():
             raise ValueError(

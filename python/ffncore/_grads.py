@@ -49,7 +49,8 @@ class FFNGrads(Copied):
 
     def __repr__(self) -> str:
         shapes = [f"{name}={tuple(a.shape)}" for name, a in self.arrays().items()]
-        return f"FFNGrads({', '.join(shapes + [f'activation={self.activation}'])})"
+        name = type(self).__name__
+        return f"{name}({', '.join(shapes + [f'activation={self.activation}'])})"
 
     def arrays(self) -> dict[str, Array]:
         """The arrays that exist, by the names of needs=."""

@@ -32,6 +32,7 @@ ROUTER = {"router_weight": "weight", "router_bias": "bias", "per_expert_scale": 
 class MoELayerSaved:
     """References and intermediate results. x and the layer's arrays must not change in between."""
 
+    layer: Any  # the fc.MoE whose forward pass it was
     x: Array
     routing: fc.Routing  # as given or routed: null experts as E and above
     router: RouterSaved | None  # None: the routing was given

@@ -130,7 +130,8 @@ class SafetensorsFile:
         self._data = 8 + length
         where = f"{self.path} is not a safetensors file: its header"
         header = parse_object(self._bytes(8, length, "").tobytes(), where)
-        header.pop("__metadata__", None)
+        told = header.pop("__metadata__", None)
+        self.metadata: dict[str, Any] = told if isinstance(told, dict) else {}
         return header
 
     def _bytes(self, begin: int, length: int, name: str) -> np.ndarray[Any, Any]:

@@ -57,6 +57,15 @@ ALIASES = {
     "hard_swish": "hardswish",
 }
 
+# What papers call a gated block: the activation of its gate.
+_GATED = {
+    "swiglu": "silu",
+    "geglu": "gelu",
+    "reglu": "relu",
+    "glu": "sigmoid",
+    "bilinear": "identity",
+}
+
 _CLAMPS = {"pre": 1, "post": 2}
 _LOG2E = 1 / math.log(2)
 
@@ -249,13 +258,19 @@ def case_index(gated: bool, dtype: np.dtype[Any]) -> int:
 
 
 def canonical_name(name: object) -> str:
-    """'swish' -> 'silu'; an unknown name raises and tells the nearest."""
+    """'swish' -> 'silu', 'GELU' -> 'gelu'; an unknown name raises and tells the nearest."""
     if not isinstance(name, str):
         raise TypeError(f"activation is of type {type(name).__name__}; expected a name")
-    name = ALIASES.get(name, name)
-    if name not in KINDS:
-        raise ValueError(f"activation {name!r} is not known; {nearest(name, [*KINDS, *ALIASES])}")
-    return name
+    known = name.lower()
+    known = ALIASES.get(known, known)
+    if known in KINDS:
+        return known
+    if known in _GATED:
+        raise ValueError(
+            f"activation {name!r} is {_GATED[known]!r} with a gate; expected "
+            f"activation={_GATED[known]!r} and weights with gate="
+        )
+    raise ValueError(f"activation {name!r} is not known; {nearest(known, [*KINDS, *ALIASES])}")
 
 
 _PLAIN = {name: Activation(name) for name in [*KINDS, *ALIASES]}

@@ -23,6 +23,9 @@ from ._safetensors import Entry, SafetensorsFile
 # (prefix, number) -> what follows "layers.N." in the names of a layer's tensors
 Groups = dict[tuple[str, int], list[str]]
 
+# Behind a path like "google/gemma-2-2b".
+_HUB = " (a model's name on a hub is no path: download it, and pass the folder)"
+
 # A layer of more digits is no layer; and int() takes no text of any length.
 _MOST_DIGITS = 9
 
@@ -144,7 +147,11 @@ def _is_number(text: str) -> bool:
 def _find(path: Path) -> Path:
     """The one file, or the index of many."""
     if not os.path.exists(path):  # noqa: PTH110  # false, too, for a name that no file can have
-        raise FileNotFoundError(f"{path} does not exist; expected a folder or a .safetensors file")
+        a_file = path.is_absolute() or path.suffix in (".safetensors", ".json")
+        hub = _HUB if len(path.parts) == 2 and not a_file else ""
+        raise FileNotFoundError(
+            f"{path} does not exist; expected a folder or a .safetensors file{hub}"
+        )
     if not path.is_dir():
         return path
     index = path / "model.safetensors.index.json"

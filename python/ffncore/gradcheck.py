@@ -24,6 +24,7 @@ import numpy as np
 
 from ._arrays import FLOAT64, Array, as_array, check_shape, dtype_name
 from ._grads import FFNGrads
+from ._moe_layer import MoELayerGrads, MoELayerSaved
 from ._saved import MoESaved, Saved
 from .functional import ffn_backward
 from .moe import moe_backward
@@ -74,11 +75,13 @@ def check_gradients(
 ) -> GradientReport:
     """Checks fn's backward pass at `arrays`, float64; raises AssertionError beyond `tolerance`.
 
-    fn         takes the arrays (a sequence: fn(*arrays), a mapping: fn(**arrays)) and returns y and
-               either a function grad_y -> gradients, or what fc.ffn_forward saved. Gradients come
-               as a mapping with the names of arrays, as a sequence in the order of arrays (None
-               left out or not), as one array where there is one, or as FFNGrads: x, gate, up,
-               down and the biases by name or in this order.
+    fn         takes the arrays (a sequence: fn(*arrays), a mapping: fn(**arrays)) and returns y, an
+               array or a number, and either a function grad_y -> gradients, or what
+               fc.ffn_forward, fc.moe_forward or fc.MoE.forward saved. Gradients come as a mapping
+               with the names of arrays, as a sequence in the order of arrays (None left out or
+               not), as one array where there is one, or as what a backward pass of this package
+               gives: x, gate, up, down and the biases by name or in this order; of fc.MoE
+               x, router_weight, "experts.up" and so on.
     arrays     copied, never changed. None stands for an argument that is absent.
     wrt        names or numbers of those to check; default: all
     tolerance  of the largest entry of each gradient; None: report only
@@ -100,7 +103,10 @@ def check_gradients(
         result: Any = fn(**copies) if named else fn(*copies.values())  # type: ignore[arg-type]
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError("fn returned no pair; expected (y, backward) or (y, saved)")
-        return as_array("fn's y", result[0]), result[1]
+        y, backward = result
+        if isinstance(y, (float, np.floating)):  # a loss
+            y = np.asarray(y)
+        return as_array("fn's y", y), backward
 
     rng = np.random.default_rng(seed)
     y, backward = call()
@@ -137,7 +143,8 @@ def check_gradients(
                 raise AssertionError(
                     f"the gradient of {key!r} at {entry.index or 'a random direction'} is "
                     f"{entry.backward:.9e}; central differences give {entry.numeric:.9e} "
-                    f"(error {entry.error:.1e} of the largest entry, allowed {tolerance:.1e})"
+                    f"(error {entry.error:.1e} of the largest entry, allowed {tolerance:.1e}; a "
+                    f"kink of the function, like that of relu at 0, may lie within the step)"
                 )
     return report
 
@@ -158,14 +165,16 @@ def _gradients(backward: Any, grad_y: Array, keys: list[Key], present: list[Key]
     if isinstance(backward, Saved):
         passes = moe_backward if isinstance(backward, MoESaved) else ffn_backward
         answer = passes(grad_y, backward)  # type: ignore[arg-type]
+    elif isinstance(backward, MoELayerSaved):
+        answer = backward.layer.backward(grad_y, backward)
     else:
         if not callable(backward):
             raise TypeError(
                 f"fn's second result is of type {type(backward).__name__}; expected a function of "
-                f"grad_y, or what ffn_forward or moe_forward saved"
+                f"grad_y, or what a forward pass of ffncore saved"
             )
         answer = backward(grad_y)
-    if isinstance(answer, FFNGrads):
+    if isinstance(answer, (FFNGrads, MoELayerGrads)):
         answer = answer.arrays()
         if isinstance(keys[0], int):
             answer = list(answer.values())

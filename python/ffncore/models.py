@@ -70,6 +70,8 @@ def load(
     FileNotFoundError for a file that is not there; ValueError for files, config.json and tensors
     that are damaged, packed or do not fit: it names the file and the tensor or key.
     """
+    if isinstance(layer, bool) or not hasattr(layer, "__index__"):
+        raise TypeError(f"layer is of type {type(layer).__name__}; expected a number")
     if dtype is not None:
         as_dtype("dtype", dtype)
     with Checkpoint(path) as checkpoint:
@@ -113,7 +115,14 @@ def layers(path: str | os.PathLike[str], family: str | None = None) -> list[Laye
 def _chosen(checkpoint: Checkpoint, layer: int, family: str | None, prefix: str | None) -> _Found:
     chosen = _layers(checkpoint, family, layer, prefix)
     if not chosen:
-        numbers = sorted({found.layer for found in _layers(checkpoint, family, None, prefix)})
+        all_layers = _layers(checkpoint, family)
+        prefixes = sorted({found.prefix for found in all_layers})
+        if prefix is not None and prefixes and prefix not in prefixes:
+            raise ValueError(
+                f"prefix is {prefix!r}; expected one of {', '.join(map(ascii, prefixes))}, as the "
+                f"layers in {checkpoint.names_file} have"
+            )
+        numbers = sorted({f.layer for f in all_layers if prefix in (None, f.prefix)})
         raise ValueError(
             f"layer {layer} is not in {checkpoint.names_file}; expected one of {ranges(numbers)}"
             if numbers
@@ -121,10 +130,10 @@ def _chosen(checkpoint: Checkpoint, layer: int, family: str | None, prefix: str 
             f"tensors named as in one of the families {', '.join(_names_of_rows())}"
         )
     if len(chosen) > 1:
-        prefixes = ", ".join(ascii(found.prefix) for found in chosen)
+        each = ", ".join(ascii(found.prefix) for found in chosen)
         raise ValueError(
             f"{checkpoint.names_file}: layer {layer} is there {len(chosen)} times; expected "
-            f"prefix=, one of {prefixes}"
+            f"prefix=, one of {each}"
         )
     return chosen[0]
 
@@ -172,7 +181,8 @@ def _candidates(config: Config, family: str | None) -> tuple[Family | MoEFamily,
     if not chosen:
         raise ValueError(
             f"{config.path} says model_type {brief(config.model_type)}, which ffncore.models does "
-            f"not know; expected family= (one of {names}) if its layers are computed that way"
+            f"not know; expected family= (one of {names}) if its layers are computed that way, or "
+            f"arrays of yours in fc.FFNWeights (fused ones by FFNWeights.from_gate_up)"
         )
     return chosen
 

@@ -152,6 +152,15 @@ def moe_backward(
 ) -> MoEGrads:
     """Gradients of x, the routing weights, the experts and xielu's parameters.
 
+    grads.x is the gradient along the experts alone. Where the routing was made of logits = x r^T by
+    a router r [E, d], the logits depend on x, too, and the whole gradient is
+
+        grad_logits = fc.route_backward(grads.routing_weights, routing)
+        grad_r = grad_logits^T x
+        grad_x = grads.x + grad_logits r
+
+    An expert without tokens has gradients of zero (routing.counts tells how many each has).
+
     needs       names of what is wanted: "x", "routing_weights", "gate", "up", "down", "b_gate",
                 "b_up", "b_down", "activation"; what is not needed is not computed. Default: all
                 that exist (through packed weights: x and routing_weights).
@@ -281,8 +290,8 @@ def _check_routing(routing: object, x: Array, n_experts: int) -> Routing:
         )
     if routing.n_experts is not None and routing.n_experts != n_experts:
         raise ValueError(
-            f"routing.n_experts is {routing.n_experts}; expected {n_experts}, "
-            f"the experts of the weights"
+            f"routing.n_experts is {routing.n_experts}; expected {n_experts}, the experts of the "
+            f"weights (a routing has as many as the logits that it was made of)"
         )
     if ids.size and routing._place is None:
         highest, lowest = int(ids.max()), int(ids.min())

@@ -95,6 +95,11 @@ class MoE:
         if self.experts.n_experts is None:
             raise ValueError("experts is one block; expected weights with a leading E")
         self.activation = as_activation(activation)
+        if router is not None and not isinstance(router, Router):
+            raise TypeError(
+                f"router is of type {type(router).__name__}; expected fc.Router(weight, top_k=...) "
+                f"with weight [n_experts, d_model], or None"
+            )
         self.router, self.shared = router, shared
         self.combine = number("combine", combine, FLOAT64 if self.dtype is FLOAT64 else FLOAT32)
         self.latent_in, self.latent_out = latent_in, latent_out
@@ -316,6 +321,7 @@ class MoE:
                 total = total + (term if gate is None else gate * term)
             y = self._finish(total, tokens, out)
         return y, MoELayerSaved(
+            layer=self,
             x=tokens,
             routing=routing,
             router=kept,

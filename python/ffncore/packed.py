@@ -11,6 +11,7 @@ Tests: tests/test_packed.py.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from . import _core
 from ._arrays import FLOAT32, Array, as_dtype, check_range, is_narrow, rounded, share_memory
 from ._copying import Copied
 from ._memory import LINE, Memory, allocate
+from ._packed_file import write
 from .weights import NAMES, Call, FFNWeights, check_expert
 
 
@@ -114,6 +116,12 @@ class PackedWeights(Copied):
             _core.unpack(self.expert(e)._packed, weights.expert(e)._arrays)
         return weights
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a file for fc.load_packed; one that is there is replaced."""
+        buffer, *sizes = self._packed
+        biases = {name: dtype.name for name, dtype in self._biases.items()}
+        write(path, buffer, {"sizes": sizes, "biases": biases, "dtype": self.dtype.name})
+
     def _core_arrays(self) -> Any:
         return self._packed
 
@@ -166,8 +174,9 @@ def check_weights(weights: object) -> FFNWeights | PackedWeights:
         if not hasattr(weights, "_arrays"):
             raise ValueError("weights holds gradients of which some are None; expected all of them")
         return weights
+    layer = " (a layer object packs itself: layer.packed())" if hasattr(weights, "packed") else ""
     raise TypeError(
-        f"weights is of type {type(weights).__name__}; expected FFNWeights or PackedWeights"
+        f"weights is of type {type(weights).__name__}; expected FFNWeights or PackedWeights{layer}"
     )
 
 

@@ -100,6 +100,11 @@ class Router:
         self.logit_softcap = None if logit_softcap is None else float(logit_softcap)
         self.route = fc.route if route is None else route
         self.options = options
+        if route is None and "top_k" not in options:
+            raise TypeError(
+                "top_k is missing; expected how many experts each token goes to, as in "
+                "fc.Router(weight, top_k=2)"
+            )
         # Options that do not fit raise now, not at the first token.
         self._routed(np.zeros((1, self.n_experts), FLOAT64 if dtype is FLOAT64 else FLOAT32))
 

@@ -247,6 +247,9 @@ def route(
     experts                  [..., top_k], any integer dtype: chosen already (different ones of a
                              token, or -1 for none), only their weights are computed
 
+    A NaN logit counts as the largest: its expert is chosen, and the token's weights are NaN, so
+    that the fault shows in the layer's output.
+
     ValueError where the options do not fit each other or E; TypeError for dtypes. Weights follow
     Mixtral (softmax), DeepSeek-V2 (softmax, groups by max), DeepSeek-V3 (sigmoid, bias, groups),
     gpt-oss (softmax_topk) and DeepSeek-V4 (sqrtsoftplus).
