@@ -207,8 +207,8 @@ def pack(
     """Weights, of one block or of experts -> the kernels' layout.
 
     dtype  of the packed matrices, each number rounded once ("float32", "bfloat16", ...); default:
-           the weights' own. Beside 16 bits, biases keep what they are. ValueError where a finite
-           number would become infinite
+           the weights' own. Beside 16 bits, biases keep what they are, but for float64, which
+           becomes float32. ValueError where a finite number would become infinite
     out    PackedWeights of the same shape, dtype and biases, whose memory is filled again
 
     >>> p = fc.pack(weights, dtype="bfloat16")  # half the memory traffic, for float32 x too
@@ -241,12 +241,16 @@ def _check_ranges(weights: FFNWeights, wanted: np.dtype[Any]) -> None:
         return
     n = weights.n_experts
     for name, array in weights.arrays().items():
-        if _kernels_round(weights, wanted) and name in NAMES[3:]:
-            continue  # stays float32
+        own = _dtype_beside(name, wanted)
         if n is None:
-            check_range(f"w.{name}", array, wanted)
+            check_range(f"w.{name}", array, own)
         for e in range(n or 0):
-            check_range(f"w.{name} of expert {e}", array[e], wanted)
+            check_range(f"w.{name} of expert {e}", array[e], own)
+
+
+def _dtype_beside(name: str, wanted: np.dtype[Any]) -> np.dtype[Any]:
+    """Of an array in weights of that dtype: biases need not be narrow."""
+    return FLOAT32 if name in NAMES[3:] and is_narrow(wanted) else wanted
 
 
 def _kernels_round(weights: FFNWeights, wanted: np.dtype[Any]) -> bool:
@@ -257,7 +261,8 @@ def _kernels_round(weights: FFNWeights, wanted: np.dtype[Any]) -> bool:
 def _converted(block: FFNWeights, wanted: np.dtype[Any]) -> FFNWeights:
     if wanted is block.dtype or _kernels_round(block, wanted):
         return block
-    return FFNWeights(**{name: rounded(a, wanted) for name, a in block.arrays().items()})
+    arrays = {n: rounded(a, _dtype_beside(n, wanted)) for n, a in block.arrays().items()}
+    return FFNWeights(**arrays)
 
 
 def _layout(
