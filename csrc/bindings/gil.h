@@ -8,7 +8,6 @@
 // destructor). So the thread sleeps here, as it does in CPython 3.14.
 #pragma once
 #include <Python.h>
-#include <cxxabi.h>
 #include <unistd.h>
 
 namespace {
@@ -16,7 +15,7 @@ namespace {
 inline void take_gil(PyThreadState *state) {
     try {
         PyEval_RestoreThread(state);
-    } catch (abi::__forced_unwind &) {
+    } catch (...) {       // pthread_exit's unwinding, as nothing else is thrown
         for (;;) pause(); // to leave this handler without rethrowing ends the process
     }
 }
