@@ -134,7 +134,7 @@ assert os.waitpid(child, 0)[1] == 0
 
 
 def test_subinterpreter():
-    """It is refused with a sentence, by the module or, from CPython 3.12 on, by numpy."""
+    """It is refused: by numpy where that is new enough, else by the module, in its own words."""
     module = "_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters"
     pytest.importorskip(module)
     script = f"""
@@ -151,4 +151,5 @@ interpreters.destroy(other)
 """
     printed = run(script)
     assert "ImportError" in printed
-    assert "subinterpreter" in printed
+    own = "ffncore is imported in a subinterpreter; expected the main interpreter"
+    assert own in printed or "numpy" in printed or "more than once per process" in printed
