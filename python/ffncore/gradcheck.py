@@ -50,6 +50,7 @@ class GradientReport(dict[Key, GradientError]):
 
     @property
     def max_error(self) -> float:
+        """The largest error of all arrays, 0 without any."""
         return max((entry.error for entry in self.values()), default=0.0)
 
     def __str__(self) -> str:

@@ -45,6 +45,7 @@ class FFN:
     def forward(
         self, x: Array, *, save: str = "preactivations", out: Array | None = None
     ) -> tuple[Array, Any]:
+        """y [..., d_model], and what backward needs; save and out as for fc.ffn_forward."""
         return fc.ffn_forward(x, self.weights, activation=self.activation, save=save, out=out)
 
     def backward(self, grad_y: Array, saved: Any, **options: Any) -> Any:
@@ -59,18 +60,22 @@ class FFN:
 
     @property
     def d_model(self) -> int:
+        """Size of a row of x and of y."""
         return int(self.weights.shape[1])
 
     @property
     def d_ff(self) -> int:
+        """Hidden units."""
         return int(self.weights.shape[0])
 
     @property
     def gated(self) -> bool:
+        """Whether there is a gate."""
         return bool(self.weights.gated)
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        """That of the matrices."""
         return self.weights.dtype
 
     def __repr__(self) -> str:

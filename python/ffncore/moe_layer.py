@@ -158,6 +158,7 @@ class MoE:
 
     @property
     def d_model(self) -> int:
+        """Size of a row of x and of y."""
         return self.experts.d_model if self.latent_out is None else int(self.latent_out.shape[0])
 
     @property
@@ -167,10 +168,12 @@ class MoE:
 
     @property
     def n_experts(self) -> int:
+        """Experts that compute; null experts are not counted."""
         return int(self.experts.n_experts or 0)
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        """That of the experts' matrices."""
         return self.experts.dtype
 
     def parameters(self) -> dict[str, Array]:

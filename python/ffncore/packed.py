@@ -69,18 +69,22 @@ class PackedWeights(Copied):
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the packed memory."""
         return int(self._buffer.nbytes)
 
     @property
     def d_model(self) -> int:
+        """Size of a row of x and of y."""
         return int(self._packed[1])
 
     @property
     def d_ff(self) -> int:
+        """Hidden units, of each expert."""
         return int(self._packed[2])
 
     @property
     def gated(self) -> bool:
+        """Whether there is a gate."""
         return bool(self._packed[3])
 
     @property

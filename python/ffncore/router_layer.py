@@ -110,10 +110,12 @@ class Router:
 
     @property
     def n_experts(self) -> int:
+        """Experts that have a logit."""
         return int(self.weight.shape[0])
 
     @property
     def d_model(self) -> int:
+        """Size of a row of the router's input."""
         return int(self.weight.shape[1])
 
     def parameters(self) -> dict[str, Array]:

@@ -204,6 +204,7 @@ class FFNWeights(Copied):
 
     @property
     def gated(self) -> bool:
+        """Whether there is a gate."""
         return self.gate is not None
 
     @property
@@ -213,6 +214,7 @@ class FFNWeights(Copied):
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all arrays."""
         return sum(a.nbytes for a in self.arrays().values())
 
     def expert(self, e: int) -> FFNWeights:
