@@ -15,7 +15,7 @@ CPP_TESTS := $(wildcard tests/cpp/test_*.cpp)
 CPP_FORMATTED := $(shell find csrc tests examples -name '*.cpp' -o -name '*.h' -o -name '*.inl' \
                    -o -name '*.c' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: all demo moe test test-all conformance bench lint format sanitize scalar cuda wheel clean
+.PHONY: all demo moe test test-all conformance docs docs-serve bench lint format sanitize scalar cuda wheel clean
 all: test
 # All targets share one environment.
 .NOTPARALLEL:
@@ -90,6 +90,22 @@ conformance: $(VENV)/venv.done $(CONFORMANCE)/venv.done
 	$(CONFORMANCE)/bin/python -m pip -q install --force-reinstall --no-deps \
 	    build/conformance-wheel/*.whl
 	$(CONFORMANCE)/bin/python -m pytest tests/conformance $(ARGS)
+
+# The documentation site, in build/site, and where there is a Chromium a look at it. What the pages
+# show in code runs in tests/test_docs.py.
+DOCS := build/docs-venv
+$(DOCS)/venv.done: pyproject.toml
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip --disable-pip-version-check -q install --upgrade 'pip>=25.1'
+	$(DOCS)/bin/python -m pip -q install --group docs
+	touch $@
+
+docs: $(DOCS)/venv.done
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build
+	$(DOCS)/bin/python -m pytest -q -rs --noconftest -c /dev/null --rootdir tests/site tests/site
+
+docs-serve: $(DOCS)/venv.done
+	$(DOCS)/bin/python -m mkdocs serve
 
 bench: $(VENV)/package.done $(VENV)/bench.done
 	$(BIN)/python -m ffncore bench $(or $(ARGS),--quick)
