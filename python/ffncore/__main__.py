@@ -60,7 +60,9 @@ def inspection(layers: Sequence[models.LayerInfo]) -> list[str]:
     if sound:
         total = sum(info.parameters for info in sound)
         lines.append(f"{len(sound)} layers, {total:,} parameters in them")
-        lines.append("ratio: d_ff / d_model; matched: of the plain layer with as many parameters")
+        lines.append(
+            "ratio: d_ff / d_model; matched: the ratio of a plain layer with as many parameters"
+        )
     for (packing, prefix, family), run in groupby(
         packed, lambda info: (info.packing, info.prefix, info.family.name)
     ):

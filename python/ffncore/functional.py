@@ -62,11 +62,20 @@ def ffn(
     activation: str | Activation,
     out: MaybeArray = None,
 ) -> Array:
-    """y [..., d] of x [..., d]; out: an array to write y to, which is returned.
+    """The output of a feed-forward layer: y = act(x up^T) down^T, with a gate
+    y = (act(x gate^T) * (x up^T)) down^T, and the biases that there are.
 
-    x, weights and out may also be torch CUDA tensors, or CuPy arrays, of one device, in float32,
-    bfloat16 or float16 and with any strides (weights: see FFNWeights): then y is one, the work is
-    queued on the library's current stream, and nothing waits for it.
+    x           [..., d], in the dtype of the weights, or float32 beside weights of 16 bits
+    weights     FFNWeights or PackedWeights of one layer; packed ones give the same bits, faster
+    activation  a name, or an Activation with options
+    out         an array [..., d] to write y to; it is returned
+
+    y has the shape and dtype of x. ValueError for shapes and values, TypeError for types and
+    dtypes.
+
+    x, weights and out may also be torch CUDA tensors or CuPy arrays of one device, in float32,
+    bfloat16 or float16 and with any strides (of weights: see FFNWeights). Then y is such an array,
+    too. The work is queued on the library's current stream, and the call does not wait for it.
 
     >>> y = fc.ffn(x, weights, activation="silu")
     """
@@ -167,14 +176,15 @@ def ffn_forward(
     save: str = "preactivations",
     out: MaybeArray = None,
 ) -> tuple[Array, Saved]:
-    """y and what the backward pass needs.
+    """The output of a layer, as of ffn, and the activations that ffn_backward needs.
 
-    save="preactivations" keeps gate and up, [T, f] each; save="input" keeps references alone, and
-    the backward pass computes gate and up again. The results are the same bits.
+    save  "preactivations" keeps gate and up, [tokens, f] each, before the activation. "input" keeps
+          references to x and the weights alone, and the backward pass computes gate and up again:
+          less memory, more time, the same bits
 
-    With save="preactivations" an x or out whose leading dimensions cannot be merged, or whose
-    elements are not aligned, is copied as a whole for the call, because all tokens go into one
-    array; otherwise a block at a time. Arrays on a GPU as for ffn.
+    x and the weights must not be changed before the backward pass. With save="preactivations" x and
+    out are copied for the call where their leading dimensions cannot be seen as one dimension of
+    rows, or their elements are not aligned.
 
     >>> y, saved = fc.ffn_forward(x, weights, activation="silu")
     """
@@ -211,22 +221,24 @@ def ffn_backward(
 ) -> FFNGrads:
     """Gradients of x, the weights and xielu's parameters, from the gradient of y.
 
-    needs       names of what is wanted: "x", "gate", "up", "down", "b_gate", "b_up", "b_down",
-                "activation"; what is not needed is not computed. Default: all that exist (through
-                packed weights: x).
-    out         arrays to fill: an FFNGrads, or a mapping of the names of needs. What it lacks is
-                allocated.
-    accumulate  add into out instead: its numbers too, which come back as a sum
+    grad_y      [..., d], with the dtype of y
+    saved       what ffn_forward returned
+    needs       names of the gradients to compute: "x", "gate", "up", "down", "b_gate", "b_up",
+                "b_down", "activation". Default: all that exist (with packed weights: x)
+    out         arrays to fill: an FFNGrads, or a mapping from the names of needs to arrays. Arrays
+                missing from out are allocated
+    accumulate  add the gradients to the arrays of out, instead of replacing their values; numbers
+                (xielu's gradients) are added to those of out and returned
 
-    A gradient has the dtype of what it is a gradient of; beside 16 bits an array of out may be
-    float32 (with accumulate: float32 master gradients). Sums are rounded once, at their end.
+    Each gradient has the dtype of the array that it belongs to. For weights of 16 bits an array of
+    out may be float32 instead. Sums are rounded once, at the end.
 
-    An x, grad_y or out.x whose leading dimensions cannot be merged, or whose elements are not
-    aligned, is copied as a whole for the call, because gradients of weights sum over all tokens.
-    With needs=("x",) and save="input" it is copied a block at a time.
+    x, grad_y and out.x are copied for the call where their leading dimensions cannot be seen as one
+    dimension of rows, or their elements are not aligned, because gradients of weights are sums over
+    all tokens. With needs=("x",) and save="input" one block at a time is copied.
 
-    On a GPU (see ffn) gradients are arrays of its library, and xielu's two are of no dimension, in
-    float64.
+    On a GPU (see ffn) gradients are arrays of the same library; xielu's two gradients are float64
+    arrays without dimensions.
 
     >>> grads = fc.ffn_backward(grad_y, saved, needs=("x", "down"))
     """

@@ -33,9 +33,10 @@ def load_balancing_loss(
                  MegaBlocks), "switch" (Switch Transformers; batch rows are the leading dimensions)
     from_logits  False: logits are probabilities already, whatever made them
 
-    What counts is routing.experts, empty slots (-1) left out. transformers counts the top k of the
-    softmax itself, not those of a biased selection: route the logits anew for that, and for
-    Switch's, which counts dropped tokens too.
+    The experts of `routing` are counted; empty slots (-1) are not. Two models count something else:
+    transformers takes the top k of the softmax, without the bias of a selection, and Switch also
+    counts tokens that were dropped. For their numbers pass a routing of the same logits without
+    bias or capacity.
 
     >>> loss = fc.load_balancing_loss(logits, fc.route(logits, 2))
     """
