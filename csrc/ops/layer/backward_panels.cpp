@@ -38,20 +38,21 @@ template <class T> struct HiddenGradientEpilogue {
     HiddenPanels<T> dgate, dup, h;
     T *xielu_p, *xielu_n; // [units][groups of tokens]
     int64_t ld_xielu;
-    void operator()(int64_t r, int64_t n, int64_t, int64_t col, int64_t cols, T *c) const {
-        const int64_t t = slice0 + col;
+    void operator()(const Tile &tile, T *c) const {
+        const int64_t r = tile.rows.first, n = tile.rows.count, cols = tile.cols.count;
+        const int64_t t = slice0 + tile.cols.first;
         alignas(64) T copy[2 * kMaxRows * kSavedPanel];
-        const SavedTile<T> pre(*k, saved, t, r, n, round_up(cols, k->width), copy);
+        const SavedTile<T> pre(*k, saved, {t, round_up(cols, k->width)}, {r, n}, copy);
         alignas(64) T numbers[3][kMaxRows * kSavedPanel]; // before they become pairs
-        auto place = [&](const HiddenPanels<T> &m, T *tile) {
-            return !m.rows ? nullptr : pairs ? tile : m.rows + t * m.units + r * width;
+        auto place = [&](const HiddenPanels<T> &m, T *in_tile) {
+            return !m.rows ? nullptr : pairs ? in_tile : m.rows + t * m.units + r * width;
         };
-        auto finish = [&](const HiddenPanels<T> &m, T *tile, int64_t columns) {
-            if (!tile) return;
+        auto finish = [&](const HiddenPanels<T> &m, T *values, int64_t columns) {
+            if (!values) return;
             if (pairs)
-                join(m, t, r, n, cols, tile);
+                join(m, {t, cols}, {r, n}, values);
             else if (k->round)
-                k->round(tile, width, n, columns);
+                k->round(values, width, n, columns);
         };
         if (!c) { // h alone, from the preactivations
             ActForwardArgs<T> a{};
@@ -90,13 +91,13 @@ template <class T> struct HiddenGradientEpilogue {
 
   private:
     // Rows of tokens, whose last pair may lack its odd one; and pairs of units.
-    void join(const HiddenPanels<T> &m, int64_t t, int64_t r, int64_t n, int64_t cols,
-              T *tile) const {
-        for (int64_t i = 0; cols % 2 && i < n; ++i) tile[i * width + cols] = 0;
-        k->of[kBfloat16].store(tile, width, n, round_up(cols, 2), nullptr, 0, 0,
+    void join(const HiddenPanels<T> &m, TokenRange tokens, UnitRange rows, T *values) const {
+        const int64_t t = tokens.first, cols = tokens.count, r = rows.first, n = rows.count;
+        for (int64_t i = 0; cols % 2 && i < n; ++i) values[i * width + cols] = 0;
+        k->of[kBfloat16].store(values, width, n, round_up(cols, 2), nullptr, 0, 0,
                                (Bf16 *)m.rows + t * m.units + r * width, width, 1, false);
         if (m.pairs)
-            k->pairs.join_rows(tile, width, r, n, cols, r + n == units,
+            k->pairs.join_rows(values, width, r, n, cols, rows.end() == units,
                                m.pairs + t / width * m.unit_pairs * width, width);
     }
 };
@@ -141,16 +142,16 @@ template <class T> class BackwardPanels {
         }
         if (!needs_.preactivation) return;
         if (plan_.units_outer) {
-            each_units([&](int64_t f0, int64_t units) {
-                each_tokens([&](int64_t t0, int64_t tokens) {
-                    chunk(t0, tokens, f0, units);
-                    put_sums(t0 + tokens, f0, units);
+            each_units([&](UnitRange units) {
+                each_tokens([&](TokenRange tokens) {
+                    chunk(tokens, units);
+                    put_sums(tokens.end(), units);
                 });
             });
         } else {
-            each_tokens([&](int64_t t0, int64_t tokens) {
-                each_units([&](int64_t f0, int64_t units) { chunk(t0, tokens, f0, units); });
-                put_sums(t0 + tokens, 0, w_.f);
+            each_tokens([&](TokenRange tokens) {
+                each_units([&](UnitRange units) { chunk(tokens, units); });
+                put_sums(tokens.end(), {0, w_.f});
             });
         }
         if (needs_.xielu) xielu_.finish(s_, w_.f, g_.xielu_sums);
@@ -161,16 +162,15 @@ template <class T> class BackwardPanels {
     // Whether dy's panels, of all the chunk's tokens, give the rows of dW_down.
     bool dy_across() const { return needs_.down && one_slice() && !panels_.pairs; }
 
-    // body(first, count) for every chunk. Chunks of tokens do not cross the end of a partial sum.
+    // body(range) for every chunk. Chunks of tokens do not cross the end of a partial sum.
     template <class Body> void each_tokens(const Body &body) const {
         for (int64_t t0 = 0, n; t0 < g_.tokens; t0 += n) {
             n = std::min({plan_.token_chunk, g_.tokens - t0, kPartialSum - t0 % kPartialSum});
-            body(t0, n);
+            body(TokenRange{t0, n});
         }
     }
     template <class Body> void each_units(const Body &body) const {
-        for (int64_t f0 = 0; f0 < w_.f; f0 += plan_.ff_chunk)
-            body(f0, std::min(plan_.ff_chunk, w_.f - f0));
+        each_part(UnitRange{0, w_.f}, plan_.ff_chunk, body);
     }
 
     // ---- where the gradients are added up
@@ -201,20 +201,21 @@ template <class T> class BackwardPanels {
         return sums_of_units(name, f0).target(of_units(name, f0), t0);
     }
     bool adds(Name name, int64_t t0) const { return kept_[name].sums.adds(t0, g_.accumulate); }
-    void put_sums(int64_t end, int64_t f0, int64_t units) {
+    void put_sums(int64_t end, UnitRange units) {
         const bool last = end == g_.tokens;
         if (!std::ranges::any_of(kept_, [&](const Kept &one) { return one.sums.ready(end, last); }))
             return;
         s_.phase();
         for (const Name name : {kGate, kUp, kDown, kBiasGate, kBiasUp})
-            sums_of_units(name, f0).put(build_, of_units(name, f0), units, end, last,
-                                        g_.accumulate);
+            sums_of_units(name, units.first)
+                .put(build_, of_units(name, units.first), units.count, end, last, g_.accumulate);
     }
 
     // ---- a chunk
 
-    void chunk(int64_t t0, int64_t tokens, int64_t f0, int64_t units) {
-        const Weights<T> part = slice_units(w_, f0, units);
+    void chunk(TokenRange tokens, UnitRange units) {
+        const int64_t t0 = tokens.first, f0 = units.first;
+        const Weights<T> part = slice_units(w_, f0, units.count);
         const int64_t both = part.f * sides_, pairs = panels_.steps(part.f), width = width_;
         const bool joined = grad_pairs_ != nullptr;
         HiddenPanels<T> dup{grads_, grad_pairs_, both, pairs * sides_};
@@ -223,35 +224,37 @@ template <class T> class BackwardPanels {
             dup.rows = grads_ + part.f * width / panels_.per_step;
             dup.pairs = joined ? grad_pairs_ + pairs * width : nullptr;
         }
-        for (int64_t t = 0; t < tokens; t += slice_)
-            hidden_gradient(part, t0, f0, t, std::min(slice_, tokens - t), tokens, dgate, dup);
+        each_part(TokenRange{0, tokens.count}, slice_,
+                  [&](TokenRange slice) { hidden_gradient(part, tokens, f0, slice, dgate, dup); });
         s_.phase();
-        if (needs_.x) input_gradient(part, t0, f0, tokens, dgate, dup);
-        weight_gradients(part, t0, f0, tokens, dgate, dup);
+        if (needs_.x) input_gradient(part, tokens, f0, dgate, dup);
+        weight_gradients(part, tokens, f0, dgate, dup);
         auto bias = [&](Name name, const T *from) {
             const Input rows{(const char *)from, 0, 1, panels_.pairs ? kBfloat16 : kOwn<T>};
             if (kept_[name].gradient->data)
-                panels_.bias_gradient(rows, both, part.f, tokens, target(name, t0, f0),
+                panels_.bias_gradient(rows, both, part.f, tokens.count, target(name, t0, f0),
                                       adds(name, t0));
         };
         bias(kBiasGate, dgate.rows);
         bias(kBiasUp, dup.rows);
-        if (needs_.xielu) xielu_.add_chunk(s_, f0, part.f, tokens, t0 == 0);
+        if (needs_.xielu) xielu_.add_chunk(s_, units, tokens.count, t0 == 0);
     }
 
-    // dgate, dup and h of the chunk's tokens [t, t + n).
-    void hidden_gradient(const Weights<T> &part, int64_t t0, int64_t f0, int64_t t, int64_t n,
-                         int64_t tokens, const HiddenPanels<T> &dgate, const HiddenPanels<T> &dup) {
-        const Preactivations again(again_, g_.x.type, tokens, part.f, w_.gated);
-        const auto saved =
-            recompute_
-                ? ReadPreactivations(again_, g_.x.type, tokens, part.f, w_.gated)
-                : ReadPreactivations(g_.saved, g_.x.type, g_.tokens, w_.f, w_.gated).from(t0, f0);
-        const bool packed = one_slice() && f0 > 0 && !(plan_.units_outer && tokens < g_.tokens);
+    // dgate, dup and h of a slice of the chunk's tokens.
+    void hidden_gradient(const Weights<T> &part, TokenRange tokens, int64_t f0, TokenRange slice,
+                         const HiddenPanels<T> &dgate, const HiddenPanels<T> &dup) {
+        const int64_t all = tokens.count, t = slice.first, n = slice.count;
+        const Preactivations again(again_, g_.x.type, all, part.f, w_.gated);
+        const auto saved = recompute_
+                               ? ReadPreactivations(again_, g_.x.type, all, part.f, w_.gated)
+                               : ReadPreactivations(g_.saved, g_.x.type, g_.tokens, w_.f, w_.gated)
+                                     .from(tokens.first, f0);
+        const bool packed = one_slice() && f0 > 0 && !(plan_.units_outer && all < g_.tokens);
         if (!packed) { // for this chunk of tokens
+            const TokenRange mine{tokens.first + t, n};
             s_.phase();
-            if (recompute_) panels_.pack(g_.x, w_.d, t0 + t, n, full(x_));
-            if (dy_) panels_.pack(g_.grad_y, w_.d, t0 + t, n, full(dy_));
+            if (recompute_) panels_.pack(g_.x, w_.d, mine, full(x_));
+            if (dy_) panels_.pack(g_.grad_y, w_.d, mine, full(dy_));
         }
         if (recompute_) {
             s_.phase();
@@ -281,9 +284,10 @@ template <class T> class BackwardPanels {
             panels_.hidden(part.f, n, epilogue);
     }
 
-    void input_gradient(const Weights<T> &part, int64_t t0, int64_t f0, int64_t tokens,
+    void input_gradient(const Weights<T> &part, TokenRange tokens, int64_t f0,
                         const HiddenPanels<T> &dgate, const HiddenPanels<T> &dup) {
-        Walk<T> walk = walk_of<T>(part.f, tokens);
+        const int64_t t0 = tokens.first;
+        Walk<T> walk = walk_of<T>(part.f, tokens.count);
         walk.carry = carry_;
         if (plan_.units_outer)
             for (T **sums : {&walk.carry.sums, &walk.carry.partial})
@@ -305,8 +309,9 @@ template <class T> class BackwardPanels {
             OutputEpilogue<T>{panels_.k, g_.grad_x.from(t0), nullptr, width_, g_.accumulate});
     }
 
-    void weight_gradients(const Weights<T> &part, int64_t t0, int64_t f0, int64_t tokens,
+    void weight_gradients(const Weights<T> &part, TokenRange chunk, int64_t f0,
                           const HiddenPanels<T> &dgate, const HiddenPanels<T> &dup) {
+        const int64_t t0 = chunk.first, tokens = chunk.count;
         const int64_t both = part.f * sides_, d = w_.d, width = width_;
         const int64_t row = width / panels_.per_step; // of a token panel, in steps
         const Input x = g_.x.from(t0), dy = g_.grad_y.from(t0);
@@ -321,7 +326,7 @@ template <class T> class BackwardPanels {
                                  const Output &out, const Output &second, bool add) {
             const PanelRows<T> all{m, units, row, part.f};
             panels_.weight_gradient(
-                {rows, d, tokens, out, second, part.f, add},
+                {{rows, d, tokens}, out, second, part.f, add},
                 [=, per_step = panels_.per_step](int64_t t) { return all.from(t / per_step); },
                 panels);
         };
@@ -343,7 +348,7 @@ template <class T> class BackwardPanels {
         const T *h = h_;
         const int64_t units = part.f;
         panels_.weight_gradient(
-            {d, units, tokens, down.transposed(), {}, d, add},
+            {{d, units, tokens}, down.transposed(), {}, d, add},
             [=](int64_t t) { return dy_rows.from(t); },
             [=](int64_t t) { return UnitPanels<T>{h + t * units, units, width, width}; });
     }

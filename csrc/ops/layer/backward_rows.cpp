@@ -79,10 +79,10 @@ template <class T> class Backward {
             s.phase();
             if (g_.xielu)
                 xielu_.add_groups(build_, part.f, tokens, pre, hidden_gradients(tokens, part.f));
-            if (needs_.x) input_gradient(part, tokens, t0, f0);
+            if (needs_.x) input_gradient(part, {t0, tokens}, f0);
             parameter_gradients(part, x, dy, tokens, f0, add);
             s.phase();
-            if (g_.xielu) xielu_.add_chunk(s, f0, part.f, tokens, t0 == 0);
+            if (g_.xielu) xielu_.add_chunk(s, {f0, part.f}, tokens, t0 == 0);
         }
         if (g_.xielu && t0 + tokens == g_.tokens) xielu_.finish(s, w_.f, g_.xielu_sums);
     }
@@ -98,7 +98,7 @@ template <class T> class Backward {
             const TokenPanels<T> packed =
                 token_panels<T>(x_panels_, w_.d, n, width, panels_.k->width);
             if (t > 0) build_.schedule.phase();
-            panels_.pack(x.from(t), w_.d, 0, n, packed);
+            panels_.pack(x.from(t), w_.d, {0, n}, packed);
             build_.schedule.phase();
             panels_.product(
                 walk_of<T>(w_.d, n), part.f, {panels_.up_rows(part)}, {packed},
@@ -115,27 +115,29 @@ template <class T> class Backward {
         if (recompute_) build_.schedule.phase();
         if (!needs_.dh) return rows_.hidden(tokens, part.f, epilogue);
         const StridedRows<T> rows{own<T>(dy), dy.row, dy.col};
+        const ProductSize size{.tokens = tokens, .depth = w_.d, .cols = part.f};
         if (w_.packed())
             rows_.product(
-                tokens, w_.d, part.f, {rows},
+                size, {rows},
                 std::vector{rows_.packed_across(part.packed_down, w_, w_.f, part.f, false, false)},
                 {}, epilogue);
         else
-            rows_.product(tokens, w_.d, part.f, {rows},
-                          std::vector{rows_.across(part.down, part.f, tokens)}, {}, epilogue);
+            rows_.product(size, {rows}, std::vector{rows_.across(part.down, part.f, tokens)}, {},
+                          epilogue);
     }
 
     Preactivations hidden_gradients(int64_t tokens, int64_t units) const {
         return {(char *)dh_, kOwn<T>, tokens, units, false};
     }
 
-    void input_gradient(const Weights<T> &part, int64_t tokens, int64_t t0, int64_t f0) {
-        const Output out = g_.grad_x.from(t0);
-        auto write = [=, k = rows_.k, width = rows_.width, add = g_.accumulate](
-                         int64_t r, int64_t n, int64_t, int64_t col, int64_t cols, T *c) {
-            k->of[out.type].store(c, width, n, cols, nullptr, 0, 0, out.at(r, col), out.row,
-                                  out.col, add);
+    void input_gradient(const Weights<T> &part, TokenRange tokens, int64_t f0) {
+        const Output out = g_.grad_x.from(tokens.first);
+        auto write = [=, k = rows_.k, width = rows_.width, add = g_.accumulate](const Tile &tile,
+                                                                                T *c) {
+            k->of[out.type].store(c, width, tile.rows.count, tile.cols.count, nullptr, 0, 0,
+                                  out.at(tile.rows.first, tile.cols.first), out.row, out.col, add);
         };
+        const ProductSize size{.tokens = tokens.count, .depth = part.f, .cols = w_.d};
         std::vector<StridedRows<T>> rows{{dup_, ldh_}};
         if (w_.gated) rows.insert(rows.begin(), {dgate_, ldh_});
         const SumPart<T> chunk{carry_, f0, f0 + part.f == w_.f};
@@ -144,11 +146,11 @@ template <class T> class Backward {
             for (int upper = w_.gated ? 0 : 1; upper < 2; ++upper)
                 panels.push_back(rows_.packed_across(part.packed_up, w_, w_.d, w_.d, w_.gated,
                                                      w_.gated && upper));
-            return rows_.product(tokens, part.f, w_.d, rows, panels, chunk, write);
+            return rows_.product(size, rows, panels, chunk, write);
         }
-        std::vector<MatrixPanels<T>> panels{rows_.across(part.up, w_.d, tokens)};
-        if (w_.gated) panels.insert(panels.begin(), rows_.across(part.gate, w_.d, tokens));
-        rows_.product(tokens, part.f, w_.d, rows, panels, chunk, write);
+        std::vector<MatrixPanels<T>> panels{rows_.across(part.up, w_.d, tokens.count)};
+        if (w_.gated) panels.insert(panels.begin(), rows_.across(part.gate, w_.d, tokens.count));
+        rows_.product(size, rows, panels, chunk, write);
     }
 
     void parameter_gradients(const Weights<T> &part, const Input &x, const Input &dy,

@@ -22,7 +22,7 @@ template <class T> void add_forward_panels(const Build<T> &build, const ForwardG
     build.schedule.phase();
     auto pack_x = [&](int64_t t0) {
         const int64_t tokens = std::min(plan.token_chunk, g.tokens - t0);
-        panels.pack(g.x, w.d, t0, tokens, token_panels<T>(x, x_steps, tokens, width, vector));
+        panels.pack(g.x, w.d, {t0, tokens}, token_panels<T>(x, x_steps, tokens, width, vector));
     };
     pack_x(0);
     for (int64_t t0 = 0; t0 < g.tokens; t0 += plan.token_chunk) {

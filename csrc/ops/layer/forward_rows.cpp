@@ -17,9 +17,8 @@ void add_up_rows(const Build<T> &build, const Weights<T> &part, const TokenRows<
     const Rows<T> rows(build);
     const Kernels<T> *k = rows.k;
     const int64_t width = rows.width, neurons = part.gated ? width / 2 : width; // of a tile
-    auto hidden = [=, act = build.call.activation](int64_t r, int64_t n, int64_t p, int64_t,
-                                                   int64_t, T *c) {
-        const int64_t first = p * neurons;
+    auto hidden = [=, act = build.call.activation](const Tile &tile, T *c) {
+        const int64_t r = tile.rows.first, n = tile.rows.count, first = tile.panel * neurons;
         if (part.packed() && part.gated && k->split_groups) k->split_groups(c, width, n);
         ActForwardArgs<T> a{};
         a.rows = n;
@@ -52,26 +51,27 @@ void add_up_rows(const Build<T> &build, const Weights<T> &part, const TokenRows<
         if (!save.up) return;
         save.each_panel(r, n, [&](int64_t t, int64_t count) {
             const int64_t from = (t - r) * width, to = save.at(t, first);
-            auto turn = [&](const T *tile, char *out) {
-                k->of[save.type].store(tile + from, width, count, a.cols, nullptr, 0, 0, out + to,
+            auto turn = [&](const T *side, char *out) {
+                k->of[save.type].store(side + from, width, count, a.cols, nullptr, 0, 0, out + to,
                                        1, save.width(t), false);
             };
             if (part.gated) turn(a.gate, save.gate);
             turn(a.up, save.up);
         });
     };
-    const int64_t cols = ceil_div(part.f, neurons) * width;
+    const ProductSize size{
+        .tokens = tokens, .depth = part.d, .cols = ceil_div(part.f, neurons) * width};
     const bool in_place = x.in_order() && (x.m.template holds<T>() || pairs);
     const TokenRows<T> gather = in_place ? TokenRows<T>{} : x;
     const StridedRows<T> mine =
         pairs ? rows.pairs_of(x.m) : StridedRows<T>{own<T>(x.m), x.m.row, x.m.col};
     if (part.packed())
-        rows.product(tokens, part.d, cols, {mine},
+        rows.product(size, {mine},
                      std::vector{rows.packed(part.packed_up, part, part.d, tokens, pairs)}, {},
                      hidden, gather);
     else
-        rows.product(tokens, part.d, cols, {mine}, std::vector{RawPanels<T>{part, false, width}},
-                     {}, hidden, gather);
+        rows.product(size, {mine}, std::vector{RawPanels<T>{part, false, width}}, {}, hidden,
+                     gather);
 }
 
 template <class T> void add_forward_rows(const Build<T> &build, const ForwardGroup<T> &g) {
@@ -111,20 +111,23 @@ template <class T> void add_forward_rows(const Build<T> &build, const ForwardGro
             add_up_rows<T>(build, part, {x}, tokens, h, ldh, saved.from(t0, f0), pairs);
 
             const Output y = g.y.from(t0);
-            auto output = [=](int64_t r, int64_t n, int64_t, int64_t col, int64_t cols, T *c) {
-                k->of[y.type].store(c, width, n, cols, w.b_down ? w.b_down + col : nullptr, 0, 1,
-                                    y.at(r, col), y.row, y.col, false);
+            auto output = [=](const Tile &tile, T *c) {
+                const int64_t col = tile.cols.first;
+                k->of[y.type].store(c, width, tile.rows.count, tile.cols.count,
+                                    w.b_down ? w.b_down + col : nullptr, 0, 1,
+                                    y.at(tile.rows.first, col), y.row, y.col, false);
             };
+            const ProductSize size{.tokens = tokens, .depth = part.f, .cols = w.d};
             const StridedRows<T> hidden{h, ldh, 1, kBlock / terms};
             const SumPart<T> sums{carry, f0, f0 + part.f == w.f};
             s.phase();
             if (w.packed())
-                rows.product(tokens, part.f, w.d, {hidden},
+                rows.product(size, {hidden},
                              std::vector{rows.packed(part.packed_down, w, w.f, tokens, pairs)},
                              sums, output);
             else
-                rows.product(tokens, part.f, w.d, {hidden},
-                             std::vector{RawPanels<T>{part, true, width}}, sums, output);
+                rows.product(size, {hidden}, std::vector{RawPanels<T>{part, true, width}}, sums,
+                             output);
         }
     }
 }

@@ -8,6 +8,7 @@
 //
 // Without factors dh' is dh and h' is h: a dense layer.
 #pragma once
+#include "../product/epilogue.h"
 #include "../product/fetch.h"
 #include "ffn.h"
 
@@ -25,7 +26,9 @@ template <class T> struct HiddenGradient {
     T *dots = nullptr;          // [tokens][ld_dots], wants h
     int64_t ld_dots = 0;
 
-    void begin(int64_t r, int64_t n, int64_t, int64_t col, int64_t cols) const {
+    void begin(const Tile &tile) const {
+        const int64_t r = tile.rows.first, n = tile.rows.count;
+        const int64_t col = tile.cols.first, cols = tile.cols.count;
         constexpr int64_t kBytes = sizeof(T);
         for (T *to : {dgate, dup, h})
             if (to) fetch_lines((const char *)(to + r * ld + col), ld * kBytes, n, cols * kBytes);
@@ -38,7 +41,9 @@ template <class T> struct HiddenGradient {
     }
 
     // c: the tile of dh; or nullptr: h alone, from the preactivations.
-    void operator()(int64_t r, int64_t n, int64_t, int64_t col, int64_t cols, T *c) const {
+    void operator()(const Tile &tile, T *c) const {
+        const int64_t r = tile.rows.first, n = tile.rows.count;
+        const int64_t col = tile.cols.first, cols = tile.cols.count;
         alignas(64) T turned[2][kMaxRows * kPanel<T>]; // gate, up of the tile
         pre.each_panel(r, n, [&](int64_t t, int64_t count) {
             const int64_t from = pre.at(t, col);

@@ -5,28 +5,30 @@
 //   SavedTile        saved preactivations, as the activations' kernels read them
 #pragma once
 #include "../operands/panel_operands.h"
+#include "../product/epilogue.h"
 #include "ffn.h"
 
 namespace ffncore {
 
-// Preactivations of `units` units and `count` tokens, [units][ld], as the activations' kernels read
-// them: where they lie, or (16 bits) as numbers in `copy`, 2 x units x kSavedPanel.
+// Preactivations [units][ld] of some units and tokens, as the activations' kernels read them: where
+// they lie, or (16 bits) as numbers in `copy`, 2 x units x kSavedPanel.
 template <class T> struct SavedTile {
     const T *gate, *up;
     int64_t ld;
-    SavedTile(const Kernels<T> &kernels, const ReadPreactivations &pre, int64_t token, int64_t unit,
-              int64_t units, int64_t count, T *copy) {
-        const int64_t at = pre.at(token, unit), row = pre.width(token);
+    SavedTile(const Kernels<T> &kernels, const ReadPreactivations &pre, TokenRange tokens,
+              UnitRange units, T *copy) {
+        const int64_t at = pre.at(tokens.first, units.first), row = pre.width(tokens.first);
         const bool in_place = pre.type == kOwn<T>;
         ld = in_place ? row : kSavedPanel;
         auto read = [&](const char *side, T *to) -> const T * {
             if (!side) return nullptr;
             if (in_place) return (const T *)(side + at);
-            kernels.of[pre.type].pack(side + at, 1, row, count, units, to, ld, count);
+            kernels.of[pre.type].pack(side + at, 1, row, tokens.count, units.count, to, ld,
+                                      tokens.count);
             return to;
         };
         gate = read(pre.gate, copy);
-        up = read(pre.up, copy + units * kSavedPanel);
+        up = read(pre.up, copy + units.count * kSavedPanel);
     }
 };
 
@@ -39,7 +41,9 @@ template <class T> struct HiddenEpilogue {
     bool pairs;           // of units, in h
     TokenPanels<T> h;     // data == nullptr: not needed
     Preactivations saved; // up == nullptr: not saved
-    void operator()(int64_t r, int64_t n, int64_t p, int64_t col, int64_t cols, T *c) const {
+    void operator()(const Tile &tile, T *c) const {
+        const int64_t r = tile.rows.first, n = tile.rows.count;
+        const int64_t col = tile.cols.first, cols = tile.cols.count;
         ActForwardArgs<T> a{};
         a.rows = n;
         a.cols = round_up(cols, k->width); // no stale numbers in lanes that the next product reads
@@ -50,7 +54,7 @@ template <class T> struct HiddenEpilogue {
         a.b_up = w.b_up ? w.b_up + r : nullptr;
         a.bias_row = 1;
         alignas(64) T numbers[kMaxRows * kSavedPanel]; // of h, before they become pairs
-        const Panel to = h.data ? h.get(*k, p, pairs ? 0 : r, 0, nullptr) : Panel{};
+        const Panel to = h.data ? h.at(tile.panel, pairs ? 0 : r) : Panel{};
         if (h.data) {
             a.h = pairs ? numbers : (T *)to.data;
             a.ldh = pairs ? width : to.ld;
@@ -71,8 +75,8 @@ template <class T> struct HiddenEpilogue {
             k->round(a.h, a.ldh, n, a.cols);
         if (!saved.up || direct) return;
         saved.each_panel(col, one_panel ? a.cols : cols, [&](int64_t t, int64_t count) {
-            auto put = [&](const T *tile, char *to) {
-                k->of[saved.type].store(tile + t - col, width, n, count, nullptr, 0, 0,
+            auto put = [&](const T *from, char *to) {
+                k->of[saved.type].store(from + t - col, width, n, count, nullptr, 0, 0,
                                         to + saved.at(t, r), saved.width(t), 1, false);
             };
             if (w.gated) put(a.save_gate, saved.gate);
@@ -88,7 +92,9 @@ template <class T> struct OutputEpilogue {
     const T *bias;
     int64_t width;
     bool add;
-    void operator()(int64_t r, int64_t n, int64_t, int64_t col, int64_t cols, T *c) const {
+    void operator()(const Tile &tile, T *c) const {
+        const int64_t r = tile.rows.first, n = tile.rows.count;
+        const int64_t col = tile.cols.first, cols = tile.cols.count;
         k->of[out.type].store(c, width, n, cols, bias ? bias + r : nullptr, 1, 0, out.at(col, r),
                               out.col, out.row, add);
     }

@@ -31,7 +31,7 @@ template <class T> struct XieluSums {
                         const int64_t to = unit * ld + t / kSumGroup;
                         const int64_t rows = std::min(kUnits, units - unit);
                         alignas(64) T copy[2 * kUnits * kSavedPanel];
-                        const SavedTile<T> saved(*k, pre, t, unit, rows, count, copy);
+                        const SavedTile<T> saved(*k, pre, {t, count}, {unit, rows}, copy);
                         ActBackwardArgs<T> a{};
                         a.rows = rows;
                         a.cols = count;
@@ -48,17 +48,18 @@ template <class T> struct XieluSums {
                 });
             });
     }
-    void add_chunk(Schedule &s, int64_t f0, int64_t units, int64_t tokens, bool first) const {
+    void add_chunk(Schedule &s, UnitRange units, int64_t tokens, bool first) const {
         s.job(1, [=, *this](int64_t, int) {
             const int64_t groups = ceil_div(tokens, kSumGroup);
-            for (int64_t j = 0; j < units; ++j) {
-                double a = first ? 0 : sum_p[f0 + j], b = first ? 0 : sum_n[f0 + j];
+            for (int64_t j = 0; j < units.count; ++j) {
+                const int64_t unit = units.first + j;
+                double a = first ? 0 : sum_p[unit], b = first ? 0 : sum_n[unit];
                 for (int64_t i = 0; i < groups; ++i) {
                     a += p[j * ld + i];
                     b += n[j * ld + i];
                 }
-                sum_p[f0 + j] = a;
-                sum_n[f0 + j] = b;
+                sum_p[unit] = a;
+                sum_n[unit] = b;
             }
         });
     }

@@ -149,7 +149,7 @@ template <class T> class Backward {
         s.phase();
         gradients_.put(whole, batch[0]);
         for (size_t i = 0; i < batch.size(); ++i) {
-            if (moe_.xielu) sums[i].add_chunk(s, 0, m_.f, batch[i].rows, batch[i].before == 0);
+            if (moe_.xielu) sums[i].add_chunk(s, {0, m_.f}, batch[i].rows, batch[i].before == 0);
             if (moe_.grad_factors.data && m_.on_input)
                 factor_gradient(build_of(batch[i]), batch[i]);
         }
@@ -202,8 +202,8 @@ template <class T> class Backward {
         }
         if (!needs_dh_) return rows.hidden(part.rows, w.f, epilogue);
         auto product = [&](const auto &panels) {
-            rows.product(part.rows, w.d, w.f, {StridedRows<T>{}}, std::vector{panels}, {}, epilogue,
-                         rows_of(moe_.grad_y, part));
+            rows.product({.tokens = part.rows, .depth = w.d, .cols = w.f}, {StridedRows<T>{}},
+                         std::vector{panels}, {}, epilogue, rows_of(moe_.grad_y, part));
         };
         if (w.packed())
             product(rows.packed_across(w.packed_down, w, w.f, w.f, false, false));
@@ -213,7 +213,7 @@ template <class T> class Backward {
 
     // dx of the rows' tokens, or (weight on input) w times it, and its inner products with x.
     void input_gradient(const Build<T> &build, const Batch &batch) {
-        using Part = std::function<void(int64_t p0, int64_t p1, const Scratch<T> &mine)>;
+        using Part = std::function<void(PanelRange panels, const Scratch<T> &mine)>;
         const auto parts = std::make_shared<std::vector<Part>>();
         const int64_t columns = Rows<T>(build).width, widest = Rows<T>(build).widest_strip();
         for (const Segment &part : batch) {
@@ -224,12 +224,12 @@ template <class T> class Backward {
             std::vector<StridedRows<T>> a{{own + up_at_, ld_}};
             if (m_.gated) a.insert(a.begin(), {own, ld_});
             auto add = [&](const auto &panels) {
-                const auto ready = rows.prepare(part.rows, w.f, w.d, a, panels);
-                parts->push_back([=, this](int64_t p0, int64_t p1, const Scratch<T> &mine) {
-                    auto write = [&](int64_t r, int64_t n, int64_t, int64_t col, int64_t cols,
-                                     T *c) { add_rows(part, r, n, col, cols, c); };
+                const auto ready =
+                    rows.prepare({.tokens = part.rows, .depth = w.f, .cols = w.d}, a, panels);
+                parts->push_back([=, this](PanelRange some, const Scratch<T> &mine) {
+                    auto write = [&](const Tile &tile, T *c) { add_rows(part, tile, c); };
                     for (int64_t t = 0; t < part.rows; t += ready.together)
-                        ready(t, p0, p1, mine, write);
+                        ready(t, some, mine, write);
                 });
             };
             if (w.packed()) {
@@ -245,24 +245,26 @@ template <class T> class Backward {
             }
         }
         const int64_t panels = ceil_div(m_.d, columns), each = panels / call_.threads;
-        const Grid grid(panels, std::clamp(each, kPanelStrip, widest), 1, 1, call_.threads);
+        const Grid grid({.rows = panels, .quantum = std::clamp(each, kPanelStrip, widest)},
+                        call_.threads);
         build.schedule.job(grid.tasks(), [=, buffers = &build.scratch](int64_t task, int thread) {
             const Scratch<T> mine = buffers->at(thread);
-            grid.run(task, [&](int64_t p0, int64_t p1, int64_t, int64_t) {
-                for (const Part &part : *parts) part(p0, p1, mine);
+            grid.run(task, [&](RowRange some, PanelRange) {
+                for (const Part &part : *parts) part({some.first, some.count}, mine);
             });
         });
     }
 
     // A finished tile of a segment's dx.
-    void add_rows(const Segment &part, int64_t r, int64_t n, int64_t col, int64_t cols,
-                  T *c) const {
+    void add_rows(const Segment &part, const Tile &tile, T *c) const {
         const Kernels<T> &k = call_.kernels;
+        const int64_t r = tile.rows.first, n = tile.rows.count;
+        const int64_t col = tile.cols.first, cols = tile.cols.count;
         const int64_t width = 2 * k.width, row = part.row0 + r;
         if (m_.on_input) {
             if (moe_.grad_factors.data) {
                 alignas(64) T x[kMaxRows * kPanel<T>];
-                rows_of(m_.x, part).copy(k, r, n, col, cols, x, width);
+                rows_of(m_.x, part).copy(k, {r, n}, tile.cols, x, width);
                 k.dot_groups(c, width, x, width, n, cols,
                              dots_ + (part.at + r) * ld_dots_ + col / kSumGroup, ld_dots_);
             }
@@ -302,7 +304,7 @@ template <class T> class Backward {
         auto of_hidden = [&](int64_t first, int64_t rows, Output out, Output second, bool add) {
             const StridedRows<T> units{grads(part) + first, 1, ld_, kBlock, 0, f};
             panels.strips_gradient(
-                {rows, d, n, out, second, f, add}, [=](int64_t t) { return units.from(t); },
+                {{rows, d, n}, out, second, f, add}, [=](int64_t t) { return units.from(t); },
                 [=, x = x_rows(part)](int64_t t) {
                     return GatheredPanels<T>{x.from(t), d, width};
                 });
@@ -314,7 +316,7 @@ template <class T> class Backward {
             if (up.data) of_hidden(up_at_, f, up, {}, add_up);
         }
         if (g.needs(kDown))
-            panels.columns_gradient({d, f, n, g.at(kDown, part), {}, d, g.adds(kDown, part)},
+            panels.columns_gradient({{d, f, n}, g.at(kDown, part), {}, d, g.adds(kDown, part)},
                                     rows_of(moe_.grad_y, part), input(h(part), ld_));
     }
 

@@ -30,7 +30,7 @@ void add_factor_gradient(const Build<T> &build, const Input &dots, int64_t n, in
             for (int64_t c = 0; bias && c < d; c += kSome) {
                 const int64_t cols = std::min(kSome, d - c);
                 T row[kSome], some[kSome / kSumGroup];
-                dy.copy(*k, r, 1, c, cols, row, cols);
+                dy.copy(*k, {r, 1}, {c, cols}, row, cols);
                 k->dot_groups(row, cols, bias + c, cols, 1, cols, some, kSome);
                 for (int64_t i = 0; i < ceil_div(cols, kSumGroup); ++i) sum += some[i];
             }

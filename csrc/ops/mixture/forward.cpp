@@ -121,9 +121,8 @@ template <class T> class Forward {
         return token_panels<T>(h, panels.steps(w.f), tokens, panels.width, panels.k->width);
     }
 
-    // Columns [c0, c1) of the outputs of a group's rows, to out [rows][ld].
-    using Part =
-        std::function<void(int64_t c0, int64_t c1, const Scratch<T> &mine, T *out, int64_t ld)>;
+    // Some columns of the outputs of a group's rows, to out [rows][ld].
+    using Part = std::function<void(ColumnRange cols, const Scratch<T> &mine, T *out, int64_t ld)>;
 
     Part part(const Build<T> &build, const ChunkGroup<T> &g, const T *all_h) const {
         const Weights<T> &w = m_.experts[g.expert];
@@ -134,27 +133,31 @@ template <class T> class Forward {
             Panels<T> panels(build, layout.pairs, layout.width);
             const auto ready = panels.prepare(walk_of<T>(w.f, n), {panels.rows(w.down, {}, w.f)},
                                               {hidden_panels(panels, w, n, h)});
-            return [=, width = panels.width, bias = w.b_down](
-                       int64_t c0, int64_t c1, const Scratch<T> &mine, T *out, int64_t ld) {
-                const OutputEpilogue<T> write{ready.k, Output{(char *)(out - c0), ld, 1, kOwn<T>},
-                                              bias, width, false};
-                const int64_t count = ceil_div(n, width);
-                for (int64_t p = 0; p < count; p += ready.together)
-                    ready(c0, c1, p, std::min(p + ready.together, count), mine, write);
+            return [=, width = panels.width,
+                    bias = w.b_down](ColumnRange cols, const Scratch<T> &mine, T *out, int64_t ld) {
+                const Output to{(char *)(out - cols.first), ld, 1, kOwn<T>};
+                const OutputEpilogue<T> write{ready.k, to, bias, width, false};
+                each_part(PanelRange{0, ceil_div(n, width)}, ready.together, [&](PanelRange some) {
+                    ready({cols.first, cols.count}, some, mine, write);
+                });
             };
         }
         const Rows<T> rows(build);
         const StridedRows<T> hidden{h, layout.ld, 1, kBlock / (layout.pairs ? 2 : 1)};
         auto of = [&](const auto &panels) -> Part {
-            const auto ready = rows.prepare(n, w.f, w.d, {hidden}, std::vector{panels});
-            return [=, width = rows.width, bias = w.b_down](
-                       int64_t c0, int64_t c1, const Scratch<T> &mine, T *out, int64_t ld) {
-                auto write = [=](int64_t r, int64_t n, int64_t, int64_t col, int64_t cols, T *c) {
-                    ready.k->of[kOwn<T>].store(c, width, n, cols, bias ? bias + col : nullptr, 0, 1,
-                                               out + r * ld + col - c0, ld, 1, false);
+            const auto ready = rows.prepare({.tokens = n, .depth = w.f, .cols = w.d}, {hidden},
+                                            std::vector{panels});
+            return [=, width = rows.width,
+                    bias = w.b_down](ColumnRange cols, const Scratch<T> &mine, T *out, int64_t ld) {
+                auto write = [=](const Tile &tile, T *c) {
+                    const int64_t col = tile.cols.first;
+                    ready.k->of[kOwn<T>].store(
+                        c, width, tile.rows.count, tile.cols.count, bias ? bias + col : nullptr, 0,
+                        1, out + tile.rows.first * ld + col - cols.first, ld, 1, false);
                 };
+                const int64_t p = cols.first / width;
                 for (int64_t t = 0; t < n; t += ready.together)
-                    ready(t, c0 / width, ceil_div(c1, width), mine, write);
+                    ready(t, {p, ceil_div(cols.end(), width) - p}, mine, write);
             };
         };
         return w.packed() ? of(rows.packed(w.packed_down, w, w.f, n, layout.pairs))
@@ -166,7 +169,7 @@ template <class T> class Forward {
         const auto parts = std::make_shared<std::vector<std::pair<Part, int64_t>>>();
         for (const ChunkGroup<T> &g : chunk.groups) parts->push_back({part(build, g, h), g.first});
         const int64_t d = m_.d, strip = strip_of(routes.rows()), ld = strip + kGap;
-        build.scratch.need(0, 0, 0, routes.rows() * ld + strip);
+        build.scratch.need({.out = routes.rows() * ld + strip});
         const T *factors = m_.on_input ? nullptr : m_.factors + chunk.token0 * m_.top_k;
         build.schedule.job(
             ceil_div(d, strip),
@@ -174,18 +177,17 @@ template <class T> class Forward {
              tokens = chunk.tokens, top_k = m_.top_k, rows = routes.rows(),
              buffers = &build.scratch](int64_t task, int thread) {
                 const Scratch<T> mine = buffers->at(thread);
-                const int64_t c0 = task * strip, c1 = std::min(c0 + strip, d);
-                for (const auto &[run, first] : *parts)
-                    run(c0, c1, mine, mine.out + first * ld, ld);
+                const ColumnRange cols{task * strip, std::min(strip, d - task * strip)};
+                for (const auto &[run, first] : *parts) run(cols, mine, mine.out + first * ld, ld);
                 T *const sum = mine.out + rows * ld;
                 const bool direct = y.template holds<T>() && y.col == 1;
                 for (int64_t t = 0; t < tokens; ++t) {
                     const int64_t place = t * top_k;
-                    char *const out = y.at(t, c0);
+                    char *const out = y.at(t, cols.first);
                     k->combine(mine.out, ld, row_of + place, factors ? factors + place : nullptr,
-                               top_k, c1 - c0, direct ? (T *)out : sum);
+                               top_k, cols.count, direct ? (T *)out : sum);
                     if (!direct)
-                        k->of[y.type].store(sum, strip, 1, c1 - c0, nullptr, 0, 0, out, y.row,
+                        k->of[y.type].store(sum, strip, 1, cols.count, nullptr, 0, 0, out, y.row,
                                             y.col, false);
                 }
             });

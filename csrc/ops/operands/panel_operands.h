@@ -19,7 +19,8 @@ template <class T> struct TokenPanels {
     int64_t depth, width, last, last_width; // the last panel may be narrower
     int64_t first = 0;                      // panel that lies at data
     int64_t ld(int64_t p) const { return p == last ? last_width : width; }
-    Panel get(const Kernels<T> &, int64_t p, int64_t k, int64_t, T *) const {
+    Panel get(const Kernels<T> &, int64_t p, Steps steps, T *) const { return at(p, steps.first); }
+    Panel at(int64_t p, int64_t k) const {
         return {data + (p - first) * width * depth + k * ld(p), ld(p)};
     }
     int64_t line_bytes() const { return width * (int64_t)sizeof(T); }
@@ -37,9 +38,9 @@ template <class T> struct PackedPanels {
     bool leaves = false, pairs = false;
     Element type() const { return of; }
     int64_t terms() const { return pairs ? 2 : 1; } // of a step
-    Panel get(const Kernels<T> &, int64_t p, int64_t k, int64_t, T *) const {
+    Panel get(const Kernels<T> &, int64_t p, Steps steps, T *) const {
         const int64_t lane = of == kBfloat16 ? 2 : 1; // elements from column to column
-        return {line(p, k) + p % share() * width * lane * element_bytes(of), kPanel<T>,
+        return {line(p, steps.first) + p % share() * width * lane * element_bytes(of), kPanel<T>,
                 of != kOwn<T>, of != kOwn<T>, leaves};
     }
     int64_t share() const { return kPanel<T> / width; }
@@ -79,15 +80,16 @@ template <class T> struct RawPanels {
         return t;
     }
 
-    Panel get(const Kernels<T> &kernels, int64_t p, int64_t k, int64_t depth, T *to) const {
+    Panel get(const Kernels<T> &kernels, int64_t p, Steps steps, T *to) const {
         const Input &m = last();
         if (gated()) {
-            pack_up_panel(kernels, weights, p * width / 2, width / 2, width, k, depth, to);
+            pack_up_panel(kernels, weights, {p * width / 2, width / 2, width}, steps, to);
             return {to, width};
         }
         const int64_t rows = std::min(width, outputs() - p * width);
-        if (m.holds<T>() && m.row == 1 && rows == width) return {m.at(p * width, k), m.col};
-        kernels.of[m.type].pack(m.at(p * width, k), m.row, m.col, rows, depth, to, width, width);
+        const char *const from = m.at(p * width, steps.first);
+        if (m.holds<T>() && m.row == 1 && rows == width) return {from, m.col};
+        kernels.of[m.type].pack(from, m.row, m.col, rows, steps.count, to, width, width);
         return {to, width};
     }
 };
@@ -106,27 +108,27 @@ template <class T> struct MatrixPanels {
         : m(m), cols(cols), width(width), reading(reading), paired(paired) {}
     Element type() const { return m.type; }
     bool copies() const { return reading == Reading::kCopied; }
-    Panel get(const Kernels<T> &kernels, int64_t p, int64_t k, int64_t depth, T *to) const {
-        const int64_t have = std::min(width, cols - p * width);
+    Panel get(const Kernels<T> &kernels, int64_t p, Steps steps, T *to) const {
+        const int64_t have = std::min(width, cols - p * width), k = steps.first;
         const bool narrow = !m.holds<T>();
         if (!copies() && m.col == 1 && have == width && (!narrow || width == 2 * kernels.width))
             return {m.at(k, p * width), m.row, narrow};
         if (paired)
             kernels.pairs.pack(m.at(2 * k, p * width), m.col, m.row, have,
-                               std::min(2 * depth, paired - 2 * k), to, width, width);
+                               std::min(2 * steps.count, paired - 2 * k), to, width, width);
         else
-            kernels.of[m.type].pack(m.at(k, p * width), m.col, m.row, have, depth, to, width,
+            kernels.of[m.type].pack(m.at(k, p * width), m.col, m.row, have, steps.count, to, width,
                                     width);
         return {to, width};
     }
     // Some rows of all panels at a time: a row's columns are read together.
-    void copy(const Kernels<T> &kernels, int64_t p0, int64_t p1, int64_t k, int64_t depth,
-              T *to) const {
+    void copy(const Kernels<T> &kernels, PanelRange panels, Steps steps, T *to) const {
         constexpr int64_t kRows = 16;
-        for (int64_t i = 0; i < depth; i += kRows)
-            for (int64_t p = p0; p < p1; ++p)
-                get(kernels, p, k + i, std::min(kRows, depth - i),
-                    to + ((p - p0) * kBlock + i) * width);
+        each_part(steps, kRows, [&](Steps some) {
+            for (int64_t p = panels.first; p < panels.end(); ++p)
+                get(kernels, p, some,
+                    to + ((p - panels.first) * kBlock + some.first - steps.first) * width);
+        });
     }
     int64_t line_bytes() const { return width * m.bytes(); }
     int64_t line_step() const { return m.row * m.bytes(); }
@@ -141,49 +143,51 @@ template <class T> struct PackedAcross {
     int64_t packed_depth, cols, width; // steps of a packed panel, padding included
     bool gated, upper;
     bool copies() const { return true; }
-    void copy(const Kernels<T> &kernels, int64_t p0, int64_t p1, int64_t k, int64_t depth,
-              T *to) const {
-        for (int64_t p = p0; p < p1; ++p) get(kernels, p, k, depth, to + (p - p0) * kBlock * width);
+    void copy(const Kernels<T> &kernels, PanelRange panels, Steps steps, T *to) const {
+        for (int64_t p = panels.first; p < panels.end(); ++p)
+            get(kernels, p, steps, to + (p - panels.first) * kBlock * width);
     }
-    Panel get(const Kernels<T> &kernels, int64_t p, int64_t k, int64_t depth, T *to) const {
+    Panel get(const Kernels<T> &kernels, int64_t p, Steps steps, T *to) const {
         const int64_t first = p * width, have = std::min(width, cols - first);
         const int64_t per_panel = gated ? kPanel<T> / 2 : kPanel<T>;
         const int64_t run = gated ? kGroup<T> : kPanel<T>; // rows side by side
-        for (int64_t i = 0; i < depth; i += run) {
-            const int64_t in = (k + i) % per_panel;
+        each_part(steps, run, [&](Steps some) {
+            const int64_t in = some.first % per_panel;
             const int64_t col = gated ? in / run * 2 * run + (upper ? run : 0) : in;
-            const int64_t step = (k + i) / per_panel * packed_depth + first;
-            turn(kernels, packed + step * packed_step<T>(type), col, std::min(run, depth - i), have,
-                 to + i * width);
-        }
+            const int64_t step = some.first / per_panel * packed_depth + first;
+            turn(kernels, packed + step * packed_step<T>(type), {col, some.count}, have,
+                 to + (some.first - steps.first) * width);
+        });
         return {to, width};
     }
 
   private:
-    // `rows` columns of a panel from `col` on, `steps` of each: into rows.
-    void turn(const Kernels<T> &kernels, const char *panel, int64_t col, int64_t rows,
-              int64_t steps, T *to) const {
+    // Columns of a panel, `steps` of each: into rows.
+    void turn(const Kernels<T> &kernels, const char *panel, ColumnRange cols, int64_t steps,
+              T *to) const {
         const Access<T> &of = kernels.of[type];
         if (type != kBfloat16)
-            return of.pack(panel + col * element_bytes(type), kPanel<T>, 1, steps, rows, to, width,
-                           width);
+            return of.pack(panel + cols.first * element_bytes(type), kPanel<T>, 1, steps,
+                           cols.count, to, width, width);
         // A pair of steps is moved like one number of 32 bits.
         T pairs[kPanel<T> * kPanel<T> / 2];
         const int64_t half = ceil_div(steps, 2);
-        kernels.of[kFloat32].pack(panel + col * 4, kPanel<T>, 1, half, rows, pairs, half, half);
-        of.pack(pairs, 1, 2 * half, steps, rows, to, width, width);
+        kernels.of[kFloat32].pack(panel + cols.first * 4, kPanel<T>, 1, half, cols.count, pairs,
+                                  half, half);
+        of.pack(pairs, 1, 2 * half, steps, cols.count, to, width, width);
     }
 };
 
 template <class T> struct UnitPanels {
     const T *data; // [token panel][units][token_width]
     int64_t units, token_width, width;
-    Panel get(const Kernels<T> &kernels, int64_t p, int64_t k, int64_t depth, T *to) const {
+    Panel get(const Kernels<T> &kernels, int64_t p, Steps steps, T *to) const {
         const int64_t rows = std::min(width, units - p * width);
-        for (int64_t t = 0; t < depth; t += token_width)
-            kernels.of[kOwn<T>].pack(data + ((k + t) * units + p * width * token_width),
-                                     token_width, 1, rows, std::min(token_width, depth - t),
-                                     to + t * width, width, width);
+        each_part(steps, token_width, [&](Steps some) {
+            kernels.of[kOwn<T>].pack(data + (some.first * units + p * width * token_width),
+                                     token_width, 1, rows, some.count,
+                                     to + (some.first - steps.first) * width, width, width);
+        });
         return {to, width};
     }
 };
@@ -192,8 +196,9 @@ template <class T> struct UnitPanels {
 template <class T> struct GatheredPanels {
     TokenRows<T> tokens;
     int64_t cols, width;
-    Panel get(const Kernels<T> &kernels, int64_t p, int64_t k, int64_t depth, T *to) const {
-        tokens.copy(kernels, k, depth, p * width, std::min(width, cols - p * width), to, width);
+    Panel get(const Kernels<T> &kernels, int64_t p, Steps steps, T *to) const {
+        tokens.copy(kernels, {steps.first, steps.count},
+                    {p * width, std::min(width, cols - p * width)}, to, width);
         return {to, width};
     }
 };

@@ -13,9 +13,15 @@ namespace ffncore {
 // Elements from row to row of a copied block: whole lines, which spread over the sets of L1.
 constexpr int64_t kCopiedRow = kBlock + 16;
 
+// n rows of one matrix: a tile has them in two halves.
 template <class T>
 RowTile<T> halves(const T *a0, int64_t n, int64_t row, int64_t step, int64_t block = kBlock) {
     return {a0, a0 + (n + 1) / 2 * row, row, step, block, block * step};
+}
+
+// How many of some rows one tile may take where none crosses `cut`.
+inline int64_t rows_before(int64_t cut, RowRange rows) {
+    return rows.first < cut ? std::min(rows.count, cut - rows.first) : rows.count;
 }
 
 template <class T> struct StridedRows {
@@ -25,16 +31,17 @@ template <class T> struct StridedRows {
     int64_t first = 0;       // row that lies at data
     int64_t cut = INT64_MAX; // tiles do not cross it
     bool contiguous() const { return step == 1; }
-    int64_t tile_rows(int64_t r, int64_t n) const { return r < cut ? std::min(n, cut - r) : n; }
+    int64_t tile_rows(RowRange rows) const { return rows_before(cut, rows); }
     StridedRows from(int64_t k) const { // the sum's steps from k on
         StridedRows part = *this;
         part.data += k * step;
         return part;
     }
     bool copies() const { return false; }
-    void prepare(const Kernels<T> &, int64_t, int64_t, int64_t, int64_t, int64_t, T *) const {}
-    RowTile<T> get(int64_t r, int64_t n, int64_t, int64_t k, int64_t, int64_t, const T *) const {
-        return halves(data + (r - first) * row + k * step, n, row, step, block);
+    void prepare(const Kernels<T> &, const Strip<T> &) const {}
+    RowTile<T> get(RowRange rows, const Strip<T> &strip) const {
+        return halves(data + (rows.first - first) * row + strip.steps.first * step, rows.count, row,
+                      step, block);
     }
 };
 
@@ -51,43 +58,48 @@ template <class T> struct WeightRows {
     }
     bool pair() const { return second.data != nullptr; }
     bool contiguous() const { return false; }
-    int64_t tile_rows(int64_t, int64_t n) const { return n; }
+    int64_t tile_rows(RowRange rows) const { return rows.count; }
     bool by_rows() const { return !paired && first.col == 1 && (!second.data || second.col == 1); }
     bool copies() const {
         return !by_rows() || !first.holds<T>() || // one tile, one stride
                (second.data && second.row != first.row);
     }
 
-    void prepare(const Kernels<T> &kernels, int64_t r0, int64_t r1, int64_t k, int64_t depth,
-                 int64_t tile, T *to) const {
+    void prepare(const Kernels<T> &kernels, const Strip<T> &strip) const {
         if (!copies()) return;
+        const auto [rows, steps, tile, to] = strip;
         auto copy = [&](const Input &m, T *out) {
             if (!m.data) return;
             const Access<T> &of = kernels.of[m.type];
             if (paired)
-                kernels.pairs.pack_tiles(m.at(r0, 2 * k), m.row, m.col, r1 - r0,
-                                         std::min(2 * depth, paired - 2 * k), out, tile);
+                kernels.pairs.pack_tiles(
+                    m.at(rows.first, 2 * steps.first), m.row, m.col, rows.count,
+                    std::min(2 * steps.count, paired - 2 * steps.first), out, tile);
             else if (by_rows())
-                of.pack(m.at(r0, k), 1, m.row, depth, r1 - r0, out, kCopiedRow, depth);
+                of.pack(m.at(rows.first, steps.first), 1, m.row, steps.count, rows.count, out,
+                        kCopiedRow, steps.count);
             else
-                of.pack_tiles(m.at(r0, k), m.row, m.col, r1 - r0, depth, out, tile);
+                of.pack_tiles(m.at(rows.first, steps.first), m.row, m.col, rows.count, steps.count,
+                              out, tile);
         };
         copy(first, to);
         copy(second, to + second_offset);
     }
 
-    RowTile<T> get(int64_t r, int64_t n, int64_t r0, int64_t k, int64_t depth, int64_t tile,
-                   const T *copied) const {
+    RowTile<T> get(RowRange rows, const Strip<T> &strip) const {
+        const int64_t r = rows.first, k = strip.steps.first;
         if (!copies()) {
-            RowTile<T> t = halves((const T *)first.at(r, k), n, first.row, (int64_t)1);
+            RowTile<T> t = halves<T>((const T *)first.at(r, k), rows.count, first.row, 1);
             if (second.data) t.a1 = (const T *)second.at(r, k);
             return t;
         }
-        const int64_t at =
-            by_rows() ? (r - r0) * kCopiedRow : (r - r0) / tile * (depth * kTileStride + kTileGap);
-        RowTile<T> t = by_rows() ? halves(copied + at, n, kCopiedRow, (int64_t)1)
-                                 : halves(copied + at, n, (int64_t)1, (int64_t)kTileStride);
-        if (second.data) t.a1 = copied + at + second_offset;
+        const int64_t in_strip = r - strip.rows.first;
+        const int64_t tile_size = strip.steps.count * kTileStride + kTileGap;
+        const T *const at =
+            strip.copied + (by_rows() ? in_strip * kCopiedRow : in_strip / strip.tile * tile_size);
+        RowTile<T> t = by_rows() ? halves<T>(at, rows.count, kCopiedRow, 1)
+                                 : halves<T>(at, rows.count, 1, kTileStride);
+        if (second.data) t.a1 = at + second_offset;
         return t;
     }
 };
@@ -102,11 +114,11 @@ template <class T> struct PanelRows {
     bool pair() const { return false; }
     bool contiguous() const { return false; } // not over a whole block
     bool copies() const { return false; }
-    void prepare(const Kernels<T> &, int64_t, int64_t, int64_t, int64_t, int64_t, T *) const {}
-    int64_t tile_rows(int64_t r, int64_t n) const { return r < cut ? std::min(n, cut - r) : n; }
-    RowTile<T> get(int64_t r, int64_t n, int64_t, int64_t k, int64_t, int64_t, const T *) const {
-        const T *a0 = data + (k / width * rows + r) * width;
-        return {a0, a0 + (n + 1) / 2 * width, width, 1, width, width * rows};
+    void prepare(const Kernels<T> &, const Strip<T> &) const {}
+    int64_t tile_rows(RowRange some) const { return rows_before(cut, some); }
+    RowTile<T> get(RowRange some, const Strip<T> &strip) const {
+        const T *a0 = data + (strip.steps.first / width * rows + some.first) * width;
+        return {a0, a0 + (some.count + 1) / 2 * width, width, 1, width, width * rows};
     }
 };
 
@@ -117,14 +129,13 @@ template <class T> struct TokenColumns {
     bool pair() const { return false; }
     bool contiguous() const { return false; }
     bool copies() const { return true; }
-    int64_t tile_rows(int64_t, int64_t n) const { return n; }
-    void prepare(const Kernels<T> &kernels, int64_t r0, int64_t r1, int64_t k, int64_t depth,
-                 int64_t, T *to) const {
-        tokens.copy(kernels, k, depth, r0, r1 - r0, to, ld);
+    int64_t tile_rows(RowRange rows) const { return rows.count; }
+    void prepare(const Kernels<T> &kernels, const Strip<T> &strip) const {
+        tokens.copy(kernels, {strip.steps.first, strip.steps.count},
+                    {strip.rows.first, strip.rows.count}, strip.copied, ld);
     }
-    RowTile<T> get(int64_t r, int64_t n, int64_t r0, int64_t, int64_t, int64_t,
-                   const T *copied) const {
-        return halves(copied + r - r0, n, (int64_t)1, ld);
+    RowTile<T> get(RowRange rows, const Strip<T> &strip) const {
+        return halves<T>(strip.copied + rows.first - strip.rows.first, rows.count, 1, ld);
     }
 };
 

@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "../arrays/array.h"
+#include "../arrays/ranges.h"
 
 namespace ffncore {
 
@@ -25,26 +26,28 @@ template <class T> struct TokenRows {
     }
     bool in_order() const { return !tokens && !factors; }
 
-    // Rows [first, first + n), columns [col, col + cols) -> to [n][ld]
-    void copy(const Kernels<T> &kernels, int64_t first, int64_t n, int64_t col, int64_t cols, T *to,
+    // Some columns of some rows -> to [rows][ld]
+    void copy(const Kernels<T> &kernels, TokenRange rows, ColumnRange cols, T *to,
               int64_t ld) const {
         const Access<T> &of = kernels.of[m.type];
-        if (in_order()) return of.pack(at(first, col), m.col, m.row, cols, n, to, ld, cols);
-        for (int64_t i = 0; i < n; ++i, to += ld) {
-            const char *row = at(first + i, col);
+        const int64_t n = cols.count;
+        if (in_order())
+            return of.pack(at(rows.first, cols.first), m.col, m.row, n, rows.count, to, ld, n);
+        for (int64_t i = rows.first; i < rows.end(); ++i, to += ld) {
+            const char *row = at(i, cols.first);
             if (m.holds<T>() && m.col == 1)
-                std::memcpy(to, row, cols * sizeof(T));
+                std::memcpy(to, row, n * sizeof(T));
             else
-                of.pack(row, m.col, 0, cols, 1, to, ld, cols);
-            if (factors) multiply(kernels, factors + first + i, cols, to);
+                of.pack(row, m.col, 0, n, 1, to, ld, n);
+            if (factors) multiply(kernels, factors + i, n, to);
         }
     }
 
     // The same of bfloat16 -> to [n][ld pairs]; an odd row has +0 behind it.
-    void copy_pairs(const Kernels<T> &kernels, int64_t first, int64_t n, int64_t cols, T *to,
+    void copy_pairs(const Kernels<T> &kernels, TokenRange rows, int64_t cols, T *to,
                     int64_t ld) const {
-        for (int64_t i = 0; i < n; ++i, to += ld) {
-            const char *row = at(first + i);
+        for (int64_t i = rows.first; i < rows.end(); ++i, to += ld) {
+            const char *row = at(i);
             Bf16 *out = (Bf16 *)to;
             if (m.col == 1) std::memcpy(out, row, cols * sizeof *out);
             for (int64_t c = 0; m.col != 1 && c < cols; ++c)
@@ -54,29 +57,30 @@ template <class T> struct TokenRows {
                 const int64_t some = std::min(kPart, cols - c);
                 T numbers[kPart];
                 of.pack(out + c, 1, 0, some, 1, numbers, some, some);
-                kernels.scale(numbers, some, factors + first + i, 1, some, numbers, some);
+                kernels.scale(numbers, some, factors + i, 1, some, numbers, some);
                 of.store(numbers, some, 1, some, nullptr, 0, 0, out + c, cols, 1, false);
             }
             if (cols % 2) out[cols] = {};
         }
     }
 
-    // Rows [first, first + n), columns [col, col + depth) -> to [depth][ld]; zero for n <= row <
-    // ld. pack: Access's of m's type, or that of pairs, whose steps are `terms` columns.
+    // The first columns of some rows -> to [cols][ld]; zero from the last row to ld. pack: Access's
+    // of m's type, or that of pairs, whose steps are `terms` columns.
     template <class Pack>
-    void panel(const Kernels<T> &kernels, const Pack &pack, int64_t terms, int64_t first, int64_t n,
-               int64_t col, int64_t depth, T *to, int64_t ld) const {
-        if (in_order()) return pack(at(first, col), m.row, m.col, n, depth, to, ld, ld);
+    void panel(const Kernels<T> &kernels, const Pack &pack, int64_t terms, TokenRange rows,
+               int64_t cols, T *to, int64_t ld) const {
+        const int64_t n = rows.count;
+        if (in_order()) return pack(at(rows.first), m.row, m.col, n, cols, to, ld, ld);
         // Some columns of all rows at a time, in L1: 64 rows x 64 columns of float are 16 KiB.
         constexpr int64_t kRows = 64;
         const Access<T> &of = kernels.of[m.type];
         const int64_t bytes = m.bytes();
-        alignas(64) T rows[kRows * kPart]; // of m's type, so that there is one way to pack
-        for (int64_t c = 0; c < depth; c += kPart) {
-            const int64_t some = std::min(kPart, depth - c);
+        alignas(64) T copied[kRows * kPart]; // of m's type, so that there is one way to pack
+        for (int64_t c = 0; c < cols; c += kPart) {
+            const int64_t some = std::min(kPart, cols - c);
             for (int64_t i = 0; i < n; ++i) {
-                char *out = (char *)rows + i * some * bytes;
-                const char *row = at(first + i, col + c);
+                char *out = (char *)copied + i * some * bytes;
+                const char *row = at(rows.first + i, c);
                 if (m.col == 1 && !factors) {
                     std::memcpy(out, row, some * bytes);
                     continue;
@@ -84,10 +88,10 @@ template <class T> struct TokenRows {
                 T numbers[kPart];
                 of.pack(row, m.col, 0, some, 1, numbers, some, some);
                 if (factors)
-                    kernels.scale(numbers, some, factors + first + i, 1, some, numbers, some);
+                    kernels.scale(numbers, some, factors + rows.first + i, 1, some, numbers, some);
                 of.store(numbers, some, 1, some, nullptr, 0, 0, out, some, 1, false);
             }
-            pack(rows, some, 1, n, some, to + c / terms * ld, ld, ld);
+            pack(copied, some, 1, n, some, to + c / terms * ld, ld, ld);
         }
     }
 

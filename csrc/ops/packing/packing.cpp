@@ -28,12 +28,13 @@ PackedLayout::PackedLayout(const PackedHeader &h) {
 }
 
 template <class T>
-void pack_up_panel(const Kernels<T> &kernels, const Weights<T> &w, int64_t first, int64_t group,
-                   int64_t width, int64_t k, int64_t depth, T *dst) {
-    auto part = [&](const Input &m, int64_t neuron, int64_t columns, T *to) {
+void pack_up_panel(const Kernels<T> &kernels, const Weights<T> &w, const UpPanel &panel,
+                   Steps steps, T *dst) {
+    const auto [first, group, width] = panel;
+    auto part = [&, width = width](const Input &m, int64_t neuron, int64_t columns, T *to) {
         const int64_t rows = std::clamp<int64_t>(w.f - neuron, 0, columns);
-        kernels.of[m.type].pack(m.at(rows ? neuron : 0, k), m.row, m.col, rows, depth, to, width,
-                                columns);
+        kernels.of[m.type].pack(m.at(rows ? neuron : 0, steps.first), m.row, m.col, rows,
+                                steps.count, to, width, columns);
     };
     if (!w.gated) return part(w.up, first, width, dst);
     for (int64_t c = 0, neuron = first; c < width; c += 2 * group, neuron += group) {
@@ -56,12 +57,12 @@ struct Pieces {
         piece = (by_rows ? 8192 : 512) / m.bytes();
     }
     int64_t tasks() const { return ceil_div(panels, some_panels) * ceil_div(depth, piece); }
-    // body(panel, first of depth, length)
+    // body(panel, steps)
     template <class Body> void run(int64_t task, const Body &body) const {
         const int64_t across = ceil_div(depth, piece), k = task % across * piece;
         const int64_t first = task / across * some_panels;
         for (int64_t p = first; p < std::min(first + some_panels, panels); ++p)
-            body(p, k, std::min(piece, depth - k));
+            body(p, Steps{k, std::min(piece, depth - k)});
     }
 };
 
@@ -69,16 +70,16 @@ struct Pieces {
 // number.
 constexpr int64_t kSteps = 128;
 
-// Steps [k, k + n) of a panel to numbers: use(first step, steps, numbers).
+// Steps [0, n) of a panel to numbers: use(steps, numbers).
 template <class T, class Use>
 void read_panel(const Kernels<T> &kernels, Element type, int64_t n, const char *panel,
                 const Use &use) {
-    if (type == kOwn<T>) return use(0, n, (const T *)panel);
+    if (type == kOwn<T>) return use(Steps{0, n}, (const T *)panel);
     alignas(64) T numbers[kSteps * kPanel<T>];
-    for (int64_t k = 0; k < n; k += kSteps) {
-        kernels.of[type].widen(panel + k * packed_step<T>(type), std::min(kSteps, n - k), numbers);
-        use(k, std::min(kSteps, n - k), numbers);
-    }
+    each_part(Steps{0, n}, kSteps, [&](Steps some) {
+        kernels.of[type].widen(panel + some.first * packed_step<T>(type), some.count, numbers);
+        use(some, numbers);
+    });
 }
 
 } // namespace
@@ -104,7 +105,7 @@ void pack_weights(const Weights<T> &w, const PackedHeader &header, const Kernels
     char *const up = to + at.up, *const down = to + at.down;
     const Pieces ups(w.up, ceil_div(w.f, neurons), w.d), downs(w.down, ceil_div(w.d, panel), w.f);
     // Steps [0, n) of a panel of a matrix, by what packs some of them: pack(weights, terms of a
-    // step, first step, steps, where to). 16 bits are moved pair by pair where pairs lie together,
+    // step, steps, where to). 16 bits are moved pair by pair where pairs lie together,
     // as numbers of 32 bits; a last odd step is not.
     const bool moves = w.type == type && has_pairs(w.gate) && has_pairs(w.up) && has_pairs(w.down);
     Weights<T> pairs = w;
@@ -115,7 +116,8 @@ void pack_weights(const Weights<T> &w, const PackedHeader &header, const Kernels
         for (int64_t k = 0, steps; k < n; k += steps) {
             steps = std::min(kSteps, (k < whole ? whole : n) - k);
             const bool by_pairs = k < whole;
-            by_pairs ? pack(pairs, 2, k / 2, steps / 2, numbers) : pack(w, 1, k, steps, numbers);
+            by_pairs ? pack(pairs, 2, Steps{k / 2, steps / 2}, numbers)
+                     : pack(w, 1, Steps{k, steps}, numbers);
             const auto convert = by_pairs ? kernels.of[type].part : kernels.of[type].narrow;
             if (convert) convert(numbers, steps, elements);
             kernels.stream(convert ? elements : numbers, packed_depth(type, steps) * step,
@@ -127,24 +129,25 @@ void pack_weights(const Weights<T> &w, const PackedHeader &header, const Kernels
     Schedule s;
     s.phase();
     s.job(ups.tasks(), [&](int64_t task, int) {
-        ups.run(task, [&](int64_t p, int64_t k, int64_t n) {
-            write(n, up + (p * packed_depth(type, w.d) + k) * step,
-                  [&](const Weights<T> &from, int64_t terms, int64_t i, int64_t steps, T *to) {
-                      pack_up_panel(kernels, from, p * neurons, group, panel, k / terms + i, steps,
-                                    to);
-                      if (w.gated && kernels.split_groups) kernels.split_groups(to, panel, steps);
+        ups.run(task, [&](int64_t p, Steps piece) {
+            write(piece.count, up + (p * packed_depth(type, w.d) + piece.first) * step,
+                  [&](const Weights<T> &from, int64_t terms, Steps some, T *to) {
+                      pack_up_panel(kernels, from, {p * neurons, group, panel},
+                                    {piece.first / terms + some.first, some.count}, to);
+                      if (w.gated && kernels.split_groups)
+                          kernels.split_groups(to, panel, some.count);
                   });
         });
         kernels.drain();
     });
     s.job(downs.tasks(), [&](int64_t task, int) {
-        downs.run(task, [&](int64_t p, int64_t k, int64_t n) {
-            write(n, down + (p * packed_depth(type, w.f) + k) * step,
-                  [&](const Weights<T> &from, int64_t terms, int64_t i, int64_t steps, T *to) {
+        downs.run(task, [&](int64_t p, Steps piece) {
+            write(piece.count, down + (p * packed_depth(type, w.f) + piece.first) * step,
+                  [&](const Weights<T> &from, int64_t terms, Steps some, T *to) {
                       const Input &m = from.down;
-                      kernels.of[m.type].pack(m.at(p * panel, k / terms + i), m.row, m.col,
-                                              std::min(panel, w.d - p * panel), steps, to, panel,
-                                              panel);
+                      kernels.of[m.type].pack(m.at(p * panel, piece.first / terms + some.first),
+                                              m.row, m.col, std::min(panel, w.d - p * panel),
+                                              some.count, to, panel, panel);
                   });
         });
         kernels.drain();
@@ -186,39 +189,44 @@ void unpack_weights(const char *packed, const Output (&matrices)[3], const Outpu
     Schedule s;
     s.phase();
     // A panel's columns [offset, offset + group) are rows of the matrix, and so on every `stride`.
-    auto add = [&](const Output &m, const char *data, int64_t rows, int64_t depth, int64_t group,
-                   int64_t stride, int64_t offset) {
+    struct Columns {
+        int64_t offset, group, stride;
+    };
+    auto add = [&](const Output &m, const char *data, int64_t rows, int64_t depth,
+                   const Columns &columns) {
         if (!m.data) return;
-        const int64_t of_panel = panel / stride * group;
+        const int64_t of_panel = panel / columns.stride * columns.group;
         const Pieces pieces(m, ceil_div(rows, of_panel), depth);
         s.job(pieces.tasks(), [=, &kernels, type = w.type](int64_t task, int) {
-            pieces.run(task, [&](int64_t p, int64_t k, int64_t n) {
-                const int64_t step = p * packed_depth(type, depth) + k;
-                read_panel(kernels, type, n, data + step * packed_step<T>(type),
-                           [&](int64_t first, int64_t steps, const T *numbers) {
+            pieces.run(task, [&](int64_t p, Steps piece) {
+                const int64_t step = p * packed_depth(type, depth) + piece.first;
+                read_panel(kernels, type, piece.count, data + step * packed_step<T>(type),
+                           [&](Steps some, const T *numbers) {
+                               const auto [offset, group, stride] = columns;
                                for (int64_t c = offset, i = p * of_panel; c < panel && i < rows;
                                     c += stride, i += group)
-                                   kernels.of[m.type].store(
-                                       numbers + c, panel, steps, std::min(group, rows - i),
-                                       nullptr, 0, 0, m.at(i, k + first), m.col, m.row, false);
+                                   kernels.of[m.type].store(numbers + c, panel, some.count,
+                                                            std::min(group, rows - i), nullptr, 0,
+                                                            0, m.at(i, piece.first + some.first),
+                                                            m.col, m.row, false);
                            });
             });
         });
     };
     constexpr int64_t group = kGroup<T>;
     if (w.gated) {
-        add(matrices[0], w.packed_up, w.f, w.d, group, 2 * group, 0);
-        add(matrices[1], w.packed_up, w.f, w.d, group, 2 * group, group);
+        add(matrices[0], w.packed_up, w.f, w.d, {0, group, 2 * group});
+        add(matrices[1], w.packed_up, w.f, w.d, {group, group, 2 * group});
     } else {
-        add(matrices[1], w.packed_up, w.f, w.d, panel, panel, 0);
+        add(matrices[1], w.packed_up, w.f, w.d, {0, panel, panel});
     }
-    add(matrices[2], w.packed_down, w.d, w.f, panel, panel, 0);
+    add(matrices[2], w.packed_down, w.d, w.f, {0, panel, panel});
     run_region(s, threads);
 }
 
 #define FFNCORE_INSTANTIATE(T)                                                                     \
-    template void pack_up_panel<T>(const Kernels<T> &, const Weights<T> &, int64_t, int64_t,       \
-                                   int64_t, int64_t, int64_t, T *);                                \
+    template void pack_up_panel<T>(const Kernels<T> &, const Weights<T> &, const UpPanel &, Steps, \
+                                   T *);                                                           \
     template void pack_weights<T>(const Weights<T> &, const PackedHeader &, const Kernels<T> &,    \
                                   int, char *);                                                    \
     template Weights<T> packed_view<T>(const char *);                                              \

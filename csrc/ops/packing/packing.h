@@ -13,6 +13,7 @@
 // weights make equal bytes.
 #pragma once
 #include "../arrays/array.h"
+#include "../arrays/ranges.h"
 
 namespace ffncore {
 
@@ -85,10 +86,14 @@ template <class T> Weights<T> slice_units(Weights<T> w, int64_t first, int64_t u
     return w;
 }
 
-// One panel of the up phase from neuron `first` on: `width` neurons (plain), or alternating groups
-// of `group` columns (gated); block [k, k + depth), into dst[depth][width].
+// The columns of a panel of the up phase, from neuron `first` on: `width` neurons (plain), or
+// alternating groups of `group` of them, gate and up (gated).
+struct UpPanel {
+    int64_t first, group, width;
+};
+// Some steps of it, into dst[steps][width].
 template <class T>
-void pack_up_panel(const Kernels<T> &kernels, const Weights<T> &w, int64_t first, int64_t group,
-                   int64_t width, int64_t k, int64_t depth, T *dst);
+void pack_up_panel(const Kernels<T> &kernels, const Weights<T> &w, const UpPanel &panel,
+                   Steps steps, T *dst);
 
 } // namespace ffncore

@@ -10,11 +10,11 @@ template <class T> struct Blocking {
     int64_t together; // panels a task
     int64_t strip;    // units a strip
     bool rows_stay;
-    // Tiles of `tile` units of `unit` rows each.
-    Blocking(int64_t depth, int64_t width, int64_t panels, int64_t tile, int64_t unit, bool copied,
-             int64_t l2) {
+    // Of panels as many as the walk's columns need. copied: rows are, to tiles.
+    Blocking(const Walk<T> &walk, int terms, bool copied, int64_t l2) {
+        const int64_t width = walk.panel, tile = walk.tile_rows, unit = walk.pair ? 2 : 1;
+        const int64_t panels = std::max<int64_t>(ceil_div(walk.cols, width), 1);
         const int64_t block = kBlock * (int64_t)sizeof(T), row = unit * (int64_t)sizeof(T);
-        panels = std::max<int64_t>(panels, 1);
         const int64_t most = std::min<int64_t>(panels, 64); // more changes nothing
         auto equal = [&](int64_t n) {                       // panels in groups of at most n, alike
             return ceil_div(panels, ceil_div(panels, std::clamp<int64_t>(n, 1, most)));
@@ -28,6 +28,7 @@ template <class T> struct Blocking {
             together = equal(l2 / 4 / (strip * width * row));
             return;
         }
+        const int64_t depth = walk.depth * terms;
         const int64_t whole = std::max<int64_t>(depth, 1) * width * (int64_t)sizeof(T);
         together = panels;
         strip = tile; // all blocks fit: a tile runs through its whole sum
@@ -38,6 +39,7 @@ template <class T> struct Blocking {
 
 // A panel strip's running sums: 4 panels x 512 rows x 128 bytes = 258 KB of L2.
 constexpr int64_t kPanelStrip = 4;
+
 // The step of a sum over packed weights, which hold it in one piece. In half of 2 MB of L2, 1536
 // leaves room for 170 rows of float, so that a longer sum goes by 1024, with 256 rows.
 inline int64_t sum_step(int64_t depth) {

@@ -17,54 +17,35 @@
 #include <cstdint>
 
 #include "../operands/operand.h"
+#include "epilogue.h"
 #include "fetch.h"
+#include "order.h"
 #include "walk.h"
 
 namespace ffncore {
 
 inline std::atomic<int64_t> counted_flops{0}; // what the products did, for tests
 
-template <class T, class A, class B, class Epilogue> class Multiply {
+template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> class Multiply {
   public:
     Multiply(const Kernels<T> &kernels, const Walk<T> &walk, const A *a, const B *b, int terms,
              const Scratch<T> &scratch, const Epilogue &epilogue)
         : k_(kernels), w_(walk), a_(a), b_(b), terms_(terms), s_(scratch), epilogue_(epilogue),
-          unit_(walk.pair ? 2 : 1) {}
+          unit_(walk.pair ? 2 : 1), order_{walk, b, terms} {}
 
-    // Units [r0, r1) of A times panels [p0, p1) of B.
-    void operator()(int64_t r0, int64_t r1, int64_t p0, int64_t p1) {
-        end_ = p1;
-        if (w_.rows_outer) {
-            for (int64_t r = r0; r < r1; r += std::min(w_.strip, r1 - r))
-                strip(r, r + std::min(w_.strip, r1 - r), p0, p1);
-        } else {
-            for (int64_t p = p0; p < p1; p += std::min(w_.strip, p1 - p))
-                strip(r0, r1, p, p + std::min(w_.strip, p1 - p));
-        }
-        const int64_t cols = std::min(w_.cols, p1 * w_.panel) - p0 * w_.panel;
-        const int64_t sums = (r1 - r0) * unit_ * cols, steps = w_.depth * (w_.pairs ? 2 : 1);
+    // Rows of A, in units, times panels of B.
+    void operator()(RowRange rows, PanelRange panels) {
+        order_.end = panels.end();
+        if (w_.rows_outer)
+            each_part(rows, w_.strip, [&](RowRange some) { strip(some, panels); });
+        else
+            each_part(panels, w_.strip, [&](PanelRange some) { strip(rows, some); });
+        const int64_t cols = std::min(w_.cols, panels.end() * w_.panel) - panels.first * w_.panel;
+        const int64_t sums = rows.count * unit_ * cols, steps = w_.depth * (w_.pairs ? 2 : 1);
         counted_flops.fetch_add(2 * sums * steps * terms_, std::memory_order_relaxed);
     }
 
   private:
-    struct Block {              // or several, a step
-        int64_t r0, r1, p0, p1; // the strip
-        int64_t k, depth;
-        int term;
-        bool add, last;
-        bool later; // it belongs to a partial sum after the first one
-        bool ends;  // and is the end of it
-        // Of slices: whether there are earlier ones of this block, and later ones.
-        bool resumes = false, rests = false;
-    };
-
-    // A panel's block of B that is read later. A packed panel may hold the columns of several tiles
-    // (`share`): then they fetch it in turn, and this is number `part`.
-    struct Later {
-        const B *b = nullptr;
-        int64_t panel = 0, k = 0, depth = 0, part = 0, share = 1;
-    };
-
     // What a panel's tiles fetch into L2, each its part: bytes from tile to tile, k to k, run to
     // run.
     struct Ahead {
@@ -73,21 +54,22 @@ template <class T, class A, class B, class Epilogue> class Multiply {
         bool soon = false; // fetch_soon()
     };
 
-    void strip(int64_t r0, int64_t r1, int64_t p0, int64_t p1) const {
+    void strip(RowRange rows, PanelRange panels) const {
         const int64_t partial = w_.partial_sum();
         Block block{};
-        block.r0 = r0, block.r1 = r1, block.p0 = p0, block.p1 = p1;
+        block.rows = rows, block.panels = panels;
+        Steps &steps = block.steps;
         do { // an empty sum is a block, too
-            const int64_t at = w_.before + block.k, in_partial = at % partial;
-            block.depth = std::min({w_.step, w_.depth - block.k, partial - in_partial});
-            const bool end = block.k + block.depth == w_.depth && w_.finish;
+            const int64_t at = w_.before + steps.first, in_partial = at % partial;
+            steps.count = std::min({w_.step, w_.depth - steps.first, partial - in_partial});
+            const bool end = steps.end() == w_.depth && w_.finish;
             for (block.term = 0; block.term < terms_; ++block.term) {
                 const bool last_term = block.term + 1 == terms_;
                 block.add = in_partial + block.term > 0;
                 block.last = end && last_term;
                 block.later = at >= partial;
                 block.ends =
-                    block.later && last_term && (end || in_partial + block.depth == partial);
+                    block.later && last_term && (end || in_partial + steps.count == partial);
                 if (w_.rows_outer && !w_.rows_stay)
                     rows_outer(block);
                 else if (w_.slice < kBlock)
@@ -95,69 +77,76 @@ template <class T, class A, class B, class Epilogue> class Multiply {
                 else
                     panels_outer(block);
             }
-            block.k += block.depth;
-        } while (block.k < w_.depth);
+            steps = {steps.end(), 0};
+        } while (steps.first < w_.depth);
     }
 
     void slices(const Block &block) const {
         int64_t k = 0;
         do { // an empty sum is a slice, too
             Block slice = block;
-            slice.k += k;
-            slice.depth = std::min(w_.slice, block.depth - k);
+            slice.steps = {block.steps.first + k, std::min(w_.slice, block.steps.count - k)};
             slice.resumes = k > 0;
-            slice.rests = k + slice.depth < block.depth;
+            slice.rests = slice.steps.end() < block.steps.end();
             panels_outer(slice);
-            k += slice.depth;
-        } while (k < block.depth);
+            k += slice.steps.count;
+        } while (k < block.steps.count);
     }
 
     void rows_outer(const Block &block) const {
         const A &a = a_[block.term];
         const B &b = b_[block.term];
-        for (int64_t r = block.r0; r < block.r1;) {
-            const int64_t n = a.tile_rows(r, std::min(w_.tile_rows, block.r1 - r));
-            a.prepare(k_, r, r + n, block.k, block.depth, w_.tile_rows, s_.a);
-            TileArgs<T> t = tile_args(block, a, r, r, n, w_.tile_rows);
-            // A panel alone fetches one matrix with every other tile.
-            const bool alone = block.p1 - block.p0 == 1;
-            for (int64_t p = block.p0; p < block.p1; ++p) {
-                fetch_rows(block, a, r + n,
-                           alone ? (r - block.r0) / w_.tile_rows % unit_ : p - block.p0, t);
-                const Panel panel = b.get(k_, p, block.k, block.depth, s_.b);
-                one_tile(block, t, panel, r, n, p, columns_of(p));
+        const PanelRange panels = block.panels;
+        for (int64_t r = block.rows.first; r < block.rows.end();) {
+            RowRange rows{r, std::min(w_.tile_rows, block.rows.end() - r)};
+            rows.count = a.tile_rows(rows);
+            const Strip<T> strip{rows, block.steps, w_.tile_rows, s_.a};
+            a.prepare(k_, strip);
+            TileArgs<T> t = tile_args(a, rows, strip);
+            for (int64_t p = panels.first; p < panels.end(); ++p) {
+                // A panel alone fetches one matrix with every other tile.
+                const int64_t matrix = panels.count == 1
+                                           ? (r - block.rows.first) / w_.tile_rows % unit_
+                                           : p - panels.first;
+                fetch_rows(block, a, rows.end(), matrix, t);
+                const Panel panel = b.get(k_, p, block.steps, s_.b);
+                const ColumnRange columns = columns_of(p);
+                one_tile(block, t, panel, {rows, p, columns}, vectors_of(columns));
             }
-            r += n;
+            r = rows.end();
         }
     }
 
     void panels_outer(const Block &block) const {
         const A &a = a_[block.term];
         const B &b = b_[block.term];
-        const int64_t tiles = ceil_div(block.r1 - block.r0, w_.tile_rows);
+        const int64_t all = block.rows.count, tiles = ceil_div(all, w_.tile_rows);
         // Copied tiles are alike but for the last one; others differ by a row at most.
-        const int64_t height = ceil_div(block.r1 - block.r0, tiles);
-        const int64_t least = (block.r1 - block.r0) / tiles, higher = (block.r1 - block.r0) % tiles;
-        a.prepare(k_, block.r0, block.r1, block.k, block.depth, height, s_.a);
-        if constexpr (kCopies)
-            if (b.copies()) b.copy(k_, block.p0, block.p1, block.k, block.depth, s_.b);
-        for (int64_t p = block.p0; p < block.p1; ++p) {
+        const int64_t height = ceil_div(all, tiles), least = all / tiles, higher = all % tiles;
+        const Strip<T> strip{block.rows, block.steps, height, s_.a};
+        a.prepare(k_, strip);
+        if constexpr (CopiesStrips<B, T>)
+            if (b.copies()) b.copy(k_, block.panels, block.steps, s_.b);
+        for (int64_t p = block.panels.first; p < block.panels.end(); ++p) {
             bool turns = false;
-            if constexpr (kTurns) turns = b.turns(tiles) && height <= kMaxTurned && a.contiguous();
+            if constexpr (TurnsInRegisters<B, T>)
+                turns = b.turns(tiles) && height <= kMaxTurned && a.contiguous();
             Panel panel = turns ? Panel{} : get(block, b, p);
-            const Ahead ahead = fetch_plan(follow(block, p), panel, block.depth, tiles);
-            const Columns columns = columns_of(p);
-            int64_t i = 0, n;
-            for (int64_t r = block.r0; r < block.r1; r += n, ++i) {
-                n = a.copies() ? height : least + (i < higher);
-                n = a.tile_rows(r, std::min(n, block.r1 - r));
-                TileArgs<T> t = tile_args(block, a, block.r0, r, n, height);
-                if (p == block.p0 && !a.copies() && w_.rows_outer) {
-                    fetch_rows(block, a, r + n, 0, t);
+            const Ahead ahead = fetch_plan(order_.after(block, p), panel, block.steps.count, tiles);
+            const ColumnRange columns = columns_of(p);
+            const int64_t vectors = vectors_of(columns);
+            int64_t i = 0;
+            for (int64_t r = block.rows.first; r < block.rows.end(); ++i) {
+                RowRange rows{r, a.copies() ? height : least + (i < higher)};
+                rows.count = std::min(rows.count, block.rows.end() - r);
+                rows.count = a.tile_rows(rows);
+                TileArgs<T> t = tile_args(a, rows, strip);
+                if (p == block.panels.first && !a.copies() && w_.rows_outer) {
+                    fetch_rows(block, a, rows.end(), 0, t);
                 } else if (w_.slice < kBlock) {
-                    fetch_slice(block, (p - block.p0) * tiles + i, tiles, t);
+                    fetch_slice(block, (p - block.panels.first) * tiles + i, tiles, t);
                 } else if (t.jump != t.segment * t.step) {
-                    fetch_across(n, t);
+                    fetch_across(rows.count, t);
                 } else if (ahead.soon) {
                     fetch_soon((const char *)panel.data, panel.ld,
                                i + 1 < tiles ? (const char *)panel.data : ahead.data, t);
@@ -166,24 +155,26 @@ template <class T, class A, class B, class Epilogue> class Multiply {
                     t.prefetch_step = ahead.step;
                     t.prefetch_run = ahead.run;
                 }
-                if constexpr (kTurns)
-                    if (turns) turned_tile(block, t, b, r, n, p);
+                const Tile tile{rows, p, columns};
+                if constexpr (TurnsInRegisters<B, T>)
+                    if (turns) turned_tile(block, t, b, tile);
                 t.keep = s_.b;
-                if (!turns) one_tile(block, t, panel, r, n, p, columns);
+                if (!turns) one_tile(block, t, panel, tile, vectors);
                 if (panel.leaves) panel = {s_.b, w_.panel};
+                r = rows.end();
             }
         }
     }
 
     Panel get(const Block &block, const B &b, int64_t p) const {
-        if constexpr (kCopies)
-            if (b.copies()) return {s_.b + (p - block.p0) * kBlock * w_.panel, w_.panel};
-        return b.get(k_, p, block.k, block.depth, s_.b);
+        if constexpr (CopiesStrips<B, T>)
+            if (b.copies()) return {s_.b + (p - block.panels.first) * kBlock * w_.panel, w_.panel};
+        return b.get(k_, p, block.steps, s_.b);
     }
 
-    Ahead fetch_plan(const Later &next, const Panel &panel, int64_t depth, int64_t tiles) const {
-        if constexpr (kFetches) {
-            const char *data = next.b ? next.b->line(next.panel, next.k) : nullptr;
+    Ahead fetch_plan(const Later<B> &next, const Panel &panel, int64_t depth, int64_t tiles) const {
+        if constexpr (ReadInOrder<B>) {
+            const char *data = next.b ? next.b->line(next.panel, next.steps.first) : nullptr;
             if (b_->line_step() != b_->line_bytes()) { // lines far apart
                 if (panel.ld == w_.panel) return {};   // but copied
                 return {data ? data : (const char *)panel.data, 0, 0, 0, true};
@@ -193,10 +184,11 @@ template <class T, class A, class B, class Epilogue> class Multiply {
             // panel ahead, 128 KB, took 7 % longer with 8 rows of float; without, half as long
             // again.)
             constexpr int64_t kNear = 8 << 10;
-            if (tiles == 1 && kPacked && !w_.rows_outer && w_.strip == 1)
+            if (tiles == 1 && order_.one_by_one())
                 return {(const char *)panel.data + kNear, 0, b_->line_step(),
                         kRunLength * b_->line_step(), false};
-            const int64_t bytes = next.depth * b_->line_step() / (tiles * next.share); // evenly
+            const int64_t all = next.steps.count * b_->line_step();
+            const int64_t bytes = all / (tiles * next.share); // evenly
             return {data + next.part * tiles * bytes, bytes, bytes / depth,
                     kRunLength * bytes / depth, false};
         }
@@ -204,13 +196,13 @@ template <class T, class A, class B, class Epilogue> class Multiply {
     }
 
     // Fetches the rows from r on while a tile works: gate with the first panel, up with the second.
-    void fetch_rows(const Block &block, const A &a, int64_t r, int64_t panel,
+    void fetch_rows(const Block &block, const A &a, int64_t r, int64_t matrix,
                     TileArgs<T> &t) const {
         t.prefetch = nullptr;
-        if constexpr (requires { a.second; }) {
-            const auto &m = panel ? a.second : a.first;
-            if (r >= block.r1 || panel > 1 || t.step != 1 || !m.data) return;
-            t.prefetch = m.at(r, block.k);
+        if constexpr (HoldsMatrices<A>) {
+            const Input &m = matrix ? a.second : a.first;
+            if (r >= block.rows.end() || matrix > 1 || t.step != 1 || !m.data) return;
+            t.prefetch = m.at(r, block.steps.first);
             t.prefetch_step = m.row * m.bytes(); // a line of each row
             t.prefetch_run = kRunLength * m.bytes();
         }
@@ -218,175 +210,135 @@ template <class T, class A, class B, class Epilogue> class Multiply {
 
     // Tile i of a slice fetches its part of the next one, whose rows are as wide as the strip.
     void fetch_slice(const Block &block, int64_t i, int64_t tiles, TileArgs<T> &t) const {
-        if constexpr (kFetches) {
-            const Later next = follow_slice(block);
-            if (!next.b || block.depth == 0) return;
-            const int64_t row = std::min(block.p1 * w_.panel, w_.cols) - block.p0 * w_.panel;
+        if constexpr (ReadInOrder<B>) {
+            const Later<B> next = order_.after_slice(block);
+            const int64_t depth = block.steps.count;
+            if (!next.b || depth == 0) return;
+            const PanelRange panels = block.panels;
+            const int64_t row =
+                std::min(panels.end() * w_.panel, w_.cols) - panels.first * w_.panel;
             const int64_t bytes = row * next.b->line_bytes() / w_.panel;
-            const int64_t part = next.depth * bytes / ((block.p1 - block.p0) * tiles);
-            const int64_t at = i * part;
-            t.prefetch = next.b->line(next.panel, next.k + at / bytes) + at % bytes;
-            t.prefetch_step = part / block.depth;
-            t.prefetch_run = kRunLength * part / block.depth;
+            const int64_t part = next.steps.count * bytes / (panels.count * tiles), at = i * part;
+            t.prefetch = next.b->line(next.panel, next.steps.first + at / bytes) + at % bytes;
+            t.prefetch_step = part / depth;
+            t.prefetch_run = kRunLength * part / depth;
         }
     }
-    // What is read after a slice: the block's next one, else the first of what follows.
-    Later follow_slice(const Block &block) const {
-        Later later = follow(block, block.p1 - 1);
-        if (block.rests)
-            later = {b_ + block.term, block.p0, block.k + block.depth};
-        else if (later.panel == block.p0)
-            later.k = later.k / kBlock * kBlock;
-        later.depth = w_.slice;
-        return later;
-    }
-
-    // The block of B that is read after panel p: the strip's next panel, else its first one for the
-    // next term or block, else the next strip's.
-    Later follow(const Block &block, int64_t p) const {
-        const B *b = b_ + block.term;
-        Later later{b, p, block.k, block.depth};
-        if constexpr (kPacked) {
-            later.share = b->share();
-            later.part = p % later.share;
-        }
-        const int64_t next = p - later.part + later.share;
-        const int64_t rest = w_.depth - block.k - block.depth; // of the sum, after this step
-        auto at = [&](int term, int64_t panel, int64_t k, int64_t depth) {
-            later.b = b_ + term, later.panel = panel, later.k = k, later.depth = depth;
-            return later;
-        };
-        if constexpr (kPacked) // one by one: in memory's order
-            if (!w_.rows_outer && w_.strip == 1)
-                return at(0, p, block.k + block.depth, block.depth);
-        if (next < block.p1) return at(block.term, next, block.k, block.depth);
-        if (block.term + 1 < terms_) return at(block.term + 1, block.p0, block.k, block.depth);
-        if (rest > 0) return at(0, block.p0, block.k + block.depth, std::min(w_.step, rest));
-        if (next < end_) return at(0, next, 0, std::min(w_.step, w_.depth));
-        return {};
-    }
-
-    // first: where prepared rows begin.
-    TileArgs<T> tile_args(const Block &block, const A &a, int64_t first, int64_t r, int64_t n,
-                          int64_t height) const {
-        const RowTile<T> rows = a.get(r, n, first, block.k, block.depth, height, s_.a);
+    TileArgs<T> tile_args(const A &a, RowRange rows, const Strip<T> &strip) const {
+        const RowTile<T> at = a.get(rows, strip);
         TileArgs<T> t{};
-        t.a0 = rows.a0;
-        t.a1 = rows.a1;
-        t.row = rows.row;
-        t.step = rows.step;
-        t.segment = rows.segment;
-        t.jump = rows.jump;
-        t.depth = block.depth;
+        t.a0 = at.a0;
+        t.a1 = at.a1;
+        t.row = at.row;
+        t.step = at.step;
+        t.segment = at.segment;
+        t.jump = at.jump;
+        t.depth = strip.steps.count;
         return t;
     }
 
-    // Where the sums of the tile at unit r, panel p are: those of the first partial sum, to which
-    // the later ones are added, or those of a later one.
-    T *sums(const Block &block, int64_t r, int64_t p, bool later) const {
+    // Where the sums of a tile are: those of the first partial sum, to which the later ones are
+    // added, or those of a later one.
+    T *sums(const Block &block, const Tile &tile, bool later) const {
         if (w_.carry.sums)
             return (later ? w_.carry.partial : w_.carry.sums) +
-                   (p * w_.carry_rows + r) * unit_ * w_.panel;
+                   (tile.panel * w_.carry_rows + tile.rows.first) * unit_ * w_.panel;
         if (terms_ == 1 && w_.depth <= w_.step) return s_.tile;
-        const int64_t at = (p - block.p0) * (block.r1 - block.r0) + r - block.r0;
-        return (later ? s_.partial : s_.sums) + at * unit_ * w_.panel;
+        return (later ? s_.partial : s_.sums) + in_strip(block, tile, 0);
+    }
+    int64_t in_strip(const Block &block, const Tile &tile, int64_t panels_before) const {
+        const int64_t panel = panels_before + tile.panel - block.panels.first;
+        const int64_t row = panel * block.rows.count + tile.rows.first - block.rows.first;
+        return row * unit_ * w_.panel;
     }
 
     // The same of a block's sums between slices: behind those of whole blocks.
-    T *parts(const Block &block, int64_t r, int64_t p) const {
-        const int64_t at = (p - block.p0 + w_.strip) * (block.r1 - block.r0) + r - block.r0;
-        return s_.sums + at * unit_ * w_.panel;
+    T *parts(const Block &block, const Tile &tile) const {
+        return s_.sums + in_strip(block, tile, w_.strip);
     }
 
-    // Of panel p: those that exist, and the vectors that hold them.
-    struct Columns {
-        int64_t count, vectors;
-    };
-    Columns columns_of(int64_t p) const {
-        const int64_t count = std::min(w_.panel, w_.cols - p * w_.panel);
-        return {count, ceil_div(w_.full_panels ? w_.panel : count, k_.width)};
+    // Of a panel: those that exist, and the vectors that hold them.
+    ColumnRange columns_of(int64_t p) const {
+        return {p * w_.panel, std::min(w_.panel, w_.cols - p * w_.panel)};
+    }
+    int64_t vectors_of(ColumnRange cols) const {
+        return ceil_div(w_.full_panels ? w_.panel : cols.count, k_.width);
     }
 
-    void one_tile(const Block &block, TileArgs<T> &t, const Panel &panel, int64_t r, int64_t n,
-                  int64_t p, const Columns &columns) const {
-        const int64_t vectors = columns.vectors;
+    void one_tile(const Block &block, TileArgs<T> &t, const Panel &panel, const Tile &tile,
+                  int64_t vectors) const {
+        const int64_t n = tile.rows.count;
         t.b = panel.data;
         t.ldb = panel.ld;
-        if constexpr (kDirect)
-            if (!panel.narrow && epilogue_.direct(r, columns.count)) { // one block of a gradient
-                const auto &out = epilogue_.of(r);
+        if constexpr (WritesTiles<Epilogue>)
+            if (!panel.narrow && epilogue_.direct(tile)) { // one block of a gradient
+                const int64_t r = tile.rows.first;
+                const Output &out = epilogue_.of(r);
                 const int64_t row = out.row * out.bytes();
-                t.c = (T *)epilogue_.at(r, p * w_.panel);
+                t.c = (T *)epilogue_.at(r, tile.cols.first);
                 t.ldc = out.row;
                 t.add = epilogue_.add;
                 t.stream = epilogue_.stream && ((uintptr_t)t.c | row) % 64 == 0;
                 if (!t.stream) fetch_lines((const char *)t.c, row, n, w_.panel * out.bytes());
-                if (out.template holds<T>()) return tiles(panel, vectors)[n](t);
+                if (out.holds<T>()) return tiles(panel, vectors)[n](t);
                 return (w_.pairs ? k_.pairs.rounded : k_.of[out.type].rounded)[vectors][n](t);
             }
         t.ldc = w_.panel;
-        t.c = sums(block, r, p, block.later);
+        t.c = sums(block, tile, block.later);
         t.add = block.add;
-        if (block.resumes) t.start = parts(block, r, p);
-        if (block.rests) t.c = parts(block, r, p), t.add = false;
-        if constexpr (kAnnounces)
-            if (block.last && !block.rests) epilogue_.begin(r, n, p, p * w_.panel, columns.count);
+        if (block.resumes) t.start = parts(block, tile);
+        if (block.rests) t.c = parts(block, tile), t.add = false;
+        if constexpr (AnnouncedTiles<Epilogue>)
+            if (block.last && !block.rests) epilogue_.begin(tile);
         tiles(panel, vectors)[n * unit_](t);
-        if (!block.rests) finish(block, r, n, p, columns);
+        if (!block.rests) finish(block, tile, vectors);
     }
 
     // A block of a tile is done.
-    void finish(const Block &block, int64_t r, int64_t n, int64_t p, const Columns &columns) const {
+    void finish(const Block &block, const Tile &tile, int64_t vectors) const {
         if (!block.ends && !block.last) return;
-        T *const total = sums(block, r, p, false);
+        T *const total = sums(block, tile, false);
         if (block.ends) {
-            const T *const partial = sums(block, r, p, true);
-            const int64_t cols = columns.vectors * k_.width;
-            for (int64_t i = 0; i < n * unit_ * w_.panel; i += w_.panel)
+            const T *const partial = sums(block, tile, true);
+            const int64_t cols = vectors * k_.width;
+            for (int64_t i = 0; i < tile.rows.count * unit_ * w_.panel; i += w_.panel)
                 for (int64_t j = 0; j < cols; ++j) total[i + j] += partial[i + j];
         }
-        if (block.last) epilogue_(r, n, p, p * w_.panel, columns.count, total);
+        if (block.last) epilogue_(tile, total);
     }
 
     // The same for rows of B that are turned on the way, a vector of outputs at a time.
-    void turned_tile(const Block &block, const TileArgs<T> &tile, const B &b, int64_t r, int64_t n,
-                     int64_t p) const {
-        T *c = sums(block, r, p, block.later);
-        const int64_t vectors = w_.panel / k_.width;
-        TurnedArgs<T> t = b.turn(p, 0, block.k);
+    void turned_tile(const Block &block, const TileArgs<T> &rows, const B &b,
+                     const Tile &tile) const {
+        T *c = sums(block, tile, block.later);
+        const int64_t vectors = w_.panel / k_.width, p = tile.panel;
+        const int64_t k = block.steps.first, later = k + kBlock;
+        TurnedArgs<T> t = b.turn(p, 0, k);
         for (int64_t v = 0; v < vectors; ++v) {
-            const TurnedArgs<T> next = v + 1 < vectors ? b.turn(p, v + 1, block.k)
-                                       : block.k + kBlock < w_.depth
-                                           ? b.turn(p, 0, block.k + kBlock)
-                                       : p + 1 < end_ ? b.turn(p + 1, 0, 0)
-                                                      : t;
+            const TurnedArgs<T> next = v + 1 < vectors      ? b.turn(p, v + 1, k)
+                                       : later < w_.depth   ? b.turn(p, 0, later)
+                                       : p + 1 < order_.end ? b.turn(p + 1, 0, 0)
+                                                            : t;
             t.ahead = ((const char *)next.b - (const char *)t.b) / element_bytes(b.type());
-            t.a = tile.a0;
-            t.row = tile.row;
+            t.a = rows.a0;
+            t.row = rows.row;
             t.c = c + v * k_.width;
             t.ldc = w_.panel;
-            t.depth = block.depth;
+            t.depth = block.steps.count;
             t.add = block.add;
-            k_.of[b.type()].turned[n](t);
+            k_.of[b.type()].turned[tile.rows.count](t);
             t = next;
         }
-        finish(block, r, n, p, columns_of(p));
+        finish(block, tile, vectors_of(tile.cols));
     }
 
     // Panels of 16-bit elements are two vectors wide.
     auto tiles(const Panel &panel, int64_t vectors) const {
         if (w_.pairs) return k_.pairs.tile[vectors];
-        if constexpr (requires { b_->type(); })
+        if constexpr (HasType<B>)
             if (panel.narrow) return k_.of[b_->type()].tile[panel.packed + panel.leaves];
         return k_.tile[vectors];
     }
-
-    static constexpr bool kTurns = requires(const B &b) { b.turns(1); };
-    static constexpr bool kFetches = requires(const B &b) { b.line_bytes(); };
-    static constexpr bool kPacked = requires(const B &b) { b.share(); };
-    static constexpr bool kCopies = requires(const B &b) { b.copies(); };
-    static constexpr bool kAnnounces = requires(const Epilogue &e) { e.begin(0, 0, 0, 0, 0); };
-    static constexpr bool kDirect = requires(const Epilogue &e) { e.direct(0, 0); };
 
     const Kernels<T> &k_;
     const Walk<T> &w_;
@@ -396,14 +348,14 @@ template <class T, class A, class B, class Epilogue> class Multiply {
     const Scratch<T> &s_;
     const Epilogue &epilogue_;
     const int64_t unit_;
-    int64_t end_ = 0; // of the panels of this call
+    Order<T, B> order_;
 };
 
 template <class T, class A, class B, class Epilogue>
 void multiply(const Kernels<T> &kernels, const Walk<T> &walk, const A *a, const B *b, int terms,
-              const Scratch<T> &scratch, int64_t r0, int64_t r1, int64_t p0, int64_t p1,
+              const Scratch<T> &scratch, RowRange rows, PanelRange panels,
               const Epilogue &epilogue) {
-    Multiply<T, A, B, Epilogue>(kernels, walk, a, b, terms, scratch, epilogue)(r0, r1, p0, p1);
+    Multiply<T, A, B, Epilogue>(kernels, walk, a, b, terms, scratch, epilogue)(rows, panels);
 }
 
 } // namespace ffncore

@@ -48,24 +48,24 @@ template <class T> struct PanelsProduct {
     int64_t together;    // panels at a time
     TokenRows<T> gather; // m.data == nullptr: the panels lie ready
 
-    // Weight rows [r0, r1) x panels [p0, p1), at most `together` of them.
+    // Weight rows times panels, at most `together` of these.
     template <class Epilogue>
-    void operator()(int64_t r0, int64_t r1, int64_t p0, int64_t p1, const Scratch<T> &mine,
+    void operator()(RowRange some, PanelRange of, const Scratch<T> &mine,
                     const Epilogue &epilogue) const {
         std::array<TokenPanels<T>, 2> b = panels;
         if (gather.m.data) {
             b[0].data = mine.b;
-            b[0].first = p0;
+            b[0].first = of.first;
             const int64_t per_step = walk.pairs ? 2 : 1;
             const auto pack = walk.pairs ? k->pairs.pack : k->of[gather.m.type].pack;
-            for (int64_t p = p0; p < p1; ++p) {
-                const Panel to = b[0].get(*k, p, 0, 0, nullptr);
-                gather.panel(*k, pack, per_step, p * walk.panel,
-                             std::min(walk.panel, walk.cols - p * walk.panel), 0, sum_length,
-                             (T *)to.data, to.ld);
+            for (int64_t p = of.first; p < of.end(); ++p) {
+                const Panel to = b[0].at(p, 0);
+                const int64_t first = p * walk.panel;
+                gather.panel(*k, pack, per_step, {first, std::min(walk.panel, walk.cols - first)},
+                             sum_length, (T *)to.data, to.ld);
             }
         }
-        multiply(*k, walk, rows.data(), b.data(), terms, mine, r0, r1, p0, p1, epilogue);
+        multiply(*k, walk, rows.data(), b.data(), terms, mine, some, of, epilogue);
     }
     int64_t sum_length; // in numbers, where walk.depth counts pairs
 };
@@ -113,17 +113,17 @@ template <class T> struct Panels {
         return k->max_rows[vectors];
     }
 
-    // Tokens [t0, t0 + tokens) of m [., depth] into panels. Tasks: a panel, a block of depth.
-    void pack(const Input &m, int64_t depth, int64_t t0, int64_t tokens,
-              const TokenPanels<T> &panels) {
+    // Some tokens of m [., depth] into panels. Tasks: a panel, a block of depth.
+    void pack(const Input &m, int64_t depth, TokenRange tokens, const TokenPanels<T> &panels) {
         const int64_t blocks = std::max<int64_t>(ceil_div(depth, kBlock), 1);
         const auto pack = pairs ? k->pairs.pack : k->of[m.type].pack;
-        s.job(ceil_div(tokens, width) * blocks,
-              [=, k = k, width = width, per_step = per_step](int64_t task, int) {
+        s.job(ceil_div(tokens.count, width) * blocks,
+              [=, width = width, per_step = per_step](int64_t task, int) {
                   const int64_t p = task / blocks, i = task % blocks * kBlock;
-                  const Panel panel = panels.get(*k, p, i / per_step, 0, nullptr);
-                  pack(m.at(t0 + p * width, i), m.row, m.col, std::min(width, tokens - p * width),
-                       std::min(kBlock, depth - i), (T *)panel.data, panel.ld, panel.ld);
+                  const Panel panel = panels.at(p, i / per_step);
+                  pack(m.at(tokens.first + p * width, i), m.row, m.col,
+                       std::min(width, tokens.count - p * width), std::min(kBlock, depth - i),
+                       (T *)panel.data, panel.ld, panel.ld);
               });
     }
 
@@ -135,13 +135,14 @@ template <class T> struct Panels {
                  const std::vector<TokenPanels<T>> &panels, Epilogue epilogue,
                  const TokenRows<T> &gather = {}) {
         const PanelsProduct<T> ready = prepare(walk, terms, panels, gather);
-        const Grid grid(rows, ready.walk.tile_rows, ceil_div(walk.cols, width), ready.together,
+        const Grid grid({.rows = rows,
+                         .quantum = ready.walk.tile_rows,
+                         .panels = ceil_div(walk.cols, width),
+                         .together = ready.together},
                         build.call.threads, build.share);
         s.job(grid.tasks(), [=, buffers = &build.scratch](int64_t task, int thread) {
             const Scratch<T> mine = buffers->at(thread);
-            grid.run(task, [&](int64_t r0, int64_t r1, int64_t p0, int64_t p1) {
-                ready(r0, r1, p0, p1, mine, epilogue);
-            });
+            grid.run(task, [&](RowRange some, PanelRange of) { ready(some, of, mine, epilogue); });
         });
     }
 
@@ -156,14 +157,13 @@ template <class T> struct Panels {
         walk.step = kBlock / per_step;
         walk.pairs = pairs;
         walk.pair = a[0].pair();
-        const int64_t unit = walk.pair ? 2 : 1, count = ceil_div(walk.cols, width);
+        const int64_t unit = walk.pair ? 2 : 1;
         walk.panel = width;
         const bool copies = a[0].copies() || a[1].copies();
         const bool tiles = !a[0].by_rows() || !a[1].by_rows(); // of a copy
         walk.tile_rows = tile_rows(walk.cols) / unit;
         if (tiles) walk.tile_rows = std::min<int64_t>(walk.tile_rows, kTileStride);
-        const Blocking<T> blocks(walk.depth * n, width, count, walk.tile_rows, unit, tiles,
-                                 build.call.l2);
+        const Blocking<T> blocks(walk, n, tiles, build.call.l2);
         walk.strip = blocks.strip;
         walk.rows_stay = blocks.rows_stay;
         const int64_t copied = walk.rows_stay ? walk.strip : walk.tile_rows;
@@ -172,9 +172,10 @@ template <class T> struct Panels {
         int64_t together = blocks.together;
         if (gather.m.data) together = std::min(together, gathered_panels(walk.depth));
         const int64_t sums = walk.strip * unit * together * width;
-        build.scratch.need(copies ? copy * unit : 0,
-                           gather.m.data ? together * width * walk.depth : 0, sums);
-        if (!walk.carry.sums && walk.long_sum()) build.scratch.need_partial(sums);
+        build.scratch.need({.a = copies ? copy * unit : 0,
+                            .b = gather.m.data ? together * width * walk.depth : 0,
+                            .sums = sums,
+                            .partial = !walk.carry.sums && walk.long_sum() ? sums : 0});
         return {k, walk, a, b, n, together, gather, sum_length};
     }
 
@@ -185,13 +186,13 @@ template <class T> struct Panels {
 
     // h from saved preactivations alone, where no product is needed: the epilogue without its dh.
     template <class Epilogue> void hidden(int64_t rows, int64_t tokens, const Epilogue &epilogue) {
-        const Grid grid(rows, 1, ceil_div(tokens, width), 1, build.call.threads);
+        const Grid grid({.rows = rows, .panels = ceil_div(tokens, width)}, build.call.threads);
         s.job(grid.tasks(), [=, width = width](int64_t task, int) {
-            grid.run(task, [&](int64_t r0, int64_t r1, int64_t p, int64_t) {
-                const int64_t col = p * width;
-                for (int64_t r = r0; r < r1; r += kMaxRows)
-                    epilogue(r, std::min<int64_t>(kMaxRows, r1 - r), p, col,
-                             std::min(width, tokens - col), nullptr);
+            grid.run(task, [&](RowRange some, PanelRange panels) {
+                const int64_t p = panels.first;
+                const ColumnRange cols{p * width, std::min(width, tokens - p * width)};
+                each_part(some, kMaxRows,
+                          [&](RowRange tile) { epilogue({tile, p, cols}, nullptr); });
             });
         });
     }
@@ -200,8 +201,7 @@ template <class T> struct Panels {
     // times a column's; rows from `cut` on go to `second`. rows_from(t) gives A, panels_from(t) B
     // for the block from token t on. Blocks of tokens are added in a gradient of T itself, else in
     // scratch.
-    struct Gradient {
-        int64_t rows, cols, tokens;
+    struct Gradient : GradientSize {
         Output out, second;
         int64_t cut;
         bool add;
@@ -215,12 +215,13 @@ template <class T> struct Panels {
         Walk<T> walk = gradient_walk(g);
         walk.rows_outer = false;
         walk.strip = 1;
-        const Grid grid(g.rows, walk.tile_rows, ceil_div(g.cols, width), 1, build.call.threads,
-                        build.share);
+        const Grid grid(
+            {.rows = g.rows, .quantum = walk.tile_rows, .panels = ceil_div(g.cols, width)},
+            build.call.threads, build.share);
         // Rows whose running sums stay in half of L2.
         const int64_t tiles = build.call.l2 / 2 / (width * kBytes * walk.tile_rows);
         const int64_t most = one_block(g) ? g.rows : std::max<int64_t>(tiles, 1) * walk.tile_rows;
-        build.scratch.need(0, kBlock * width, one_block(g) ? 0 : most * width);
+        build.scratch.need({.b = kBlock * width, .sums = one_block(g) ? 0 : most * width});
         gradient(g, walk, grid, most, rows_from, panels_from);
     }
 
@@ -235,8 +236,12 @@ template <class T> struct Panels {
         walk.strip = kStripTiles * walk.tile_rows;
         walk.rows_stay = true;
         const int64_t panels = ceil_div(g.cols, width);
-        const Grid grid(g.rows, walk.strip, panels, panels, build.call.threads, build.share);
-        build.scratch.need(copied, kBlock * width, one_block(g) ? 0 : walk.strip * panels * width);
+        const Grid grid(
+            {.rows = g.rows, .quantum = walk.strip, .panels = panels, .together = panels},
+            build.call.threads, build.share);
+        build.scratch.need({.a = copied,
+                            .b = kBlock * width,
+                            .sums = one_block(g) ? 0 : walk.strip * panels * width});
         gradient(g, walk, grid, g.rows, rows_from, panels_from);
     }
 
@@ -255,25 +260,30 @@ template <class T> struct Panels {
     // token panels of panel_rows units, or (0) rows.
     void bias_gradient(const Input &m, int64_t panel_rows, int64_t rows, int64_t tokens,
                        const Output &out, bool add) {
-        add_bias_gradient(
-            rows, tokens, out, add,
-            [=, k = k, width = width](int64_t t, int64_t depth, int64_t j0, int64_t n, T *sums) {
-                const Access<T> &of = k->of[m.type];
-                if (panel_rows == 0) of.sum_along(m.at(t, j0), m.col, m.row, n, depth, sums);
-                for (int64_t i = 0; panel_rows && i < depth; i += width)
-                    of.sum_along(m.data + ((t + i) * panel_rows + j0 * width) * m.bytes(), width, 1,
-                                 n, std::min(width, depth - i), sums);
-            });
+        add_bias_gradient(rows, tokens, out, add,
+                          [=, k = k, width = width](TokenRange tokens, UnitRange units, T *sums) {
+                              const Access<T> &of = k->of[m.type];
+                              const int64_t unit = units.first, n = units.count;
+                              if (panel_rows == 0)
+                                  return of.sum_along(m.at(tokens.first, unit), m.col, m.row, n,
+                                                      tokens.count, sums);
+                              each_part(tokens, width, [&](TokenRange some) {
+                                  const int64_t at = some.first * panel_rows + unit * width;
+                                  of.sum_along(m.data + at * m.bytes(), width, 1, n, some.count,
+                                               sums);
+                              });
+                          });
     }
     // The same of rows that have to be gathered, [tokens, cols], each times its factor (or
     // nullptr).
     void gathered_bias_gradient(const TokenRows<T> &m, const T *factors, int64_t cols,
                                 int64_t tokens, const Output &out, bool add) {
         add_bias_gradient(cols, tokens, out, add,
-                          [=, k = k](int64_t t, int64_t depth, int64_t j0, int64_t n, T *sums) {
-                              for (int64_t i = t; i < t + depth; ++i) {
+                          [=, k = k](TokenRange tokens, UnitRange units, T *sums) {
+                              const int64_t n = units.count;
+                              for (int64_t i = tokens.first; i < tokens.end(); ++i) {
                                   T row[kBiasUnits];
-                                  m.copy(*k, i, 1, j0, n, row, n);
+                                  m.copy(*k, {i, 1}, {units.first, n}, row, n);
                                   if (factors) k->scale(row, n, factors + i, 1, n, row, n);
                                   for (int64_t j = 0; j < n; ++j) sums[j] += row[j];
                               }
@@ -302,11 +312,11 @@ template <class T> struct Panels {
     void gradient(const Gradient &g, const Walk<T> &walk, const Grid &grid, int64_t most,
                   const RowsFrom &rows_from, const PanelsFrom &panels_from) const {
         const int64_t depth = one_block(g) ? kBlock : g.tokens;
-        const bool stream = streams(g.out, g.rows, g.cols, width, g.tokens, g.add, build.call.l2);
+        const bool stream = streams(g.out, g, width, g.add, build.call.l2);
         s.job(grid.tasks(), [=, k = k, width = width, per_step = per_step,
                              buffers = &build.scratch](int64_t task, int thread) {
             const Scratch<T> mine = buffers->at(thread);
-            auto part = [&](int64_t r0, int64_t r1, int64_t p0, int64_t p1) {
+            auto part = [&](RowRange some, PanelRange of) {
                 for (int64_t t = 0; t < g.tokens; t += depth) {
                     Walk<T> block = walk;
                     block.depth = ceil_div(std::min(depth, g.tokens - t), per_step);
@@ -314,11 +324,11 @@ template <class T> struct Panels {
                     const auto panels = panels_from(t);
                     const GradientTiles<T> write{k,     width,          g.out,           g.second,
                                                  g.cut, g.add || t > 0, depth == kBlock, stream};
-                    multiply(*k, block, &rows, &panels, 1, mine, r0, r1, p0, p1, write);
+                    multiply(*k, block, &rows, &panels, 1, mine, some, of, write);
                 }
             };
-            grid.run(task, [&](int64_t r0, int64_t r1, int64_t p0, int64_t p1) {
-                for (int64_t r = r0; r < r1; r += most) part(r, std::min(r + most, r1), p0, p1);
+            grid.run(task, [&](RowRange all, PanelRange of) {
+                each_part(all, most, [&](RowRange some) { part(some, of); });
             });
             if (stream) k->drain();
         });
@@ -326,7 +336,7 @@ template <class T> struct Panels {
 
     static constexpr int64_t kBiasUnits = 64; // per task
 
-    // sum(t, depth, j0, n, sums): adds elements (t, j0) to (t + depth, j0 + n) up over tokens.
+    // sum(tokens, units, sums): adds these units' elements up over these tokens.
     template <class Sum>
     void add_bias_gradient(int64_t rows, int64_t tokens, const Output &out, bool add,
                            const Sum &sum) {
@@ -343,7 +353,7 @@ template <class T> struct Panels {
             };
             for (int64_t t = 0; t < tokens; t += kBlock) {
                 T sums[kUnits] = {};
-                sum(t, std::min(kBlock, tokens - t), j0, n, sums);
+                sum(TokenRange{t, std::min(kBlock, tokens - t)}, UnitRange{j0, n}, sums);
                 if (t < kPartialSum) {
                     add_to(total, sums, first || t > 0);
                     continue;

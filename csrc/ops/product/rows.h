@@ -45,6 +45,11 @@ template <class T> struct SumPart {
     bool last = true;
 };
 
+// C [tokens, cols], each the sum of `depth` terms.
+struct ProductSize {
+    int64_t tokens, depth, cols;
+};
+
 // A product that any thread can do a part of.
 template <class T, class Panels> struct RowsProduct {
     const Kernels<T> *k;
@@ -53,24 +58,24 @@ template <class T, class Panels> struct RowsProduct {
     std::array<Panels, 2> panels;
     int terms;
     int64_t together; // tokens at a time
-    int64_t tokens, depth;
+    ProductSize size;
     TokenRows<T> gather; // m.data == nullptr: the rows lie ready
 
-    // Tokens from `first` on, at most `together` of them, x panels [p0, p1).
+    // Tokens from `first` on, at most `together` of them, times panels.
     template <class Epilogue>
-    void operator()(int64_t first, int64_t p0, int64_t p1, const Scratch<T> &mine,
+    void operator()(int64_t first, PanelRange some, const Scratch<T> &mine,
                     const Epilogue &epilogue) const {
-        const int64_t end = std::min(first + together, tokens);
+        const int64_t count = std::min(together, size.tokens - first);
         std::array<StridedRows<T>, 2> rows_of = rows;
         if (gather.m.data) {
             const int64_t ld = row_stride<T>(walk.depth);
             if (walk.pairs)
-                gather.copy_pairs(*k, first, end - first, depth, mine.a, ld);
+                gather.copy_pairs(*k, {first, count}, size.depth, mine.a, ld);
             else
-                gather.copy(*k, first, end - first, 0, depth, mine.a, ld);
+                gather.copy(*k, {first, count}, {0, size.depth}, mine.a, ld);
             rows_of[0] = {mine.a, ld, 1, rows[0].block, first};
         }
-        multiply(*k, walk, rows_of.data(), panels.data(), terms, mine, first, end, p0, p1,
+        multiply(*k, walk, rows_of.data(), panels.data(), terms, mine, {first, count}, some,
                  epilogue);
     }
 };
@@ -123,36 +128,38 @@ template <class T> struct Rows {
         });
     }
 
-    // epilogue(row, rows, panel, column, columns, tile) gets each finished tile. Rows that have to
-    // be gathered (`gather`, else absent) are not copied beforehand but by every task for itself,
-    // which spares a phase, and an array of them.
+    // The epilogue gets each finished tile. Rows that have to be gathered (`gather`, else absent)
+    // are not copied beforehand but by every task for itself, which spares a phase, and an array of
+    // them.
     template <class Panels, class Epilogue>
-    void product(int64_t tokens, int64_t depth, int64_t cols,
-                 const std::vector<StridedRows<T>> &rows, const std::vector<Panels> &panels,
-                 const SumPart<T> &part, const Epilogue &epilogue,
-                 const TokenRows<T> &gather = {}) const {
-        const auto ready = prepare(tokens, depth, cols, rows, panels, part, gather);
-        // The grid's "rows" are panels here: they are what is cut finely.
-        const Grid grid(ceil_div(cols, width), ready.walk.strip, ceil_div(tokens, ready.together),
-                        1, build.call.threads, build.share);
+    void product(const ProductSize &size, const std::vector<StridedRows<T>> &rows,
+                 const std::vector<Panels> &panels, const SumPart<T> &part,
+                 const Epilogue &epilogue, const TokenRows<T> &gather = {}) const {
+        const auto ready = prepare(size, rows, panels, part, gather);
+        // The grid's "rows" are panels here, which are cut finely; its "panels" are groups of
+        // tokens, one a task.
+        const Grid grid({.rows = ceil_div(size.cols, width),
+                         .quantum = ready.walk.strip,
+                         .panels = ceil_div(size.tokens, ready.together)},
+                        build.call.threads, build.share);
         s.job(grid.tasks(), [=, buffers = &build.scratch](int64_t task, int thread) {
             const Scratch<T> mine = buffers->at(thread);
-            grid.run(task, [&](int64_t p0, int64_t p1, int64_t g, int64_t) {
-                ready(g * ready.together, p0, p1, mine, epilogue);
+            grid.run(task, [&](RowRange panels, PanelRange group) {
+                ready(group.first * ready.together, {panels.first, panels.count}, mine, epilogue);
             });
         });
     }
 
     template <class Panels>
-    RowsProduct<T, Panels> prepare(int64_t tokens, int64_t depth, int64_t cols,
-                                   const std::vector<StridedRows<T>> &rows,
+    RowsProduct<T, Panels> prepare(const ProductSize &size, const std::vector<StridedRows<T>> &rows,
                                    const std::vector<Panels> &panels, const SumPart<T> &part = {},
                                    const TokenRows<T> &gather = {}) const {
+        const auto [tokens, depth, cols] = size;
         const int terms = (int)rows.size();
         const std::array<StridedRows<T>, 2> a{rows[0], rows[terms - 1]};
         const std::array<Panels, 2> b{panels[0], panels[terms - 1]};
         bool copies = false;
-        if constexpr (requires { b[0].copies(); }) copies = b[0].copies();
+        if constexpr (CopiesStrips<Panels, T>) copies = b[0].copies();
         Walk<T> walk{};
         walk.depth = depth;
         walk.before = part.before;
@@ -184,11 +191,11 @@ template <class T> struct Rows {
         walk.finish = part.last;
         const bool sums = !part.carry.sums && (walk.depth > walk.step || terms > 1);
         const int64_t strip = blocks.rows * blocks.strip * width;
-        build.scratch.need(gather.m.data ? blocks.rows * row_stride<T>(walk.depth) : 0,
-                           (copies ? blocks.strip : 1) * kBlock * width,
-                           (sliced ? 2 : sums) * strip);
-        if (sums && walk.long_sum()) build.scratch.need_partial(strip);
-        return {k, walk, a, b, terms, blocks.rows, tokens, depth, gather};
+        build.scratch.need({.a = gather.m.data ? blocks.rows * row_stride<T>(walk.depth) : 0,
+                            .b = (copies ? blocks.strip : 1) * kBlock * width,
+                            .sums = (sliced ? 2 : sums) * strip,
+                            .partial = sums && walk.long_sum() ? strip : 0});
+        return {k, walk, a, b, terms, blocks.rows, size, gather};
     }
 
     // Panels of a slice's strip: a page of each row of B, so that memory is read in order; for more
@@ -220,12 +227,13 @@ template <class T> struct Rows {
     // h from preactivations alone, where no product is needed: the epilogue without its dh.
     template <class Epilogue>
     void hidden(int64_t tokens, int64_t units, const Epilogue &epilogue) const {
-        const Grid grid(tokens, tile, ceil_div(units, width), 1, build.call.threads, build.share);
+        const Grid grid({.rows = tokens, .quantum = tile, .panels = ceil_div(units, width)},
+                        build.call.threads, build.share);
         s.job(grid.tasks(), [=, width = width, tile = tile](int64_t task, int) {
-            grid.run(task, [&](int64_t r0, int64_t r1, int64_t p, int64_t) {
-                for (int64_t r = r0; r < r1; r += tile)
-                    epilogue(r, std::min(tile, r1 - r), p, p * width,
-                             std::min(width, units - p * width), nullptr);
+            grid.run(task, [&](RowRange rows, PanelRange panels) {
+                const int64_t p = panels.first;
+                const ColumnRange cols{p * width, std::min(width, units - p * width)};
+                each_part(rows, tile, [&](RowRange some) { epilogue({some, p, cols}, nullptr); });
             });
         });
     }
@@ -243,24 +251,25 @@ template <class T> struct Rows {
         const bool narrow = !out.template holds<T>();
         const int64_t depth = narrow ? std::max(kBlock, tokens) : kBlock;
         walk.strip = depth == kBlock ? walk.strip : tile;
-        const Grid grid(rows, tile, 1, 1, build.call.threads);
-        const bool stream = streams(out, rows, cols, width, tokens, add, build.call.l2);
-        build.scratch.need(0, kBlock * width, depth == kBlock ? 0 : tile * round_up(cols, width));
+        const Grid grid({.rows = rows, .quantum = tile}, build.call.threads);
+        const bool stream = streams(out, {rows, cols, tokens}, width, add, build.call.l2);
+        build.scratch.need(
+            {.b = kBlock * width, .sums = depth == kBlock ? 0 : tile * round_up(cols, width)});
         s.job(grid.tasks(),
               [=, k = k, width = width, buffers = &build.scratch](int64_t task, int thread) {
                   const Scratch<T> mine = buffers->at(thread);
-                  auto block = [&](int64_t r0, int64_t r1, int64_t t) {
+                  auto block = [&](RowRange some, int64_t t) {
                       Walk<T> one = walk;
                       one.depth = std::min(depth, tokens - t);
                       const StridedRows<T> units{own<T>(a.from(t)), a.col, a.row};
                       const MatrixPanels<T> panels{b.from(t), cols, width, Reading::kInPlace};
                       const GradientTiles<T> write{
                           k, width, out, {}, INT64_MAX, add || t > 0, depth == kBlock, stream};
-                      multiply(*k, one, &units, &panels, 1, mine, r0, r1, 0, ceil_div(cols, width),
+                      multiply(*k, one, &units, &panels, 1, mine, some, {0, ceil_div(cols, width)},
                                write);
                   };
-                  grid.run(task, [&](int64_t r0, int64_t r1, int64_t, int64_t) {
-                      for (int64_t t = 0; t < tokens; t += depth) block(r0, r1, t);
+                  grid.run(task, [&](RowRange some, PanelRange) {
+                      for (int64_t t = 0; t < tokens; t += depth) block(some, t);
                   });
                   if (stream) k->drain();
               });

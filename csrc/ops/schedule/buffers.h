@@ -34,20 +34,24 @@ template <class T> struct Scratch {
     T *out;     // of a mixture: all rows of some columns of y, before they are combined
 };
 
-// Every thread's Scratch. Grows to the largest product's needs while a schedule is built; the
-// jobs look their part up when they run. Sizes in elements.
-template <class T> struct ScratchSet {
+// The sizes of its parts, in elements; `tile` is the same for all products.
+struct ScratchSizes {
     int64_t a = 0, b = 0, sums = 0, partial = 0, out = 0;
+};
+
+// Every thread's Scratch. Grows to the largest product's needs while a schedule is built; the
+// jobs look their part up when they run.
+template <class T> struct ScratchSet : ScratchSizes {
     int64_t tile = kMaxRows * kMaxVectors * 64 / (int64_t)sizeof(T);
     T *base = nullptr;
-    void need(int64_t copied, int64_t packed, int64_t running, int64_t combined = 0) {
-        a = std::max(a, round_up(copied, 64)); // whole cache lines
-        b = std::max(b, round_up(packed, 64));
-        sums = std::max(sums, round_up(running, 64));
-        out = std::max(out, round_up(combined, 64));
+    void need(const ScratchSizes &sizes) {
+        auto grow = [](int64_t &have, int64_t need) { have = std::max(have, round_up(need, 64)); };
+        grow(a, sizes.a); // whole cache lines
+        grow(b, sizes.b);
+        grow(sums, sizes.sums);
+        grow(partial, sizes.partial);
+        grow(out, sizes.out);
     }
-    // Of a product with several partial sums (Walk::long_sum).
-    void need_partial(int64_t running) { partial = std::max(partial, round_up(running, 64)); }
     void take(Arena &arena, int threads) { base = arena.take<T>(threads * each()); }
     Scratch<T> at(int thread) const {
         Scratch<T> mine;

@@ -9,10 +9,9 @@ namespace ffncore {
 // Four tasks a thread: a core that is late by a tenth of a phase finds its last task taken over.
 constexpr int64_t kTasksPerThread = 4;
 
-Grid::Grid(int64_t rows, int64_t quantum, int64_t panels, int64_t together, int threads,
-           double share)
-    : rows(rows), quantum(quantum), row_tasks(1), panels(panels),
-      panel_tasks(std::max<int64_t>(1, ceil_div(panels, std::max<int64_t>(together, 1)))) {
+Grid::Grid(const GridSize &size, int threads, double share)
+    : rows(size.rows), quantum(size.quantum), row_tasks(1), panels(size.panels),
+      panel_tasks(std::max<int64_t>(1, ceil_div(panels, std::max<int64_t>(size.together, 1)))) {
     const int64_t tiles = std::max<int64_t>(1, ceil_div(rows, quantum));
     if (threads == 1) return;
     const int64_t wanted = (int64_t)std::ceil(double(threads * kTasksPerThread) * share);
