@@ -1,7 +1,7 @@
 """The folders of csrc/: what includes what, read from the sources.
 
 An include points to the same folder or to one below it in FLOORS, never up and never in a circle. A
-folder has at most 12 files, so that its list can be read at a glance.
+folder has at most 12 files, so that its list can be read at a glance, and a file at most 400 lines.
 """
 
 import re
@@ -95,6 +95,11 @@ def test_a_folder_has_at_most_12_files():
         counts[folder(name)] = counts.get(folder(name), 0) + 1
     crowded = {name: n for name, n in counts.items() if n > MOST_FILES.get(name, 12)}
     assert not crowded
+
+
+def test_a_file_has_at_most_400_lines():
+    lengths = {name: len((SOURCES / name).read_text().splitlines()) for name in includes()}
+    assert not {name: n for name, n in lengths.items() if n > 400}
 
 
 def test_readme_shows_the_floors_in_this_order():

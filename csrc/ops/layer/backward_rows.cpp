@@ -95,8 +95,7 @@ template <class T> class Backward {
         if (recompute_in_rows()) return add_up_rows<T>(build_, part, {x}, tokens, nullptr, 0, to);
         for (int64_t t = 0; t < tokens; t += slice_) {
             const int64_t n = std::min(slice_, tokens - t), width = panels_.width;
-            const TokenPanels<T> packed =
-                token_panels<T>(x_panels_, w_.d, n, width, panels_.k->width);
+            const TokenPanels<T> packed = panels_.fitted(x_panels_, w_.d, n);
             if (t > 0) build_.schedule.phase();
             panels_.pack(x.from(t), w_.d, {0, n}, packed);
             build_.schedule.phase();

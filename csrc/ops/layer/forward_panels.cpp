@@ -10,7 +10,7 @@ namespace ffncore {
 template <class T> void add_forward_panels(const Build<T> &build, const ForwardGroup<T> &g) {
     const Weights<T> &w = g.weights;
     Panels<T> panels(build, takes_pairs(build.call.kernels, w));
-    const int64_t width = panels.width, vector = panels.k->width;
+    const int64_t width = panels.width;
     const Plan plan = make_plan(forward_request(build.call, g));
     const int64_t held = round_up(std::min(plan.token_chunk, g.tokens), width);
     const int64_t x_steps = panels.steps(w.d);
@@ -22,7 +22,7 @@ template <class T> void add_forward_panels(const Build<T> &build, const ForwardG
     build.schedule.phase();
     auto pack_x = [&](int64_t t0) {
         const int64_t tokens = std::min(plan.token_chunk, g.tokens - t0);
-        panels.pack(g.x, w.d, {t0, tokens}, token_panels<T>(x, x_steps, tokens, width, vector));
+        panels.pack(g.x, w.d, {t0, tokens}, panels.fitted(x, x_steps, tokens));
     };
     pack_x(0);
     for (int64_t t0 = 0; t0 < g.tokens; t0 += plan.token_chunk) {
@@ -30,11 +30,10 @@ template <class T> void add_forward_panels(const Build<T> &build, const ForwardG
         for (int64_t f0 = 0; f0 < w.f; f0 += plan.ff_chunk) {
             const Weights<T> part = slice_units(w, f0, std::min(plan.ff_chunk, w.f - f0));
             const bool last = f0 + part.f == w.f;
-            const TokenPanels<T> hidden =
-                token_panels<T>(h, panels.steps(part.f), tokens, width, vector);
+            const TokenPanels<T> hidden = panels.fitted(h, panels.steps(part.f), tokens);
             build.schedule.phase();
             panels.product(walk_of<T>(w.d, tokens), part.f, {panels.up_rows(part)},
-                           {token_panels<T>(x, x_steps, tokens, width, vector)},
+                           {panels.fitted(x, x_steps, tokens)},
                            HiddenEpilogue<T>{panels.k, build.call.activation, part, width,
                                              panels.pairs, hidden, saved.from(t0, f0)});
             Walk<T> down = walk_of<T>(part.f, tokens);

@@ -102,4 +102,6 @@ template <class T> struct HiddenGradient {
     }
 };
 
+static_assert(AnnouncedTiles<HiddenGradient<float>>);
+
 } // namespace ffncore

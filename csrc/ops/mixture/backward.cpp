@@ -27,7 +27,7 @@ template <class T> class Backward {
   public:
     Backward(const Call<T> &call, MoeBackward<T> &moe)
         : call_(call), moe_(moe), m_(moe.mixture),
-          routes_(m_.ids, 0, m_.tokens, m_.top_k, (int64_t)m_.experts.size()),
+          routes_(m_.ids, {0, m_.tokens}, m_.top_k, (int64_t)m_.experts.size()),
           factors_(routes_.in_rows(m_.factors)), sides_(m_.gated ? 2 : 1), gradients_(moe),
           first_(routes_.firsts(m_.tokens)), idle_tokens_(routes_.idle_tokens(m_.tokens)),
           idle_experts_(routes_.idle_experts((int64_t)m_.experts.size())) {
@@ -73,10 +73,7 @@ template <class T> class Backward {
         build.schedule.phase();
         zero_idle(build);
         for (const Batch &batch : batches_) run(build, batch);
-        if (carry_) {
-            build.schedule.phase();
-            put_carry(build);
-        }
+        if (carry_) put_carry(build);
         if (moe_.xielu) add_xielu_total(build);
     }
 
@@ -182,7 +179,7 @@ template <class T> class Backward {
         Panels<T> panels(build);
         const int64_t width = panels.width;
         panels.product(walk_of<T>(w.d, part.rows), w.f, {panels.up_rows(w)},
-                       {token_panels<T>(nullptr, w.d, part.rows, width, panels.k->width)},
+                       {panels.fitted(nullptr, w.d, part.rows)},
                        HiddenEpilogue<T>{panels.k, call_.activation, w, width, false, {}, to},
                        x_rows(part));
     }
@@ -205,10 +202,8 @@ template <class T> class Backward {
             rows.product({.tokens = part.rows, .depth = w.d, .cols = w.f}, {StridedRows<T>{}},
                          std::vector{panels}, {}, epilogue, rows_of(moe_.grad_y, part));
         };
-        if (w.packed())
-            product(rows.packed_across(w.packed_down, w, w.f, w.f, false, false));
-        else
-            product(rows.across(w.down, w.f, part.rows));
+        w.packed() ? product(rows.packed_across(w.packed_down, w, w.f, w.f, false, false))
+                   : product(rows.across(w.down, w.f, part.rows));
     }
 
     // dx of the rows' tokens, or (weight on input) w times it, and its inner products with x.
@@ -287,6 +282,7 @@ template <class T> class Backward {
     void put_carry(const Build<T> &build) const {
         constexpr int64_t kRows = 16; // per task
         const Output &out = moe_.grad_x;
+        build.schedule.phase();
         build.schedule.job(ceil_div(m_.tokens, kRows), [=, this](int64_t task, int) {
             const int64_t t = task * kRows;
             call_.kernels.of[out.type].store(carry_ + t * carry_ld_, carry_ld_,

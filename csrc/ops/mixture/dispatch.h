@@ -11,6 +11,8 @@
 #include <utility>
 #include <vector>
 
+#include "../arrays/ranges.h"
+
 namespace ffncore {
 
 struct Group {
@@ -24,9 +26,10 @@ struct Dispatch {
     std::vector<int32_t> row_of; // of each place of these tokens; -1: no expert
     int64_t rows() const { return (int64_t)tokens.size(); }
 
-    // Tokens [token0, token0 + count); ids are at least -1 (no expert) and below experts.
-    Dispatch(const int32_t *ids, int64_t token0, int64_t count, int64_t top_k, int64_t experts)
-        : row_of(count * top_k, -1) {
+    // Of some tokens; ids are at least -1 (no expert) and below experts.
+    Dispatch(const int32_t *ids, TokenRange of, int64_t top_k, int64_t experts)
+        : row_of(of.count * top_k, -1) {
+        const int64_t token0 = of.first, count = of.count;
         const int32_t *const mine = ids + token0 * top_k;
         std::vector<int32_t> next(experts + 1);
         for (int64_t i = 0; i < count * top_k; ++i)

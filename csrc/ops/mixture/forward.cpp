@@ -56,7 +56,7 @@ template <class T> class Forward {
         std::vector<int64_t> seen(m_.experts.size());
         for (int64_t i = 0; i < parts; ++i) {
             const int64_t t0 = m_.tokens * i / parts, n = m_.tokens * (i + 1) / parts - t0;
-            Chunk<T> c{t0, n, {m_.ids, t0, n, m_.top_k, (int64_t)m_.experts.size()}, {}, {}};
+            Chunk<T> c{t0, n, {m_.ids, {t0, n}, m_.top_k, (int64_t)m_.experts.size()}, {}, {}};
             if (m_.on_input) c.factors = c.routes.in_rows(m_.factors);
             int64_t hidden = 0;
             for (const Group &g : c.routes.groups) {
@@ -108,9 +108,9 @@ template <class T> class Forward {
             return add_up_rows<T>(build, w, x, g.rows, h, layout.ld, saved, layout.pairs);
         }
         Panels<T> panels(build, layout.pairs, layout.width);
-        const int64_t width = panels.width, vector = panels.k->width;
+        const int64_t width = panels.width;
         panels.product(walk_of<T>(w.d, g.rows), w.f, {panels.up_rows(w)},
-                       {token_panels<T>(nullptr, panels.steps(w.d), g.rows, width, vector)},
+                       {panels.fitted(nullptr, panels.steps(w.d), g.rows)},
                        HiddenEpilogue<T>{panels.k, call_.activation, w, width, layout.pairs,
                                          hidden_panels(panels, w, g.rows, h), saved},
                        x);
@@ -118,7 +118,7 @@ template <class T> class Forward {
 
     static TokenPanels<T> hidden_panels(const Panels<T> &panels, const Weights<T> &w,
                                         int64_t tokens, const T *h) {
-        return token_panels<T>(h, panels.steps(w.f), tokens, panels.width, panels.k->width);
+        return panels.fitted(h, panels.steps(w.f), tokens);
     }
 
     // Some columns of the outputs of a group's rows, to out [rows][ld].

@@ -203,4 +203,14 @@ template <class T> struct GatheredPanels {
     }
 };
 
+// Their abilities. A signature that no longer fits would lose one without an error, and only be
+// slow.
+static_assert(ReadInOrder<TokenPanels<float>>);
+static_assert(ReadInOrder<PackedPanels<float>> && SharesPanels<PackedPanels<float>>);
+static_assert(TurnsInRegisters<RawPanels<float>, float>);
+static_assert(ReadInOrder<MatrixPanels<float>> && CopiesStrips<MatrixPanels<float>, float>);
+static_assert(CopiesStrips<PackedAcross<float>, float>);
+static_assert(HasType<PackedPanels<float>> && HasType<RawPanels<float>> &&
+              HasType<MatrixPanels<float>>);
+
 } // namespace ffncore

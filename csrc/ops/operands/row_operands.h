@@ -67,23 +67,24 @@ template <class T> struct WeightRows {
 
     void prepare(const Kernels<T> &kernels, const Strip<T> &strip) const {
         if (!copies()) return;
-        const auto [rows, steps, tile, to] = strip;
+        const RowRange rows = strip.rows;
+        const Steps steps = strip.steps;
         auto copy = [&](const Input &m, T *out) {
             if (!m.data) return;
             const Access<T> &of = kernels.of[m.type];
             if (paired)
                 kernels.pairs.pack_tiles(
                     m.at(rows.first, 2 * steps.first), m.row, m.col, rows.count,
-                    std::min(2 * steps.count, paired - 2 * steps.first), out, tile);
+                    std::min(2 * steps.count, paired - 2 * steps.first), out, strip.tile);
             else if (by_rows())
                 of.pack(m.at(rows.first, steps.first), 1, m.row, steps.count, rows.count, out,
                         kCopiedRow, steps.count);
             else
                 of.pack_tiles(m.at(rows.first, steps.first), m.row, m.col, rows.count, steps.count,
-                              out, tile);
+                              out, strip.tile);
         };
-        copy(first, to);
-        copy(second, to + second_offset);
+        copy(first, strip.copied);
+        copy(second, strip.copied + second_offset);
     }
 
     RowTile<T> get(RowRange rows, const Strip<T> &strip) const {
@@ -138,5 +139,7 @@ template <class T> struct TokenColumns {
         return halves<T>(strip.copied + rows.first - strip.rows.first, rows.count, 1, ld);
     }
 };
+
+static_assert(HoldsMatrices<WeightRows<float>>); // an ability, see panel_operands.h
 
 } // namespace ffncore

@@ -98,8 +98,7 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
         const B &b = b_[block.term];
         const PanelRange panels = block.panels;
         for (int64_t r = block.rows.first; r < block.rows.end();) {
-            RowRange rows{r, std::min(w_.tile_rows, block.rows.end() - r)};
-            rows.count = a.tile_rows(rows);
+            const RowRange rows = first_tile(a, {r, std::min(w_.tile_rows, block.rows.end() - r)});
             const Strip<T> strip{rows, block.steps, w_.tile_rows, s_.a};
             a.prepare(k_, strip);
             TileArgs<T> t = tile_args(a, rows, strip);
@@ -110,8 +109,8 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
                                            : p - panels.first;
                 fetch_rows(block, a, rows.end(), matrix, t);
                 const Panel panel = b.get(k_, p, block.steps, s_.b);
-                const ColumnRange columns = columns_of(p);
-                one_tile(block, t, panel, {rows, p, columns}, vectors_of(columns));
+                const Tile tile{rows, p, columns_of(p)};
+                one_tile(block, t, panel, tile, vectors_of(tile.cols));
             }
             r = rows.end();
         }
@@ -133,13 +132,13 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
                 turns = b.turns(tiles) && height <= kMaxTurned && a.contiguous();
             Panel panel = turns ? Panel{} : get(block, b, p);
             const Ahead ahead = fetch_plan(order_.after(block, p), panel, block.steps.count, tiles);
-            const ColumnRange columns = columns_of(p);
-            const int64_t vectors = vectors_of(columns);
+            Tile tile{{}, p, columns_of(p)};
+            const int64_t vectors = vectors_of(tile.cols);
             int64_t i = 0;
             for (int64_t r = block.rows.first; r < block.rows.end(); ++i) {
-                RowRange rows{r, a.copies() ? height : least + (i < higher)};
-                rows.count = std::min(rows.count, block.rows.end() - r);
-                rows.count = a.tile_rows(rows);
+                const int64_t most = a.copies() ? height : least + (i < higher);
+                const RowRange rows = first_tile(a, {r, std::min(most, block.rows.end() - r)});
+                tile.rows = rows;
                 TileArgs<T> t = tile_args(a, rows, strip);
                 if (p == block.panels.first && !a.copies() && w_.rows_outer) {
                     fetch_rows(block, a, rows.end(), 0, t);
@@ -155,7 +154,6 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
                     t.prefetch_step = ahead.step;
                     t.prefetch_run = ahead.run;
                 }
-                const Tile tile{rows, p, columns};
                 if constexpr (TurnsInRegisters<B, T>)
                     if (turns) turned_tile(block, t, b, tile);
                 t.keep = s_.b;
@@ -224,6 +222,11 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
             t.prefetch_run = kRunLength * part / depth;
         }
     }
+
+    static RowRange first_tile(const A &a, RowRange rows) {
+        return {rows.first, a.tile_rows(rows)};
+    }
+
     TileArgs<T> tile_args(const A &a, RowRange rows, const Strip<T> &strip) const {
         const RowTile<T> at = a.get(rows, strip);
         TileArgs<T> t{};
@@ -307,7 +310,7 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
         if (block.last) epilogue_(tile, total);
     }
 
-    // The same for rows of B that are turned on the way, a vector of outputs at a time.
+    // A tile whose rows of B are turned on the way, a vector of outputs at a time.
     void turned_tile(const Block &block, const TileArgs<T> &rows, const B &b,
                      const Tile &tile) const {
         T *c = sums(block, tile, block.later);

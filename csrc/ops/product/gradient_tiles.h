@@ -39,4 +39,6 @@ template <class T> struct GradientTiles {
     }
 };
 
+static_assert(WritesTiles<GradientTiles<float>>);
+
 } // namespace ffncore

@@ -23,14 +23,6 @@
 
 namespace ffncore {
 
-// Token panels [panel][depth][width] of one chunk; the last is as wide as its tokens need.
-template <class T>
-TokenPanels<T> token_panels(const T *data, int64_t depth, int64_t tokens, int64_t width,
-                            int64_t vector) {
-    const int64_t last = std::max<int64_t>(ceil_div(tokens, width), 1) - 1;
-    return {data, depth, width, last, round_up(tokens - last * width, vector)};
-}
-
 template <class T> Walk<T> walk_of(int64_t depth, int64_t tokens) {
     Walk<T> walk{};
     walk.depth = depth;
@@ -103,6 +95,11 @@ template <class T> struct Panels {
         return rows(m.transposed(), {}, depth);
     }
 
+    // Token panels [panel][steps][width] of one chunk; the last is as wide as its tokens need.
+    TokenPanels<T> fitted(const T *data, int64_t steps, int64_t tokens) const {
+        const int64_t last = std::max<int64_t>(ceil_div(tokens, width), 1) - 1;
+        return {data, steps, width, last, round_up(tokens - last * width, k->width)};
+    }
     // Panels that are all of full width: the backward pass reads them across, too.
     TokenPanels<T> full(const T *data, int64_t steps) const {
         return {data, steps, width, 0, width};
