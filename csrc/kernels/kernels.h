@@ -170,7 +170,7 @@ template <class T> struct Access {
     void (*turned[kMaxTurned + 1])(const TurnedArgs<T> &);
 
     // 16-bit elements: tiles of two vectors widen B on the way. [0]: rows; [1]: packed panels
-    // (ops/packing.h), [2]: which are left in TileArgs::keep. For gradients: tiles of two vectors,
+    // (packing.h), [2]: which are left in TileArgs::keep. For gradients: tiles of two vectors,
     // and the widest, that round a block's sum.
     void (*tile[3][kMaxRows + 1])(const TileArgs<T> &);
     void (*rounded[kMaxVectors + 1][kMaxRows + 1])(const TileArgs<T> &);

@@ -1,0 +1,44 @@
+// The gradients of a mixture's routing weights, from inner products that an epilogue left behind:
+//
+//   dw[t, s] (+)= the sum of a row's dots, + b_down . dy[t]
+//
+// dots [rows][n]: sums of 8 products each, of dh and h (weight on the output: then the bias of down
+// has its own inner product with dy), or of dx and x (weight on the input). They are added in
+// double.
+#pragma once
+#include <algorithm>
+
+#include "../operands/token_rows.h"
+#include "../schedule/call.h"
+
+namespace ffncore {
+
+// Adds a job. dy [rows, d]: gathered; bias [d], or nullptr; places: token * top_k + slot of each
+// row; out [tokens, top_k].
+template <class T>
+void add_factor_gradient(const Build<T> &build, const Input &dots, int64_t n, int64_t rows,
+                         const TokenRows<T> &dy, const T *bias, int64_t d, const int32_t *places,
+                         int64_t top_k, const Output &out, bool accumulate) {
+    constexpr int64_t kRows = 16; // per task
+    build.schedule.job(ceil_div(rows, kRows), [=, k = &build.call.kernels](int64_t task, int) {
+        const int64_t end = std::min((task + 1) * kRows, rows);
+        for (int64_t r = task * kRows; r < end; ++r) {
+            double sum = 0;
+            const T *const mine = (const T *)dots.at(r);
+            for (int64_t i = 0; i < n; ++i) sum += mine[i];
+            constexpr int64_t kSome = 64;
+            for (int64_t c = 0; bias && c < d; c += kSome) {
+                const int64_t cols = std::min(kSome, d - c);
+                T row[kSome], some[kSome / kSumGroup];
+                dy.copy(*k, {r, 1}, {c, cols}, row, cols);
+                k->dot_groups(row, cols, bias + c, cols, 1, cols, some, kSome);
+                for (int64_t i = 0; i < ceil_div(cols, kSumGroup); ++i) sum += some[i];
+            }
+            const T value = T(sum);
+            k->of[out.type].store(&value, 1, 1, 1, nullptr, 0, 0,
+                                  out.at(places[r] / top_k, places[r] % top_k), 1, 1, accumulate);
+        }
+    });
+}
+
+} // namespace ffncore

@@ -1,0 +1,99 @@
+// Packed weights: one layout for every ISA, so that a pack outlives a change of ISA.
+//
+// A panel has P columns: 16 of float64, else 32. Buffer, each part 64-byte aligned:
+//
+//   header   PackedHeader
+//   up       [panels][d][P]; plain: P neurons a panel; gated: P / 2, groups of G = P / 4 alternate
+//            gate, up, gate, up
+//   down     [panels][f][P]; P outputs a panel
+//   biases   b_gate [f], b_up [f], b_down [d]; those that are present; float beside 16 bits
+//
+// bfloat16 lies in pairs of k, [panels][d / 2][P][2], as VDPBF16PS reads it. Columns beyond the
+// last neuron or output are zero, and so are a missing k and the gaps behind the biases: equal
+// weights make equal bytes.
+#pragma once
+#include "../arrays/array.h"
+#include "../arrays/ranges.h"
+
+namespace ffncore {
+
+template <class T> constexpr int64_t kPanel = kPanelBytes / (int64_t)sizeof(T);
+template <class T> constexpr int64_t kGroup = kGroupBytes / (int64_t)sizeof(T);
+
+// The weights of one expert. Raw: gate, up [f, d], down [d, f]; packed: the two panel buffers.
+// Biases are contiguous.
+template <class T> struct Weights {
+    int64_t d = 0, f = 0;
+    bool gated = false;
+    Element type = kOwn<T>; // of the matrices
+    Input gate, up, down;
+    const T *b_gate = nullptr, *b_up = nullptr, *b_down = nullptr;
+    const char *packed_up = nullptr, *packed_down = nullptr;
+    bool packed() const { return packed_up != nullptr; }
+};
+
+// Steps of k that a packed panel holds, and its bytes from one to the next.
+inline int64_t packed_depth(Element type, int64_t depth) {
+    return type == kBfloat16 ? round_up(depth, 2) : depth;
+}
+template <class T> int64_t packed_step(Element type) { return kPanel<T> * element_bytes(type); }
+
+// Whether pairs of 16-bit elements along a row can be named by the place of a T each; and the
+// matrix of these.
+inline bool has_pairs(const Input &m) {
+    return !m.data || (m.bytes() == 2 && m.col == 1 && m.row % 2 == 0);
+}
+template <class T> Input pair_view(const Input &m) { return {m.data, m.row / 2, 1, kOwn<T>}; }
+
+struct PackedHeader {
+    uint64_t magic;
+    int64_t dtype, d, f, gated;
+    int64_t b_gate, b_up, b_down; // present?
+};
+
+// Offsets in bytes of the parts of a packed buffer; 0 = absent.
+struct PackedLayout {
+    explicit PackedLayout(const PackedHeader &header);
+    int64_t up, down, b_gate, b_up, b_down, bytes;
+};
+
+constexpr uint64_t kPackedMagic = 0x31304b4341504646u; // "FFPACK01"
+
+// The header says what the buffer is to hold: what the weights hold, or 16 bits of float32.
+template <class T>
+void pack_weights(const Weights<T> &weights, const PackedHeader &header, const Kernels<T> &kernels,
+                  int threads, char *to);
+// Writes the elements back: gate, up, down and their biases (stride in row), of any strides; those
+// with data == nullptr are skipped.
+template <class T>
+void unpack_weights(const char *packed, const Output (&matrices)[3], const Output (&biases)[3],
+                    const Kernels<T> &kernels, int threads);
+template <class T> Weights<T> packed_view(const char *packed);
+
+// Hidden units [first, first + units) of an expert. Packed: first is a multiple of the block.
+template <class T> Weights<T> slice_units(Weights<T> w, int64_t first, int64_t units) {
+    w.gate = w.gate.from(first);
+    w.up = w.up.from(first);
+    w.down = w.down.from(0, first);
+    if (w.packed()) {
+        const int64_t panels = first / (w.gated ? kPanel<T> / 2 : kPanel<T>);
+        w.packed_up += panels * packed_depth(w.type, w.d) * packed_step<T>(w.type);
+        w.packed_down += first * packed_step<T>(w.type);
+    }
+    w.b_gate = w.b_gate ? w.b_gate + first : nullptr;
+    w.b_up = w.b_up ? w.b_up + first : nullptr;
+    w.f = units;
+    return w;
+}
+
+// The columns of a panel of the up phase, from neuron `first` on: `width` neurons (plain), or
+// alternating groups of `group` of them, gate and up (gated).
+struct UpPanel {
+    int64_t first, group, width;
+};
+// Some steps of it, into dst[steps][width].
+template <class T>
+void pack_up_panel(const Kernels<T> &kernels, const Weights<T> &w, const UpPanel &panel,
+                   Steps steps, T *dst);
+
+} // namespace ffncore

@@ -1,0 +1,36 @@
+// What becomes of a finished tile of C: what the driver of the products (gemm.h) asks of an
+// epilogue.
+#pragma once
+#include <concepts>
+
+#include "../arrays/array.h"
+#include "../arrays/ranges.h"
+
+namespace ffncore {
+
+// A tile of C: rows of A times a panel of B, whose columns that exist are `cols`.
+struct Tile {
+    RowRange rows;
+    int64_t panel;
+    ColumnRange cols;
+};
+
+// Takes the sums of a tile, [rows][width of the panel].
+template <class E, class T>
+concept TakesTiles = requires(const E &e, const Tile &tile, T *sums) { e(tile, sums); };
+
+// Is told before the last block of a tile, to fetch what the tile will need.
+template <class E>
+concept AnnouncedTiles = requires(const E &e, const Tile &tile) { e.begin(tile); };
+
+// Some tiles (direct) go straight to memory: the micro-kernel writes them where `at` says.
+template <class E>
+concept WritesTiles = requires(const E &e, const Tile &tile, int64_t row, int64_t col) {
+    { e.direct(tile) } -> std::same_as<bool>;
+    { e.of(row) } -> std::same_as<const Output &>;
+    { e.at(row, col) } -> std::same_as<char *>;
+    { e.add } -> std::convertible_to<bool>;
+    { e.stream } -> std::convertible_to<bool>;
+};
+
+} // namespace ffncore

@@ -1,0 +1,364 @@
+// One driver for every product of the engine:  C [rows, cols] = sum over terms of A B.
+//
+// Operands. A gives the rows of a tile, addressed in place (weight rows, token rows, panels of
+// hidden units) or copied block by block. B gives panels [k][panel width]: prepared, or packed
+// block by block just before use. Which side is the weights is the caller's choice; the bits are
+// the same.
+//
+// Loops. The summed dimension is cut into blocks of 512 (kBlock), and after 64 of these a new
+// partial sum begins (kPartialSum): the contract. One side of a task stays in L2, the other streams
+// past it: few panels of tokens stay while weight rows stream; many pass by a strip of rows that
+// stays; token rows stay while packed weights stream. The running sums of a strip stay in scratch,
+// in L2; one block needs none, and its tiles live in L1. When the last block of a tile is done, the
+// epilogue gets the tile. What comes next is fetched into L2 by the micro-kernel while it works.
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+
+#include "../operands/operand.h"
+#include "epilogue.h"
+#include "fetch.h"
+#include "order.h"
+#include "walk.h"
+
+namespace ffncore {
+
+inline std::atomic<int64_t> counted_flops{0}; // what the products did, for tests
+
+template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> class Multiply {
+  public:
+    Multiply(const Kernels<T> &kernels, const Walk<T> &walk, const A *a, const B *b, int terms,
+             const Scratch<T> &scratch, const Epilogue &epilogue)
+        : k_(kernels), w_(walk), a_(a), b_(b), terms_(terms), s_(scratch), epilogue_(epilogue),
+          unit_(walk.pair ? 2 : 1), order_{walk, b, terms} {}
+
+    // Rows of A, in units, times panels of B.
+    void operator()(RowRange rows, PanelRange panels) {
+        order_.end = panels.end();
+        if (w_.rows_outer)
+            each_part(rows, w_.strip, [&](RowRange some) { strip(some, panels); });
+        else
+            each_part(panels, w_.strip, [&](PanelRange some) { strip(rows, some); });
+        const int64_t cols = std::min(w_.cols, panels.end() * w_.panel) - panels.first * w_.panel;
+        const int64_t sums = rows.count * unit_ * cols, steps = w_.depth * (w_.pairs ? 2 : 1);
+        counted_flops.fetch_add(2 * sums * steps * terms_, std::memory_order_relaxed);
+    }
+
+  private:
+    // What a panel's tiles fetch into L2, each its part: bytes from tile to tile, k to k, run to
+    // run.
+    struct Ahead {
+        const char *data = nullptr;
+        int64_t tile = 0, step = 0, run = 0;
+        bool soon = false; // fetch_soon()
+    };
+
+    void strip(RowRange rows, PanelRange panels) const {
+        const int64_t partial = w_.partial_sum();
+        Block block{};
+        block.rows = rows, block.panels = panels;
+        Steps &steps = block.steps;
+        do { // an empty sum is a block, too
+            const int64_t at = w_.before + steps.first, in_partial = at % partial;
+            steps.count = std::min({w_.step, w_.depth - steps.first, partial - in_partial});
+            const bool end = steps.end() == w_.depth && w_.finish;
+            for (block.term = 0; block.term < terms_; ++block.term) {
+                const bool last_term = block.term + 1 == terms_;
+                block.add = in_partial + block.term > 0;
+                block.last = end && last_term;
+                block.later = at >= partial;
+                block.ends =
+                    block.later && last_term && (end || in_partial + steps.count == partial);
+                if (w_.rows_outer && !w_.rows_stay)
+                    rows_outer(block);
+                else if (w_.slice < kBlock)
+                    slices(block);
+                else
+                    panels_outer(block);
+            }
+            steps = {steps.end(), 0};
+        } while (steps.first < w_.depth);
+    }
+
+    void slices(const Block &block) const {
+        int64_t k = 0;
+        do { // an empty sum is a slice, too
+            Block slice = block;
+            slice.steps = {block.steps.first + k, std::min(w_.slice, block.steps.count - k)};
+            slice.resumes = k > 0;
+            slice.rests = slice.steps.end() < block.steps.end();
+            panels_outer(slice);
+            k += slice.steps.count;
+        } while (k < block.steps.count);
+    }
+
+    void rows_outer(const Block &block) const {
+        const A &a = a_[block.term];
+        const B &b = b_[block.term];
+        const PanelRange panels = block.panels;
+        for (int64_t r = block.rows.first; r < block.rows.end();) {
+            const RowRange rows = first_tile(a, {r, std::min(w_.tile_rows, block.rows.end() - r)});
+            const Strip<T> strip{rows, block.steps, w_.tile_rows, s_.a};
+            a.prepare(k_, strip);
+            TileArgs<T> t = tile_args(a, rows, strip);
+            for (int64_t p = panels.first; p < panels.end(); ++p) {
+                // A panel alone fetches one matrix with every other tile.
+                const int64_t matrix = panels.count == 1
+                                           ? (r - block.rows.first) / w_.tile_rows % unit_
+                                           : p - panels.first;
+                fetch_rows(block, a, rows.end(), matrix, t);
+                const Panel panel = b.get(k_, p, block.steps, s_.b);
+                const Tile tile{rows, p, columns_of(p)};
+                one_tile(block, t, panel, tile, vectors_of(tile.cols));
+            }
+            r = rows.end();
+        }
+    }
+
+    void panels_outer(const Block &block) const {
+        const A &a = a_[block.term];
+        const B &b = b_[block.term];
+        const int64_t all = block.rows.count, tiles = ceil_div(all, w_.tile_rows);
+        // Copied tiles are alike but for the last one; others differ by a row at most.
+        const int64_t height = ceil_div(all, tiles), least = all / tiles, higher = all % tiles;
+        const Strip<T> strip{block.rows, block.steps, height, s_.a};
+        a.prepare(k_, strip);
+        if constexpr (CopiesStrips<B, T>)
+            if (b.copies()) b.copy(k_, block.panels, block.steps, s_.b);
+        for (int64_t p = block.panels.first; p < block.panels.end(); ++p) {
+            bool turns = false;
+            if constexpr (TurnsInRegisters<B, T>)
+                turns = b.turns(tiles) && height <= kMaxTurned && a.contiguous();
+            Panel panel = turns ? Panel{} : get(block, b, p);
+            const Ahead ahead = fetch_plan(order_.after(block, p), panel, block.steps.count, tiles);
+            Tile tile{{}, p, columns_of(p)};
+            const int64_t vectors = vectors_of(tile.cols);
+            int64_t i = 0;
+            for (int64_t r = block.rows.first; r < block.rows.end(); ++i) {
+                const int64_t most = a.copies() ? height : least + (i < higher);
+                const RowRange rows = first_tile(a, {r, std::min(most, block.rows.end() - r)});
+                tile.rows = rows;
+                TileArgs<T> t = tile_args(a, rows, strip);
+                if (p == block.panels.first && !a.copies() && w_.rows_outer) {
+                    fetch_rows(block, a, rows.end(), 0, t);
+                } else if (w_.slice < kBlock) {
+                    fetch_slice(block, (p - block.panels.first) * tiles + i, tiles, t);
+                } else if (t.jump != t.segment * t.step) {
+                    fetch_across(rows.count, t);
+                } else if (ahead.soon) {
+                    fetch_soon((const char *)panel.data, panel.ld,
+                               i + 1 < tiles ? (const char *)panel.data : ahead.data, t);
+                } else if (ahead.data) {
+                    t.prefetch = ahead.data + i * ahead.tile;
+                    t.prefetch_step = ahead.step;
+                    t.prefetch_run = ahead.run;
+                }
+                if constexpr (TurnsInRegisters<B, T>)
+                    if (turns) turned_tile(block, t, b, tile);
+                t.keep = s_.b;
+                if (!turns) one_tile(block, t, panel, tile, vectors);
+                if (panel.leaves) panel = {s_.b, w_.panel};
+                r = rows.end();
+            }
+        }
+    }
+
+    Panel get(const Block &block, const B &b, int64_t p) const {
+        if constexpr (CopiesStrips<B, T>)
+            if (b.copies()) return {s_.b + (p - block.panels.first) * kBlock * w_.panel, w_.panel};
+        return b.get(k_, p, block.steps, s_.b);
+    }
+
+    Ahead fetch_plan(const Later<B> &next, const Panel &panel, int64_t depth, int64_t tiles) const {
+        if constexpr (ReadInOrder<B>) {
+            const char *data = next.b ? next.b->line(next.panel, next.steps.first) : nullptr;
+            if (b_->line_step() != b_->line_bytes()) { // lines far apart
+                if (panel.ld == w_.panel) return {};   // but copied
+                return {data ? data : (const char *)panel.data, 0, 0, 0, true};
+            }
+            if (!data || depth == 0) return {};
+            // One tile takes all of a panel, and memory is the limit: what comes next is near. (A
+            // panel ahead, 128 KB, took 7 % longer with 8 rows of float; without, half as long
+            // again.)
+            constexpr int64_t kNear = 8 << 10;
+            if (tiles == 1 && order_.one_by_one())
+                return {(const char *)panel.data + kNear, 0, b_->line_step(),
+                        kRunLength * b_->line_step(), false};
+            const int64_t all = next.steps.count * b_->line_step();
+            const int64_t bytes = all / (tiles * next.share); // evenly
+            return {data + next.part * tiles * bytes, bytes, bytes / depth,
+                    kRunLength * bytes / depth, false};
+        }
+        return {};
+    }
+
+    // Fetches the rows from r on while a tile works: gate with the first panel, up with the second.
+    void fetch_rows(const Block &block, const A &a, int64_t r, int64_t matrix,
+                    TileArgs<T> &t) const {
+        t.prefetch = nullptr;
+        if constexpr (HoldsMatrices<A>) {
+            const Input &m = matrix ? a.second : a.first;
+            if (r >= block.rows.end() || matrix > 1 || t.step != 1 || !m.data) return;
+            t.prefetch = m.at(r, block.steps.first);
+            t.prefetch_step = m.row * m.bytes(); // a line of each row
+            t.prefetch_run = kRunLength * m.bytes();
+        }
+    }
+
+    // Tile i of a slice fetches its part of the next one, whose rows are as wide as the strip.
+    void fetch_slice(const Block &block, int64_t i, int64_t tiles, TileArgs<T> &t) const {
+        if constexpr (ReadInOrder<B>) {
+            const Later<B> next = order_.after_slice(block);
+            const int64_t depth = block.steps.count;
+            if (!next.b || depth == 0) return;
+            const PanelRange panels = block.panels;
+            const int64_t row =
+                std::min(panels.end() * w_.panel, w_.cols) - panels.first * w_.panel;
+            const int64_t bytes = row * next.b->line_bytes() / w_.panel;
+            const int64_t part = next.steps.count * bytes / (panels.count * tiles), at = i * part;
+            t.prefetch = next.b->line(next.panel, next.steps.first + at / bytes) + at % bytes;
+            t.prefetch_step = part / depth;
+            t.prefetch_run = kRunLength * part / depth;
+        }
+    }
+
+    static RowRange first_tile(const A &a, RowRange rows) {
+        return {rows.first, a.tile_rows(rows)};
+    }
+
+    TileArgs<T> tile_args(const A &a, RowRange rows, const Strip<T> &strip) const {
+        const RowTile<T> at = a.get(rows, strip);
+        TileArgs<T> t{};
+        t.a0 = at.a0;
+        t.a1 = at.a1;
+        t.row = at.row;
+        t.step = at.step;
+        t.segment = at.segment;
+        t.jump = at.jump;
+        t.depth = strip.steps.count;
+        return t;
+    }
+
+    // Where the sums of a tile are: those of the first partial sum, to which the later ones are
+    // added, or those of a later one.
+    T *sums(const Block &block, const Tile &tile, bool later) const {
+        if (w_.carry.sums)
+            return (later ? w_.carry.partial : w_.carry.sums) +
+                   (tile.panel * w_.carry_rows + tile.rows.first) * unit_ * w_.panel;
+        if (terms_ == 1 && w_.depth <= w_.step) return s_.tile;
+        return (later ? s_.partial : s_.sums) + in_strip(block, tile, 0);
+    }
+    int64_t in_strip(const Block &block, const Tile &tile, int64_t panels_before) const {
+        const int64_t panel = panels_before + tile.panel - block.panels.first;
+        const int64_t row = panel * block.rows.count + tile.rows.first - block.rows.first;
+        return row * unit_ * w_.panel;
+    }
+
+    // The same of a block's sums between slices: behind those of whole blocks.
+    T *parts(const Block &block, const Tile &tile) const {
+        return s_.sums + in_strip(block, tile, w_.strip);
+    }
+
+    // Of a panel: those that exist, and the vectors that hold them.
+    ColumnRange columns_of(int64_t p) const {
+        return {p * w_.panel, std::min(w_.panel, w_.cols - p * w_.panel)};
+    }
+    int64_t vectors_of(ColumnRange cols) const {
+        return ceil_div(w_.full_panels ? w_.panel : cols.count, k_.width);
+    }
+
+    void one_tile(const Block &block, TileArgs<T> &t, const Panel &panel, const Tile &tile,
+                  int64_t vectors) const {
+        const int64_t n = tile.rows.count;
+        t.b = panel.data;
+        t.ldb = panel.ld;
+        if constexpr (WritesTiles<Epilogue>)
+            if (!panel.narrow && epilogue_.direct(tile)) { // one block of a gradient
+                const int64_t r = tile.rows.first;
+                const Output &out = epilogue_.of(r);
+                const int64_t row = out.row * out.bytes();
+                t.c = (T *)epilogue_.at(r, tile.cols.first);
+                t.ldc = out.row;
+                t.add = epilogue_.add;
+                t.stream = epilogue_.stream && ((uintptr_t)t.c | row) % 64 == 0;
+                if (!t.stream) fetch_lines((const char *)t.c, row, n, w_.panel * out.bytes());
+                if (out.holds<T>()) return tiles(panel, vectors)[n](t);
+                return (w_.pairs ? k_.pairs.rounded : k_.of[out.type].rounded)[vectors][n](t);
+            }
+        t.ldc = w_.panel;
+        t.c = sums(block, tile, block.later);
+        t.add = block.add;
+        if (block.resumes) t.start = parts(block, tile);
+        if (block.rests) t.c = parts(block, tile), t.add = false;
+        if constexpr (AnnouncedTiles<Epilogue>)
+            if (block.last && !block.rests) epilogue_.begin(tile);
+        tiles(panel, vectors)[n * unit_](t);
+        if (!block.rests) finish(block, tile, vectors);
+    }
+
+    // A block of a tile is done.
+    void finish(const Block &block, const Tile &tile, int64_t vectors) const {
+        if (!block.ends && !block.last) return;
+        T *const total = sums(block, tile, false);
+        if (block.ends) {
+            const T *const partial = sums(block, tile, true);
+            const int64_t cols = vectors * k_.width;
+            for (int64_t i = 0; i < tile.rows.count * unit_ * w_.panel; i += w_.panel)
+                for (int64_t j = 0; j < cols; ++j) total[i + j] += partial[i + j];
+        }
+        if (block.last) epilogue_(tile, total);
+    }
+
+    // A tile whose rows of B are turned on the way, a vector of outputs at a time.
+    void turned_tile(const Block &block, const TileArgs<T> &rows, const B &b,
+                     const Tile &tile) const {
+        T *c = sums(block, tile, block.later);
+        const int64_t vectors = w_.panel / k_.width, p = tile.panel;
+        const int64_t k = block.steps.first, later = k + kBlock;
+        TurnedArgs<T> t = b.turn(p, 0, k);
+        for (int64_t v = 0; v < vectors; ++v) {
+            const TurnedArgs<T> next = v + 1 < vectors      ? b.turn(p, v + 1, k)
+                                       : later < w_.depth   ? b.turn(p, 0, later)
+                                       : p + 1 < order_.end ? b.turn(p + 1, 0, 0)
+                                                            : t;
+            t.ahead = ((const char *)next.b - (const char *)t.b) / element_bytes(b.type());
+            t.a = rows.a0;
+            t.row = rows.row;
+            t.c = c + v * k_.width;
+            t.ldc = w_.panel;
+            t.depth = block.steps.count;
+            t.add = block.add;
+            k_.of[b.type()].turned[tile.rows.count](t);
+            t = next;
+        }
+        finish(block, tile, vectors_of(tile.cols));
+    }
+
+    // Panels of 16-bit elements are two vectors wide.
+    auto tiles(const Panel &panel, int64_t vectors) const {
+        if (w_.pairs) return k_.pairs.tile[vectors];
+        if constexpr (HasType<B>)
+            if (panel.narrow) return k_.of[b_->type()].tile[panel.packed + panel.leaves];
+        return k_.tile[vectors];
+    }
+
+    const Kernels<T> &k_;
+    const Walk<T> &w_;
+    const A *a_;
+    const B *b_;
+    const int terms_;
+    const Scratch<T> &s_;
+    const Epilogue &epilogue_;
+    const int64_t unit_;
+    Order<T, B> order_;
+};
+
+template <class T, class A, class B, class Epilogue>
+void multiply(const Kernels<T> &kernels, const Walk<T> &walk, const A *a, const B *b, int terms,
+              const Scratch<T> &scratch, RowRange rows, PanelRange panels,
+              const Epilogue &epilogue) {
+    Multiply<T, A, B, Epilogue>(kernels, walk, a, b, terms, scratch, epilogue)(rows, panels);
+}
+
+} // namespace ffncore

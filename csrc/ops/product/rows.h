@@ -1,0 +1,279 @@
+// Products with tokens as rows, as jobs of a schedule:
+//
+//   product           C [tokens, cols] = the sum over terms of A [tokens, depth] B [depth, cols]
+//   weight_gradient   out [rows, cols] (+)= A^T B, summed over tokens
+//   copy
+//
+// A tile is two vectors wide: on AVX-512 14 x 2 needs fewest loads an fma. The tokens' rows stay in
+// L2, with all their blocks where they fit (then a panel of B runs through its whole sum at once),
+// else block by block with a strip of panels.
+#pragma once
+#include "../operands/panel_operands.h"
+#include "../operands/row_operands.h"
+#include "../schedule/call.h"
+#include "../schedule/grid.h"
+#include "blocking.h"
+#include "gemm.h"
+#include "gradient_tiles.h"
+
+#include <array>
+#include <cstring>
+#include <type_traits>
+
+namespace ffncore {
+
+// Up to so many tokens the backward pass reads raw weights by slices (Walk::slice). Against blocks
+// of 128 bytes of each row, or copied strips, 1 to 14 rows, where one tile takes a panel, take 20
+// to 35 % less time, 50 rows 10 to 25 % less, 100 rows 12 % less to 7 % more.
+constexpr int64_t kSlicedRows = 80;
+// Rows whose distance is a power of two share a few sets of L1: beyond 8 they are copied, to rows
+// whose distance is an odd number of cache lines, which spread over all sets.
+constexpr int64_t kRowsInPlace = 8;
+template <class T> int64_t row_stride(int64_t cols) {
+    return (round_up(cols * (int64_t)sizeof(T), 128) + 64) / (int64_t)sizeof(T);
+}
+// Whether a block of rows at such a distance stays in L2 for a second tile: distances of 4 KiB, and
+// multiples, leave it a 32nd of the sets, or less.
+template <class T> bool rows_spread(int64_t stride) {
+    return stride * (int64_t)sizeof(T) % 4096 != 0;
+}
+
+// Which part of a sum a product is, where the summed dimension comes in chunks.
+template <class T> struct SumPart {
+    Carry<T> carry;
+    int64_t before = 0; // terms of earlier chunks
+    bool last = true;
+};
+
+// C [tokens, cols], each the sum of `depth` terms.
+struct ProductSize {
+    int64_t tokens, depth, cols;
+};
+
+// A product that any thread can do a part of.
+template <class T, class Panels> struct RowsProduct {
+    const Kernels<T> *k;
+    Walk<T> walk;
+    std::array<StridedRows<T>, 2> rows;
+    std::array<Panels, 2> panels;
+    int terms;
+    int64_t together; // tokens at a time
+    ProductSize size;
+    TokenRows<T> gather; // m.data == nullptr: the rows lie ready
+
+    // Tokens from `first` on, at most `together` of them, times panels.
+    template <class Epilogue>
+    void operator()(int64_t first, PanelRange some, const Scratch<T> &mine,
+                    const Epilogue &epilogue) const {
+        const int64_t count = std::min(together, size.tokens - first);
+        std::array<StridedRows<T>, 2> rows_of = rows;
+        if (gather.m.data) {
+            const int64_t ld = row_stride<T>(walk.depth);
+            if (walk.pairs)
+                gather.copy_pairs(*k, {first, count}, size.depth, mine.a, ld);
+            else
+                gather.copy(*k, {first, count}, {0, size.depth}, mine.a, ld);
+            rows_of[0] = {mine.a, ld, 1, rows[0].block, first};
+        }
+        multiply(*k, walk, rows_of.data(), panels.data(), terms, mine, {first, count}, some,
+                 epilogue);
+    }
+};
+
+template <class T> struct Rows {
+    const Build<T> &build;
+    const Kernels<T> *k;
+    Schedule &s;
+    const int64_t width, tile;
+
+    explicit Rows(const Build<T> &build)
+        : build(build), k(&build.call.kernels), s(build.schedule), width(2 * k->width),
+          tile(k->max_rows[2]) {}
+
+    // from [tokens, cols] -> to [tokens][ld]
+    void copy(const Input &from, int64_t tokens, int64_t cols, T *to, int64_t ld) const {
+        s.job(ceil_div(tokens, kRowsInPlace), [=, k = k](int64_t task, int) {
+            const int64_t t = task * kRowsInPlace; // the panel of this "packing" is the rows' copy
+            k->of[from.type].pack(from.at(t), from.col, from.row, cols,
+                                  std::min(kRowsInPlace, tokens - t), to + t * ld, ld, cols);
+        });
+    }
+
+    // Packed weights with sums of `depth`. A tile that widens 16 bits takes 8 (bfloat16) to 17 %
+    // longer; to leave what it has widened to other tiles costs as much as widening for two or
+    // three.
+    PackedPanels<T> packed(const char *panels, const Weights<T> &w, int64_t depth, int64_t tokens,
+                           bool pairs) const {
+        const int64_t most = w.type == kBfloat16 ? 3 : 2; // tiles that widen
+        const bool leaves = w.type != kOwn<T> && !pairs && tokens > most * tile;
+        return {panels, w.type, depth, width, leaves, pairs};
+    }
+
+    // Rows of bfloat16 for an instruction that takes pairs are even: an odd one has +0 behind it.
+    // They are named by the place of a pair, which is that of one T.
+    static StridedRows<T> pairs_of(const Input &rows) {
+        return {(const T *)rows.data, rows.row / 2, 1, kBlock / 2};
+    }
+    // from [tokens, cols], bfloat16 -> to [tokens][ld pairs]
+    void copy_pairs(const Input &from, int64_t tokens, int64_t cols, T *to, int64_t ld) const {
+        s.job(ceil_div(tokens, kRowsInPlace), [=](int64_t task, int) {
+            const int64_t end = std::min(tokens, (task + 1) * kRowsInPlace);
+            for (int64_t t = task * kRowsInPlace; t < end; ++t) {
+                Bf16 *out = (Bf16 *)(to + t * ld);
+                if (from.col == 1) std::memcpy(out, from.at(t), cols * sizeof *out);
+                for (int64_t i = 0; from.col != 1 && i < cols; ++i)
+                    out[i] = *(const Bf16 *)from.at(t, i);
+                if (cols % 2) out[cols] = {};
+            }
+        });
+    }
+
+    // The epilogue gets each finished tile. Rows that have to be gathered (`gather`, else absent)
+    // are not copied beforehand but by every task for itself, which spares a phase, and an array of
+    // them.
+    template <class Panels, class Epilogue>
+    void product(const ProductSize &size, const std::vector<StridedRows<T>> &rows,
+                 const std::vector<Panels> &panels, const SumPart<T> &part,
+                 const Epilogue &epilogue, const TokenRows<T> &gather = {}) const {
+        const auto ready = prepare(size, rows, panels, part, gather);
+        // The grid's "rows" are panels here, which are cut finely; its "panels" are groups of
+        // tokens, one a task.
+        const Grid grid({.rows = ceil_div(size.cols, width),
+                         .quantum = ready.walk.strip,
+                         .panels = ceil_div(size.tokens, ready.together)},
+                        build.call.threads, build.share);
+        s.job(grid.tasks(), [=, buffers = &build.scratch](int64_t task, int thread) {
+            const Scratch<T> mine = buffers->at(thread);
+            grid.run(task, [&](RowRange panels, PanelRange group) {
+                ready(group.first * ready.together, {panels.first, panels.count}, mine, epilogue);
+            });
+        });
+    }
+
+    template <class Panels>
+    RowsProduct<T, Panels> prepare(const ProductSize &size, const std::vector<StridedRows<T>> &rows,
+                                   const std::vector<Panels> &panels, const SumPart<T> &part = {},
+                                   const TokenRows<T> &gather = {}) const {
+        const auto [tokens, depth, cols] = size;
+        const int terms = (int)rows.size();
+        const std::array<StridedRows<T>, 2> a{rows[0], rows[terms - 1]};
+        const std::array<Panels, 2> b{panels[0], panels[terms - 1]};
+        bool copies = false;
+        if constexpr (CopiesStrips<Panels, T>) copies = b[0].copies();
+        Walk<T> walk{};
+        walk.depth = depth;
+        walk.before = part.before;
+        if constexpr (std::is_same_v<Panels, PackedPanels<T>>) {
+            const int64_t terms_of_step = b[0].terms();
+            walk.pairs = b[0].pairs;
+            // What is left widened is one block.
+            walk.step = (b[0].leaves ? kBlock : sum_step(depth)) / terms_of_step;
+            walk.depth = ceil_div(depth, terms_of_step);
+            walk.before = part.before / terms_of_step;
+        }
+        walk.panel = width;
+        walk.cols = cols;
+        walk.tile_rows = tile;
+        RowBlocking blocks(walk, tokens, terms, copies, build.call.l2);
+        bool sliced = false;
+        if constexpr (std::is_same_v<Panels, MatrixPanels<T>>)
+            if (b[0].reading == Reading::kSliced) {
+                sliced = true;
+                // One tile a panel: memory is the limit. Rows of 16 bits: as many bytes.
+                walk.slice = tokens <= tile && b[0].m.template holds<T>() ? 32 : 64;
+                blocks.strip = sliced_strip(blocks.rows, cols);
+            }
+        walk.rows_outer = false;
+        walk.strip = blocks.strip;
+        walk.full_panels = true;
+        walk.carry = part.carry;
+        walk.carry_rows = tokens;
+        walk.finish = part.last;
+        const bool sums = !part.carry.sums && (walk.depth > walk.step || terms > 1);
+        const int64_t strip = blocks.rows * blocks.strip * width;
+        build.scratch.need({.a = gather.m.data ? blocks.rows * row_stride<T>(walk.depth) : 0,
+                            .b = (copies ? blocks.strip : 1) * kBlock * width,
+                            .sums = (sliced ? 2 : sums) * strip,
+                            .partial = sums && walk.long_sum() ? strip : 0});
+        return {k, walk, a, b, terms, blocks.rows, size, gather};
+    }
+
+    // Panels of a slice's strip: a page of each row of B, so that memory is read in order; for more
+    // tokens fewer, because both sums of the strip stay in a third of L2; and tasks for every
+    // thread.
+    int64_t widest_strip() const { return 4096 / (width * (int64_t)sizeof(T)); }
+    int64_t sliced_strip(int64_t tokens, int64_t cols) const {
+        constexpr int64_t kTasks = 2; // a thread
+        const int64_t room = build.call.l2 / 3 / (2 * tokens * width * (int64_t)sizeof(T));
+        const double tasks = std::max(1.0, kTasks * build.call.threads * build.share);
+        const int64_t share = (int64_t)((double)ceil_div(cols, width) / tasks);
+        return std::max(std::min({widest_strip(), room, share}), kPanelStrip);
+    }
+
+    // The backward pass: raw weights whose rows are summed over, and packed ones (PackedAcross) of
+    // `depth` such rows' elements.
+    MatrixPanels<T> across(const Input &m, int64_t cols, int64_t tokens) const {
+        const bool in_place = m.holds<T>() && rows_spread<T>(m.row);
+        return {m, cols, width,
+                tokens <= kSlicedRows ? Reading::kSliced
+                : in_place            ? Reading::kInPlace
+                                      : Reading::kCopied};
+    }
+    PackedAcross<T> packed_across(const char *panels, const Weights<T> &w, int64_t depth,
+                                  int64_t cols, bool gated, bool upper) const {
+        return {panels, w.type, packed_depth(w.type, depth), cols, width, gated, upper};
+    }
+
+    // h from preactivations alone, where no product is needed: the epilogue without its dh.
+    template <class Epilogue>
+    void hidden(int64_t tokens, int64_t units, const Epilogue &epilogue) const {
+        const Grid grid({.rows = tokens, .quantum = tile, .panels = ceil_div(units, width)},
+                        build.call.threads, build.share);
+        s.job(grid.tasks(), [=, width = width, tile = tile](int64_t task, int) {
+            grid.run(task, [&](RowRange rows, PanelRange panels) {
+                const int64_t p = panels.first;
+                const ColumnRange cols{p * width, std::min(width, units - p * width)};
+                each_part(rows, tile, [&](RowRange some) { epilogue({some, p, cols}, nullptr); });
+            });
+        });
+    }
+
+    // out [rows, cols] (+)= the sum over tokens t of a[t][row] * b[t][col]; a holds T. Rows stream
+    // and are written whole, while b stays in L1 or L2. Blocks of tokens are added in a gradient of
+    // T itself, else in scratch.
+    void weight_gradient(const Input &a, int64_t rows, const Input &b, int64_t cols, int64_t tokens,
+                         const Output &out, bool add) const {
+        Walk<T> walk{};
+        walk.panel = width;
+        walk.cols = cols;
+        walk.tile_rows = tile;
+        walk.full_panels = true;
+        const bool narrow = !out.template holds<T>();
+        const int64_t depth = narrow ? std::max(kBlock, tokens) : kBlock;
+        walk.strip = depth == kBlock ? walk.strip : tile;
+        const Grid grid({.rows = rows, .quantum = tile}, build.call.threads);
+        const bool stream = streams(out, {rows, cols, tokens}, width, add, build.call.l2);
+        build.scratch.need(
+            {.b = kBlock * width, .sums = depth == kBlock ? 0 : tile * round_up(cols, width)});
+        s.job(grid.tasks(),
+              [=, k = k, width = width, buffers = &build.scratch](int64_t task, int thread) {
+                  const Scratch<T> mine = buffers->at(thread);
+                  auto block = [&](RowRange some, int64_t t) {
+                      Walk<T> one = walk;
+                      one.depth = std::min(depth, tokens - t);
+                      const StridedRows<T> units{own<T>(a.from(t)), a.col, a.row};
+                      const MatrixPanels<T> panels{b.from(t), cols, width, Reading::kInPlace};
+                      const GradientTiles<T> write{
+                          k, width, out, {}, INT64_MAX, add || t > 0, depth == kBlock, stream};
+                      multiply(*k, one, &units, &panels, 1, mine, some, {0, ceil_div(cols, width)},
+                               write);
+                  };
+                  grid.run(task, [&](RowRange some, PanelRange) {
+                      for (int64_t t = 0; t < tokens; t += depth) block(some, t);
+                  });
+                  if (stream) k->drain();
+              });
+    }
+};
+
+} // namespace ffncore
