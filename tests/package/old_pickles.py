@@ -1,8 +1,8 @@
 """Pickles of every type that users hold, made before the package had folders.
 
-old_pickles.bin is a compressed, pickled dict. Its keys are names of cases in support_copying.py, its
-values are pickles of what these cases make. A pickle names modules, and these have moved since: so
-the file cannot be made again. Tests: test_old_pickles.py.
+old_pickles.bin is a compressed, pickled dict. Its keys are names of cases in support_copying.py,
+its values are pickles of what these cases make. A pickle names modules, and these have moved since,
+so the file cannot be made again. Tests: test_old_pickles.py.
 """
 
 import pickle

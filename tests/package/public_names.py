@@ -19,7 +19,7 @@ LIST = Path(__file__).with_suffix(".txt")
 
 
 def lines() -> list[str]:
-    found = [f"module {name}" for name in MODULES]
+    found = [f"module {name}: {' '.join(shown)}" for name, shown in MODULES.items()]
     for prefix, module in (("", ffncore), ("models.", models), ("reference.", reference)):
         names = ffncore.__all__ if module is ffncore else _own(module)
         for name in sorted(names):
@@ -27,21 +27,56 @@ def lines() -> list[str]:
     return found
 
 
-# Module paths that a user could import, or that a pickle may name, before folders were made.
-MODULES = (
-    *("activations", "checkpoint", "config", "cost", "elementwise", "families"),
-    *("family_defaults", "functional", "gradcheck", "layers", "losses", "models", "models_moe"),
-    *("moe", "moe_layer", "packed", "reference", "router_layer", "routers", "routing", "threads"),
-    "weights",
-)
+# Module paths that a user could import, or that a pickle names, before there were folders; and what
+# each showed of its own.
+MODULES = {
+    "activations": ["KINDS", "ALIASES", "Activation", "PLAIN_CORE"],
+    "checkpoint": ["Checkpoint"],
+    "config": ["available_isas", "active_isa", "using_isa", "cpu_features", "show_config"],
+    "cost": ["Cost", "cost"],
+    "elementwise": ["XieluGrads", "ActivationGrads", "activation", "activation_backward"],
+    "families": ["Family", "FAMILIES", "LayerInfo"],
+    "family_defaults": ["NESTED", "SYNONYMS", "FIXED"],
+    "functional": ["ffn", "ffn_forward", "ffn_backward"],
+    "gradcheck": ["STEP", "GradientError", "GradientReport", "check_gradients"],
+    "layers": ["FFN"],
+    "losses": [
+        "CONVENTIONS",
+        "load_balancing_loss",
+        "load_balancing_loss_backward",
+        "router_z_loss",
+        "router_z_loss_backward",
+    ],
+    "models": ["load", "layers", "ranges"],
+    "models_moe": ["MOE_FAMILIES"],
+    "moe": ["MoEGrads", "moe", "moe_forward", "moe_backward"],
+    "moe_layer": ["MoE"],
+    "packed": ["PackedWeights", "pack"],
+    "reference": ["ffn"],
+    "router_layer": ["RouterGrads", "Router"],
+    "routers": ["sparsemixer", "switch_capacity"],
+    "routing": ["Routing", "route", "route_backward"],
+    "threads": ["set_num_threads", "get_num_threads", "num_threads", "register_threadpoolctl"],
+    "weights": ["NAMES", "FFNWeights"],
+}
+
+
+# What modules of a folder borrow from elsewhere.
+BORROWED = {
+    *("Activation", "Checkpoint", "Config", "FFN", "FFNWeights", "LayerTensors", "MoE"),
+    *("as_activation", "as_dtype", "brief", "packing"),
+    *("ALIASES", "FIXED", "NAMES", "SUPPORTED"),
+}
 
 
 def _own(module: types.ModuleType) -> list[str]:
-    """Functions and classes of ours that a module shows; not what it borrows from elsewhere."""
+    """Functions, classes and constants of ours that a module shows."""
     return [
         name
         for name, value in vars(module).items()
-        if not name.startswith("_") and getattr(value, "__module__", "").startswith("ffncore")
+        if not name.startswith("_")
+        and name not in BORROWED
+        and getattr(value, "__module__", "ffncore" * name.isupper()).startswith("ffncore")
     ]
 
 

@@ -27,6 +27,7 @@ def test_module_paths_of_a_flat_package_still_lead_somewhere(name):
     module = importlib.import_module(f"ffncore.{name}")
     assert getattr(fc, name) is not None
     assert sys.modules[f"ffncore.{name}"] is module
+    assert [shown for shown in MODULES[name] if not hasattr(module, shown)] == []
 
 
 def test_a_module_path_hides_no_function():
