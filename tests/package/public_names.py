@@ -113,7 +113,7 @@ def _signature(value: object) -> str:
     except (TypeError, ValueError):
         return "(...)"
     # How a type is spelled depends on where its name comes from: `fc.Routing`, `Routing`.
-    text = re.sub(r"\bfc\.|\bffncore\.(?:\w+\.)*|\bnp\.", "", text)
+    text = re.sub(r"\b(?:[a-z_]+\.)+(?=[A-Z])|\bnp\.", "", text)
     # Which quotes and what an object's address is say nothing.
     return re.sub(r" at 0x[0-9a-f]+", "", text.replace("'", ""))
 
