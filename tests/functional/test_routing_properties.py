@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from support import same_bits
-from test_routing import CASES, FLOATS
+from support_routing import CASES, FLOATS
 
 import ffncore as fc
 

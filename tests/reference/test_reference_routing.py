@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from support import complex_step, normal
-from test_routing import CASES, GROUPS, options_of, weighting
+from support_routing import CASES, GROUPS, options_of, weighting
 
 from ffncore import reference
 
