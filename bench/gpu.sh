@@ -38,7 +38,7 @@ PYTHONPATH=$PWD/$package
 export PYTHONPATH
 
 say tests
-(cd tests && timeout 150 "$python" -m pytest -q -m gpu -p no:cacheprovider test_gpu.py) \
+(cd tests && timeout 150 "$python" -m pytest -q -m gpu -p no:cacheprovider backends/test_gpu.py) \
     > "$out/tests.log" 2>&1 || status=1
 tail -n 12 "$out/tests.log"
 
@@ -46,7 +46,7 @@ say compute-sanitizer
 if command -v compute-sanitizer > /dev/null; then
     for tool in memcheck racecheck; do
         (cd tests && timeout 45 compute-sanitizer --tool $tool --error-exitcode 9 \
-            "$python" -m pytest -q -m gpu -p no:cacheprovider test_gpu.py \
+            "$python" -m pytest -q -m gpu -p no:cacheprovider backends/test_gpu.py \
             -k 'every_kernel and torch') \
             > "$out/$tool.log" 2>&1
         code=$?

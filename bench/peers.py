@@ -32,10 +32,9 @@ from statistics import median
 import peer_moe
 from peer_worker import ENVIRONMENT, PEERS, THREAD_VARIABLES
 
-from ffncore._bench_measure import free_memory
-from ffncore._limits import LimitError, Limits, machine_facts
-from ffncore._shapes import TOKENS, cost
-from ffncore._shapes_moe import (
+from ffncore.bench.limits import LimitError, Limits, machine_facts
+from ffncore.bench.measure import free_memory
+from ffncore.bench.mixture_shapes import (
     MOE_TOKENS,
     ROUTINGS,
     MoEShape,
@@ -43,7 +42,8 @@ from ffncore._shapes_moe import (
     make_routing,
     moe_cost,
 )
-from ffncore.config import active_isa
+from ffncore.bench.shapes import TOKENS, cost
+from ffncore.runtime.config import active_isa
 
 WORKER = Path(__file__).with_name("peer_worker.py")
 SHAPES = ("minilm", "bert-base", "smollm2-135m", "llama-3.2-1b", "llama-3.1-8b", "falcon-7b")

@@ -10,7 +10,7 @@ drawn at the end. Every gradient is written out below; experts and routing are f
     x = 8 embeddings [T, d];  u = norm(x);  h = x + MoE(u);  logits = norm(h) W^T + b
 
 T tokens in a batch, d channels, E experts of f hidden channels, k of them for each token, V
-characters. Tests: tests/test_moe_training.py.
+characters. Tests: tests/examples/test_moe_training.py.
 """
 
 import argparse

@@ -10,7 +10,9 @@ from support import DTYPES, debug_plan
 from support_cuda import Gpu, build_library
 
 import ffncore as fc
-from ffncore import _core, _cuda, _device
+from ffncore import _core
+from ffncore.arrays import libraries
+from ffncore.backends.cuda import library as cuda_library
 
 try:
     from hypothesis import settings
@@ -77,9 +79,9 @@ def gpu(request, emulated_cuda, monkeypatch):
     """A GPU, as torch and as CuPy show it."""
     make, array = LIBRARIES[request.param]
     monkeypatch.setitem(sys.modules, request.param, make())
-    monkeypatch.setattr(_cuda, "LIBRARY", emulated_cuda)
-    for cached in (_cuda.cuda, _device._library, _device._library_of_type):
+    monkeypatch.setattr(cuda_library, "LIBRARY", emulated_cuda)
+    for cached in (cuda_library.cuda, libraries._library, libraries._library_of_type):
         cached.cache_clear()
     yield Gpu(request.param, sys.modules[request.param], array)
-    for cached in (_cuda.cuda, _device._library, _device._library_of_type):
+    for cached in (cuda_library.cuda, libraries._library, libraries._library_of_type):
         cached.cache_clear()

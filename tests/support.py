@@ -11,7 +11,7 @@ import numpy as np
 
 import ffncore as fc
 from ffncore import _core, reference
-from ffncore.activations import KINDS
+from ffncore.values.activation import KINDS
 
 try:
     from ml_dtypes import bfloat16

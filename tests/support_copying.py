@@ -13,7 +13,13 @@ import numpy as np
 from support import BFLOAT16, all_biases, make_experts, make_weights, normal
 
 import ffncore as fc
-from ffncore import _memory, families, models_moe, packed, reference, router_layer, routing
+from ffncore import reference
+from ffncore.arrays import memory
+from ffncore.functional.routing import backward_of_part
+from ffncore.layers.router import RouterSaved
+from ffncore.models import families, mixture_families
+from ffncore.values import packed
+from ffncore.values.routing import Part
 
 D, F, E, K, T = 6, 9, 5, 2, 7
 F2, F4, F8 = (np.dtype(f"f{n}") for n in (2, 4, 8))
@@ -200,7 +206,7 @@ def router_gradients(saved=None):
 
 
 def rows():
-    return (*families.FAMILIES, *models_moe.MOE_FAMILIES)
+    return (*families.FAMILIES, *mixture_families.MOE_FAMILIES)
 
 
 def layer_infos():
@@ -263,8 +269,8 @@ CASES = {
         "capacity": Case(lambda: fc.switch_capacity(draw(T, E), capacity=2, top_k=2), use_routing),
         "own": Case(own_routing, use_routing),
     },
-    routing.Part: {
-        "one": Case(lambda: routed()._saved[0], lambda p: {"grad": p.backward(draw(T, K))})
+    Part: {
+        "one": Case(lambda: routed()._saved[0], lambda p: {"grad": backward_of_part(p, draw(T, K))})
     },
     fc.Saved: {
         "preactivations": Case(lambda: saved(block(biases=all_biases(True))), use_saved),
@@ -315,7 +321,7 @@ CASES = {
             use_router,
         ),
     },
-    router_layer.RouterSaved: {
+    RouterSaved: {
         "full": Case(
             lambda: full_router().forward(draw(T, D))[1],
             lambda s: {"grad": router_gradients(s).x, **use_routing(s.routing)},
@@ -344,8 +350,8 @@ CASES = {
     fc.GradientError: {"x": Case(lambda: report()["x"], itself)},
     families.LayerInfo: {"all": Case(layer_infos, items)},
     families.Family: {row.name: Case(lambda row=row: row, itself) for row in families.FAMILIES},
-    models_moe.MoEFamily: {
-        row.name: Case(lambda row=row: row, itself) for row in models_moe.MOE_FAMILIES
+    mixture_families.MoEFamily: {
+        row.name: Case(lambda row=row: row, itself) for row in mixture_families.MOE_FAMILIES
     },
     reference.Gradients: {
         "xielu": Case(
@@ -357,7 +363,7 @@ CASES = {
     },
     reference.Routed: {"route": Case(lambda: reference.route(draw(T, E), K), items)},
     # What values above are made of.
-    _memory.Memory: {
+    memory.Memory: {
         "packed": Case(lambda: packed.Memory(fc.pack(large())._buffer), lambda m: {"a": m.array})
     },
 }

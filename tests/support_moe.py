@@ -13,7 +13,7 @@ from support import TOLERANCE, normal, yardsticks
 
 import ffncore as fc
 from ffncore import reference
-from ffncore.activations import as_activation
+from ffncore.values.activation import as_activation
 
 
 def factor_dtype(dtype):

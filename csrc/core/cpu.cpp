@@ -6,7 +6,7 @@
 //   avx512bf16  avx512's, bf16, vnni    not Intel's; and KernelTable::works
 // Intel's cores take two cycles for a VDPBF16PS of 512 bits: 96 GFLOP/s where avx512's own fma
 // makes 188 (measured on Emerald Rapids). AMD's take it at the rate of an fma, which is twice the
-// FLOPs: there alone the level is worth having. The tests are tests/test_dispatch.py and
+// FLOPs: there alone the level is worth having. The tests are tests/runtime/test_dispatch.py and
 // tests/cpp/test_pool.cpp.
 #include "cpu.h"
 

@@ -19,37 +19,74 @@ for packed or raw weights. `ffncore.reference` says in plain numpy what every fu
 passes also take torch CUDA tensors and CuPy arrays, where the package was built with its CUDA part.
 """
 
-from . import reference
-from ._core import __version__
-from ._grads import FFNGrads
-from ._memory import clear_workspace
-from ._saved import MoESaved, Saved
-from .activations import Activation
-from .config import active_isa, available_isas, cpu_features, show_config, using_isa
-from .cost import Cost, cost
-from .elementwise import ActivationGrads, XieluGrads, activation, activation_backward
-from .functional import ffn, ffn_backward, ffn_forward
-from .gradcheck import GradientError, GradientReport, check_gradients
-from .losses import (
-    load_balancing_loss,
-    load_balancing_loss_backward,
-    router_z_loss,
-    router_z_loss_backward,
-)
-from .moe import MoEGrads, moe, moe_backward, moe_forward
-from .packed import PackedWeights, pack
-from .routers import sparsemixer, switch_capacity
-from .routing import Routing, route, route_backward
-from .threads import get_num_threads, num_threads, set_num_threads
-from .weights import FFNWeights
+from typing import TYPE_CHECKING, Any
 
-# The layer objects stand on the names above.
-from .layers import FFN  # isort: skip
-from .router_layer import Router, RouterGrads  # isort: skip
-from ._moe_layer import MoELayerGrads, MoELayerSaved  # isort: skip
-from .moe_layer import MoE  # isort: skip
-from .models import load  # isort: skip
-from .load_packed import load_packed  # isort: skip
+from ._core import __version__
+from .arrays.memory import clear_workspace
+from .functional.cost import Cost, cost
+from .functional.dense import ffn, ffn_backward, ffn_forward
+from .functional.elementwise import activation, activation_backward
+from .functional.mixtures import moe, moe_backward, moe_forward
+from .functional.routing import route, route_backward
+from .old_paths import MODULES as _MODULES
+from .old_paths import install as _install
+from .runtime.config import active_isa, available_isas, cpu_features, show_config, using_isa
+from .runtime.threads import get_num_threads, num_threads, set_num_threads
+from .values.activation import Activation
+from .values.gradients import ActivationGrads, FFNGrads, MoEGrads, XieluGrads
+from .values.packed import PackedWeights, pack
+from .values.routing import Routing
+from .values.saved import MoESaved, Saved
+from .values.weights import FFNWeights
+
+if TYPE_CHECKING:
+    from . import models as models
+    from . import reference as reference
+    from .functional.gradcheck import GradientError, GradientReport, check_gradients
+    from .functional.losses import (
+        load_balancing_loss,
+        load_balancing_loss_backward,
+        router_z_loss,
+        router_z_loss_backward,
+    )
+    from .functional.model_routers import sparsemixer, switch_capacity
+    from .layers import FFN, MoE, MoELayerGrads, MoELayerSaved, Router, RouterGrads
+    from .models import load
+    from .models.load_packed import load_packed
+
+# Loaded when they are asked for: modules, and the names that they have.
+_LAZY = {
+    "functional.gradcheck": ("GradientError", "GradientReport", "check_gradients"),
+    "functional.losses": (
+        *("load_balancing_loss", "load_balancing_loss_backward"),
+        *("router_z_loss", "router_z_loss_backward"),
+    ),
+    "functional.model_routers": ("sparsemixer", "switch_capacity"),
+    "layers": ("FFN", "MoE", "MoELayerGrads", "MoELayerSaved", "Router", "RouterGrads"),
+    "models": ("load",),
+    "models.load_packed": ("load_packed",),
+}
+_HOME = {name: module for module, names in _LAZY.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name in _HOME:
+        value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    elif name in _MODULES:
+        value = import_module(f"{__name__}.{_MODULES[name]}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+_install(__name__)
 
 __all__ = [
     "FFN",

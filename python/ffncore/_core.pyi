@@ -24,6 +24,8 @@ WeightsTuple = tuple[MaybeArray, Array, Array, MaybeArray, MaybeArray, MaybeArra
 PackedTuple = tuple[Array, int, int, bool, bool, bool, bool]
 # the same, then the number of experts and the bytes from one to the next
 PackedExpertsTuple = tuple[Array, int, int, bool, bool, bool, bool, int, int]
+# gradients of WeightsTuple's six, in its order
+GradientsTuple = tuple[MaybeArray, MaybeArray, MaybeArray, MaybeArray, MaybeArray, MaybeArray]
 # experts' weights, their number, the activation, expert ids [T, k] (int32, C order), weights [T, k]
 # (float32, or float64), whether these are on the input
 MixtureTuple = tuple[WeightsTuple | PackedExpertsTuple, int, ActivationTuple, Array, Array, bool]
@@ -47,7 +49,7 @@ def ffn_backward(
     saved: MaybeArray,
     accumulate: bool,
     grad_x: MaybeArray,
-    grads: tuple[MaybeArray, MaybeArray, MaybeArray, MaybeArray, MaybeArray, MaybeArray],
+    grads: GradientsTuple,
     xielu: bool,
 ) -> tuple[float, float] | None: ...  # grads in WeightsTuple's order; returns (alpha_p, alpha_n)
 def saved_bytes(x: Array, tokens: int, d_ff: int, gated: bool) -> int: ...  # x's dtype counts
@@ -60,7 +62,7 @@ def moe_backward(
     accumulate: bool,
     grad_x: MaybeArray,
     grad_routing_weights: MaybeArray,
-    grads: tuple[MaybeArray, MaybeArray, MaybeArray, MaybeArray, MaybeArray, MaybeArray],
+    grads: GradientsTuple,
     xielu: bool,
 ) -> tuple[float, float] | None: ...
 def moe_saved_bytes(x: Array, experts: Array, n_experts: int, d_ff: int, gated: bool) -> int: ...

@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import ffncore as fc
-from ffncore.family_defaults import DEFAULTS, FIXED, NESTED, SYNONYMS
+from ffncore.models.files.defaults import DEFAULTS, FIXED, NESTED, SYNONYMS
 
 # Enough for the eight groups of DeepSeek-V3, of two experts each.
 EXPERTS = 16

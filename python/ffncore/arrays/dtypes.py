@@ -1,0 +1,154 @@
+"""The dtypes that the kernels compute with: checks, conversions, and the numbers that fit.
+
+float32, float64, float16, and bfloat16, which belongs to ml_dtypes and is recognised by its name,
+without an import. A conversion rounds each number once, and raises where a finite number would
+become infinite. Tests: tests/arrays/test_ranges.py, tests/values/test_type_errors.py.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .shapes import Array
+
+FLOAT32 = np.dtype(np.float32)
+
+FLOAT64 = np.dtype(np.float64)
+
+FLOAT16 = np.dtype(np.float16)
+
+SUPPORTED = "float32, float64, bfloat16 or float16"
+
+
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """float32, but also >f4 where the byte order is the point."""
+    return str(dtype.name) if dtype.isnative else dtype.str
+
+
+def supported(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
+    """The one dtype object that is compared, or None; in this machine's byte order.
+
+    bfloat16 belongs to ml_dtypes, which we recognise without importing it.
+    """
+    for known in _known:
+        if dtype == known:
+            return known
+    if dtype.name == "bfloat16" and dtype.itemsize == 2:
+        _known.append(dtype)
+        return dtype
+    return None
+
+
+_known: list[np.dtype[Any]] = [FLOAT32, FLOAT64, FLOAT16]
+
+
+def as_dtype(name: str, value: object) -> np.dtype[Any]:
+    """A dtype, or what numpy takes for one; "bfloat16" imports ml_dtypes where it has to."""
+    try:
+        dtype = np.dtype(value)  # type: ignore[call-overload]
+    except TypeError:
+        if value != "bfloat16":
+            raise TypeError(f"{name} is {value!r}; expected {SUPPORTED}") from None
+        try:
+            from ml_dtypes import bfloat16
+        except ImportError:
+            raise TypeError(
+                f"{name} is 'bfloat16', which numpy knows once ml_dtypes is installed; "
+                f"expected that, or another dtype"
+            ) from None
+        dtype = np.dtype(bfloat16)
+    known = supported(dtype)
+    if known is None:
+        raise TypeError(f"{name} is {dtype_name(dtype)}; expected {SUPPORTED}")
+    return known
+
+
+def _range(mantissa: int, exponent: int) -> tuple[float, float]:
+    """The largest number, and the least that rounds to infinity: half a step above it."""
+    return (2 - 2.0**-mantissa) * 2.0**exponent, (2 - 2.0 ** -(mantissa + 1)) * 2.0**exponent
+
+
+# All but float64, in which every number has a place.
+_RANGES = {"float32": _range(23, 127), "bfloat16": _range(7, 127), "float16": _range(10, 15)}
+
+
+def check_range(name: str, array: Array, dtype: np.dtype[Any]) -> None:
+    """No finite number of the array may become infinite in dtype."""
+    most, too_large = _RANGES.get(dtype.name, (math.inf, math.inf))
+    fits = array.dtype.name in _RANGES and _RANGES[array.dtype.name][0] < too_large
+    if fits or math.isinf(most) or not array.size:
+        return
+    largest = _largest(array)
+    if not math.isfinite(largest):  # infinity and NaN stay what they are
+        with np.errstate(invalid="ignore"):
+            largest = _largest(np.where(np.isfinite(array), array, array.dtype.type(0)))
+    if abs(largest) >= too_large:
+        raise ValueError(
+            f"{name} has a largest magnitude of {abs(largest):.9g}; expected at most {most:.9g} "
+            f"for {dtype.name}, where it would become inf"
+        )
+
+
+def _largest(array: Array) -> float:
+    """The entry of the largest magnitude; infinity or NaN where there is one."""
+    # Among numbers of one sign bits are in the order of magnitudes, NaN last; and numpy compares
+    # integers up to a hundred times as fast as 16-bit floats.
+    bits = (array.view(f"{kind}{array.itemsize}").max() for kind in "iu")
+    return max((float(b.view(array.dtype)) for b in bits), key=lambda x: (math.isnan(x), abs(x)))
+
+
+def converted(array: Array, dtype: np.dtype[Any], name: str) -> Array:
+    """array.astype(dtype), each number rounded once; ValueError where one would become infinite."""
+    check_range(name, array, dtype)
+    return rounded(array, dtype)
+
+
+def rounded(array: Array, dtype: np.dtype[Any]) -> Array:
+    """Of an array whose range was checked."""
+    if array.dtype != FLOAT64 or dtype.name != "bfloat16":
+        return array.astype(dtype, copy=False)
+    # ml_dtypes goes by way of float32: two roundings. Rounded towards zero first, with an odd last
+    # bit wherever something is left out, float32 still tells which side of a tie a number is on.
+    with np.errstate(over="ignore"):
+        single = array.astype(np.float32)
+    beyond = np.abs(single) > np.abs(array)
+    single = np.where(beyond, np.nextafter(single, np.float32(0)), single)
+    odd: Array = (single.view(np.uint32) | (single != array)).view(np.float32)
+    return odd.astype(dtype)
+
+
+def is_narrow(dtype: np.dtype[Any]) -> bool:
+    """Of 16 bits: computed with in float32."""
+    return dtype.itemsize == 2
+
+
+def check_dtype(name: str, array: Array) -> np.dtype[Any]:
+    """A supported dtype, as the one object that is compared."""
+    dtype = array.dtype
+    known = supported(dtype)
+    if known is not None:
+        return known
+    given = dtype_name(dtype)
+    if not dtype.isnative:
+        raise TypeError(
+            f"{name} has dtype {given}, which is not this machine's byte order; "
+            f"expected {SUPPORTED}"
+        )
+    raise TypeError(f"{name} has dtype {given}; expected {SUPPORTED}")
+
+
+def check_same_dtype(
+    name: str, array: Array, expected: np.dtype[Any], other: str, *, or_float32: bool = False
+) -> None:
+    """or_float32: float32 beside 16 bits will do, too."""
+    dtype = check_dtype(name, array)
+    wide = or_float32 and is_narrow(expected)
+    if dtype == expected or (wide and dtype is FLOAT32):
+        return
+    raise TypeError(
+        f"{name} has dtype {dtype_name(array.dtype)}; expected {expected.name}"
+        f"{' or float32' if wide else ''} to match {other}"
+    )

@@ -1,0 +1,68 @@
+"""Arrays of any shape and strides as arguments, and the sentences about them.
+
+An error is one sentence that names the argument, what was given and what was expected: ValueError
+for shapes and values, TypeError for types and dtypes. Everything is checked before any work.
+
+Inputs may have any strides (negative, zero, transposed): the kernels take them as they are. Only an
+array whose elements are not aligned (a field of a packed structure) is copied first. dtypes:
+dtypes.py; outputs: overlap.py; how leading dimensions become rows: rows.py.
+
+Tests: tests/values/test_errors.py, tests/functional/test_strides.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+
+Array: TypeAlias = np.ndarray[Any, Any]
+MaybeArray: TypeAlias = Array | None
+
+
+# numpy's NPY_ARRAY_ALIGNED bit of ndarray.flags.num. For our dtypes on the platforms that we build
+# for it also means: every stride that is ever stepped is a whole number of elements.
+ALIGNED = 0x0100
+
+
+# No array of a call may exceed this many elements. Byte counts of two such arrays, padded to
+# panels, then still fit into 63 bits (2^57 elements x 8 bytes x 2 = 2^61).
+MAX_ELEMENTS = 2**57
+
+
+def as_array(name: str, value: object) -> Array:
+    """value itself if it is a plain numpy array, its base view if it is of a harmless subclass."""
+    if type(value) is np.ndarray:
+        return value
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array; expected a plain numpy array (fill it first)")
+    if isinstance(value, np.ndarray):
+        return value.view(np.ndarray)
+    raise TypeError(f"{name} is of type {type(value).__name__}; expected a numpy array")
+
+
+def check_rank(name: str, array: Array, rank: int, meaning: str) -> None:
+    if array.ndim != rank:
+        raise ValueError(f"{name} has shape {array.shape}; expected {rank}-dimensional {meaning}")
+
+
+def check_shape(name: str, array: Array, expected: tuple[int, ...], reason: str) -> None:
+    if array.shape == expected:
+        return
+    turned = ""
+    if array.ndim >= 2 and array.swapaxes(-1, -2).shape == expected:
+        turned = f" (transposed? pass {name}.{'T' if array.ndim == 2 else 'swapaxes(-1, -2)'})"
+    raise ValueError(f"{name} has shape {array.shape}; expected {expected} {reason}{turned}")
+
+
+def check_size(rows: int, columns: int, what: str) -> None:
+    """rows x columns elements must be countable, padding included; `what` names the two."""
+    if rows * columns > MAX_ELEMENTS:
+        raise ValueError(
+            f"{what} make {rows} x {columns} elements; expected at most {MAX_ELEMENTS} in one array"
+        )
+
+
+def aligned(array: Array) -> Array:
+    """The array, or a copy where its elements are not aligned."""
+    return array if array.flags.num & ALIGNED else np.array(array, order="C", copy=True)

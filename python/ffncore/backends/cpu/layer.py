@@ -1,0 +1,78 @@
+"""Both passes of a layer on a CPU, dense or a mixture.
+
+Leading dimensions are merged to rows, in place where strides allow it, else in blocks
+(arrays/rows.py). What sums over all tokens, or fills one array for all of them, runs as one block:
+a forward pass that saves, a backward pass with gradients of weights, and every mixture.
+Tests: tests/functional/test_functional.py, tests/conformance/test_moe.py.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ... import _core
+from ...arrays.memory import reusable
+from ...arrays.places import Made
+from ...arrays.rows import over_rows
+from ...arrays.shapes import Array, MaybeArray
+from ...values.arguments import LayerArguments
+from ...values.asked import Asked
+from ...values.weights import NAMES
+
+
+def forward(layer: LayerArguments, y: Made, keep: bool) -> MaybeArray:
+    """Writes y; returns what the backward pass needs where it is to be kept."""
+    panels = reusable(layer.saved_bytes()).view(layer.seen.dtype) if keep else None
+    if layer.routing is None:
+        weights, activation = layer.weights._core_arrays(), layer.core
+
+        def run(x: Array, y: Array) -> None:
+            _core.ffn_forward(x, y, weights, activation, panels)
+
+        cut = 0 if keep else layer.seen.ndim - 1
+    else:
+        mixture = _mixture(layer)
+
+        def run(x: Array, y: Array) -> None:
+            _core.moe_forward(x, y, mixture, panels)
+
+        cut = 0
+    over_rows(run, (layer.seen,), (y.ghost,), cut=cut)
+    return panels
+
+
+def backward(layer: LayerArguments, asked: Asked, panels: MaybeArray) -> tuple[float, float] | None:
+    """Writes what is asked for; returns xielu's two numbers where they are."""
+    grads = asked.arrays
+    add, xielu = asked.accumulate, asked.xielu
+    of_weights: _core.GradientsTuple = tuple([grads.get(name) for name in NAMES])  # type: ignore[assignment]
+    outputs = [grads.get("x")]
+    cut = 0
+    if layer.routing is None:
+        weights, activation = layer.weights._core_arrays(), layer.core
+
+        def run(x: Array, dy: Array, dx: MaybeArray, *_: MaybeArray) -> tuple[float, float] | None:
+            return _core.ffn_backward(
+                x, dy, weights, activation, panels, add, dx, of_weights, xielu
+            )
+
+        if asked.wanted == ("x",) and panels is None:
+            cut = layer.seen.ndim - 1
+    else:
+        mixture = _mixture(layer)
+
+        def run(x: Array, dy: Array, dx: MaybeArray, *dp: MaybeArray) -> tuple[float, float] | None:
+            return _core.moe_backward(x, dy, mixture, panels, add, dx, dp[0], of_weights, xielu)
+
+        outputs.append(grads.get("routing_weights"))
+    found = over_rows(run, (layer.seen, asked.grad), outputs, cut=cut, keep=add)
+    return found[0] if found else None
+
+
+def _mixture(layer: LayerArguments) -> _core.MixtureTuple:
+    weights = layer.weights
+    factors = np.ascontiguousarray(layer.factors).reshape(layer.ids.shape)
+    return (
+        *(weights._core_arrays(), weights.n_experts or 0),
+        *(layer.core, layer.ids, factors, layer.on_input),
+    )

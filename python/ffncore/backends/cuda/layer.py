@@ -1,0 +1,129 @@
+"""Both passes of a layer on a GPU, dense or a mixture: one code, because the C ABI has one.
+
+What a call allocates is its library's, and is released in the order of the stream: so nobody waits.
+An x or grad_y whose leading dimensions cannot be merged is copied, an output is written by way of a
+copy. Ghosts stand for arrays of the GPU (arrays/places.py).
+Tests: tests/backends/test_device.py, tests/backends/test_device_moe.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...arrays.dtypes import FLOAT64
+from ...arrays.places import Made, Place
+from ...arrays.rows import merges, row_count
+from ...arrays.shapes import MaybeArray
+from ...values.arguments import LayerArguments
+from ...values.asked import Asked
+from ...values.weights import NAMES
+from .library import Cuda, cuda
+from .weights import experts_struct
+
+
+def forward(layer: LayerArguments, y: Made, keep: bool) -> Made | None:
+    """Writes y; returns what the backward pass needs where it is to be kept."""
+    place, library, w = _place(layer), cuda(), layer.weights
+    panels = None
+    if keep:
+        rows = row_count(layer.seen.shape) * (layer.routing.top_k if layer.routing else 1)
+        panels = place.make((2 if w.gated else 1, rows, w.d_ff), layer.seen.dtype)
+    written = _Output(place, y, keep=False)
+    args, held = _arguments(layer, library, "forward")
+    args.y = library.matrix(written.rows)
+    args.saved = library.address(panels.ghost if panels else None)
+    _run(library, place, "forward", args)
+    written.finish()
+    del held
+    return panels
+
+
+def backward(layer: LayerArguments, asked: Asked, panels: MaybeArray) -> tuple[Any, Any] | None:
+    """Writes what is asked for; returns xielu's two numbers where they are, on the GPU."""
+    place, library, grads = _place(layer), cuda(), asked.arrays
+    numbers = place.make((2,), FLOAT64, zero=True) if asked.xielu else None
+    args, held = _arguments(layer, library, "backward")
+    rows = place.rows(asked.grad_y, asked.grad)
+    args.grad_y = library.matrix(rows.ghost)
+    args.saved = library.address(panels)
+    args.accumulate = asked.accumulate
+    by_name = {name: grads[name] for name in NAMES if name in grads}
+    args.grad_experts = library.gradients(by_name, layer.routing is None)
+    outputs = []
+    for name in ("x", "routing_weights"):
+        if name in grads:
+            output = _Output(place, Made(asked.own[name], grads[name]), asked.accumulate)
+            outputs.append(output)
+            setattr(args, f"grad_{name}", library.matrix(output.rows))
+    if numbers:
+        args.grad_alpha_p = library.address(numbers.ghost[:1], "double *")
+        args.grad_alpha_n = library.address(numbers.ghost[1:], "double *")
+    _run(library, place, "backward", args)
+    for output in outputs:
+        output.finish()
+    del held, rows
+    return (numbers.array[0], numbers.array[1]) if numbers else None
+
+
+def _place(layer: LayerArguments) -> Place:
+    assert layer.place is not None
+    return layer.place
+
+
+def _arguments(layer: LayerArguments, library: Cuda, which: str) -> tuple[Any, Any]:
+    """The struct that both passes share, and what has to live until the call has returned."""
+    place = _place(layer)
+    x = place.rows(layer.x, layer.seen)
+    args = library.struct(
+        f"moe_{which}_args",
+        x=library.matrix(x.ghost),
+        experts=experts_struct(library, layer.weights),
+        activation=_activation(library, layer.core),
+        weight_on_input=layer.on_input,
+    )
+    factors = None
+    if layer.routing:
+        ids, weights = layer.routing._arrays
+        factors = place.rows(layer.routing._kept[1], weights)
+        args.expert_ids = library.address(ids, "int32_t *")
+        args.routing_weights = library.matrix(factors.ghost)
+    return args, (x, factors)
+
+
+def _run(library: Cuda, place: Place, which: str, args: Any) -> None:
+    ask = getattr(library.lib, f"ffncore_cuda_{which}_workspace")
+    run = getattr(library.lib, f"ffncore_cuda_{which}")
+    call = library.call(place)
+    nbytes = ask(args, call)
+    if nbytes < 0:
+        library.fail(library.lib.FFNCORE_INVALID_ARGUMENT)
+    memory = place.library
+    workspace = memory.empty((nbytes,), "uint8", place.device)
+    call.workspace = library.ffi.cast("void *", memory.describe(workspace)[0])
+    call.workspace_bytes = nbytes
+    library.check(run(args, call))
+
+
+class _Output:
+    """An output [..., d] as the rows that a pass writes, or (keep) adds to.
+
+    Where leading dimensions cannot be merged, an array between has such rows: finish brings its
+    numbers over.
+    """
+
+    def __init__(self, place: Place, output: Made, keep: bool) -> None:
+        array, seen = output
+        self._library, self._output = place.library, array
+        self._between: Any = None
+        if not merges(seen):
+            # With the old numbers, so that sums are rounded once.
+            self._between, seen = place.copy(array) if keep else place.make(seen.shape, seen.dtype)
+        self.rows = seen.reshape(row_count(seen.shape), seen.shape[-1])
+
+    def finish(self) -> None:
+        if self._between is not None:
+            self._library.write(self._output, self._between)
+
+
+def _activation(library: Cuda, core: tuple[Any, ...]) -> Any:
+    return [library.ffi.sizeof("ffncore_activation"), *core]

@@ -1,0 +1,16 @@
+"""The package's functions: arguments are checked, a backend is chosen (backend.py), it computes."""
+
+from .dense import ffn, ffn_backward, ffn_forward
+from .mixtures import moe, moe_backward, moe_forward
+from .routing import route, route_backward
+
+__all__ = [
+    "ffn",
+    "ffn_backward",
+    "ffn_forward",
+    "moe",
+    "moe_backward",
+    "moe_forward",
+    "route",
+    "route_backward",
+]

@@ -1,0 +1,162 @@
+"""What a call costs before it is made: arithmetic, memory traffic, and the plan that would run.
+
+    forward   gated 6 T d f FLOPs, plain 4 T d f
+    backward  dh 2 T d f; dx 2 T d f per input matrix; each weight's gradient 2 T d f; gate and
+              up again with save="input"
+
+`bytes` is what has to move at least: the weight matrices, once per pass that needs them, and their
+gradients written; biases are not counted. Tests: tests/functional/test_cost.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _core
+from ..arrays.dtypes import FLOAT32, as_dtype, is_narrow
+from ..arrays.shapes import check_size
+from ..arrays.words import check_names
+from ..values.activation import KINDS, Activation, to_tuple
+from ..values.gradients import GRADIENTS
+from ..values.packed import PackedWeights, check_block
+from ..values.saved import keeps_preactivations
+from ..values.weights import NAMES, FFNWeights
+
+_OPERATIONS = ("ffn", "ffn_forward", "ffn_backward")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """flops: of the products, 2 per multiply-add; activations: elements that pass one; the rest in
+    bytes, tokens and hidden units."""
+
+    flops: float
+    activations: float
+    bytes: float
+    extra_bytes: int  # workspace beyond inputs, outputs and saved tensors
+    token_chunk: int  # tokens whose hidden units are held at once
+    ff_chunk: int  # hidden units held at once
+    token_slice: int  # tokens of x that are held packed at once
+    tokens_in_rows: bool  # True: the weights are the panels, tokens are broadcast
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs per byte: below the machine's balance, memory is the limit."""
+        return self.flops / self.bytes if self.bytes else 0.0
+
+    def __str__(self) -> str:
+        panels = "weights" if self.tokens_in_rows else "tokens"
+        return (
+            f"{self.flops / 1e9:.3f} GFLOP, {self.bytes / 1e6:.3f} MB, "
+            f"{self.intensity:.1f} FLOP/byte; chunks of {self.token_chunk} tokens x "
+            f"{self.ff_chunk} hidden units, slices of {self.token_slice} tokens, "
+            f"{panels} in panels, {self.extra_bytes / 2**20:.1f} MiB of workspace"
+        )
+
+
+def cost(
+    tokens: int,
+    weights: FFNWeights | PackedWeights | None = None,
+    *,
+    d_model: int | None = None,
+    d_ff: int | None = None,
+    gated: bool = True,
+    packed: bool = False,
+    dtype: npt.DTypeLike = "float32",
+    x_dtype: npt.DTypeLike | None = None,
+    activation: str | Activation = "silu",
+    op: str = "ffn",
+    save: str = "preactivations",
+    needs: Iterable[str] | None = None,
+) -> Cost:
+    """Cost of one call of `op` ("ffn", "ffn_forward", "ffn_backward") for that many tokens.
+
+    The layer is given by weights, or by d_model, d_ff, gated, packed and dtype; then it may have
+    any biases. x_dtype is the weights', unless it is float32 beside 16 bits. activation, save and
+    needs are those of ffn_forward and ffn_backward; of the activations only xielu, which has
+    parameters, makes a difference.
+
+    >>> print(fc.cost(512, d_model=4096, d_ff=14336, op="ffn_backward"))
+    """
+    if op not in _OPERATIONS:
+        raise ValueError(f"op is {op!r}; expected one of {', '.join(_OPERATIONS)}")
+    keep = keeps_preactivations(save)
+    if weights is not None:
+        if d_model is not None or d_ff is not None:
+            raise ValueError("d_model and d_ff are given beside weights; expected one or the other")
+        layer = check_block(weights)
+        d_ff, d_model = layer.shape
+        gated, packed = layer.gated, isinstance(layer, PackedWeights)
+        stored = layer.dtype
+    else:
+        stored = as_dtype("dtype", dtype)
+    element = stored if x_dtype is None else as_dtype("x_dtype", x_dtype)
+    if element is not stored and not (element is FLOAT32 and is_narrow(stored)):
+        raise TypeError(f"x_dtype is {element.name}; expected {stored.name} to match the weights")
+    sizes = _count("tokens", tokens, 0), _count("d_model", d_model, 1), _count("d_ff", d_ff, 1)
+    check_size(sizes[0], max(sizes[1:]), "tokens and the layer's dimensions")
+    check_size(sizes[1], sizes[2], "d_model and d_ff")
+    core = to_tuple(activation, gated, element)
+    if op == "ffn_backward":
+        exist = _gradients(weights, gated, packed, trainable=core[0] == KINDS["xielu"])
+        wanted = _wanted(needs, exist, packed)
+        flags = [gradient in wanted for gradient in GRADIENTS]
+        answer = _core.backward_cost(
+            element.name, stored.name, *sizes, gated, packed, core, not keep, flags
+        )
+    else:
+        if needs is not None:
+            raise ValueError(f"needs is given for {op}; expected it with op='ffn_backward' alone")
+        keep = keep and op == "ffn_forward"
+        answer = _core.forward_cost(element.name, stored.name, *sizes, gated, packed, core, keep)
+    return Cost(
+        flops=float(answer["flops"]),
+        activations=float(answer["activations"]),
+        bytes=float(answer["bytes"]),
+        extra_bytes=int(answer["extra_bytes"]),
+        token_chunk=int(answer["token_chunk"]),
+        ff_chunk=int(answer["ff_chunk"]),
+        token_slice=int(answer["token_slice"]),
+        tokens_in_rows=bool(answer["tokens_in_rows"]),
+    )
+
+
+def _gradients(
+    weights: FFNWeights | PackedWeights | None, gated: bool, packed: bool, trainable: bool
+) -> tuple[str, ...]:
+    """Names of the gradients that the call can give."""
+    if packed:
+        return ("x",)
+    absent = set() if gated else {"gate", "b_gate"}
+    if isinstance(weights, FFNWeights):
+        absent = {name for name in NAMES if getattr(weights, name) is None}
+    if not trainable:
+        absent.add("activation")
+    return tuple(name for name in GRADIENTS if name not in absent)
+
+
+def _wanted(needs: object, exist: tuple[str, ...], packed: bool) -> tuple[str, ...]:
+    if needs is None:
+        return exist
+    wanted = check_names("needs", needs, GRADIENTS)
+    for name in wanted:
+        if name in exist:
+            continue
+        if packed:
+            raise ValueError(f"needs has {name!r}, but packed weights give the gradient of x alone")
+        if name == "activation":
+            raise ValueError("needs has 'activation', but only xielu has trainable parameters")
+        raise ValueError(f"needs has {name!r}, but the block has no w.{name}")
+    return wanted
+
+
+def _count(name: str, value: object, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} is of type {type(value).__name__}; expected a whole number")
+    if value < least:
+        raise ValueError(f"{name} is {value}; expected a number from {least} on")
+    return int(value)

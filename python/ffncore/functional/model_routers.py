@@ -1,0 +1,159 @@
+"""Routers beside fc.route: sparsemixer (Phi-3.5-MoE), and choices under a capacity (Switch, NLLB).
+
+They choose here, by comparisons that every machine makes alike; weights and gradients are those of
+fc.route with the experts given. Tests: tests/functional/test_routers.py.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..arrays.dtypes import check_same_dtype
+from ..arrays.places import Made
+from ..arrays.shapes import Array, MaybeArray, as_array, check_shape
+from ..arrays.words import integer, number
+from ..values.routing import Part, Routing
+from ..values.routing_options import Options, check_logits, check_logits_dtype
+from .routing import weigh
+
+
+def sparsemixer(
+    logits: Array,
+    *,
+    jitter_eps: float,
+    gumbel: MaybeArray = None,
+    uniform: MaybeArray = None,
+) -> Routing:
+    """Two experts for each token of logits [..., E], E >= 2: SparseMixer, as Phi-3.5-MoE has it.
+
+        expert 1 = argmax z      m = max z      mask 1: (m - z) / max(|z|, m) > 2 jitter_eps
+        expert 2 = argmax of z without expert 1, m and mask 2 likewise
+        weights: softmax over what the mask leaves (without expert 1 for the second), picked entry
+
+    The two weights are not normalized together. Training samples instead: give the draws.
+
+    gumbel   [..., 2, E]: expert i = argmax of masked z + gumbel[..., i, :]
+    uniform  [..., 2] in [0, 1): a weight whose expert is not the largest is divided by 3 unless
+             its draw is above 3/4; the gradient is that of the weight before (SparseMixer's
+             estimator). Both draws have the dtype of logits, and go together.
+
+    >>> routing = fc.sparsemixer(logits, jitter_eps=0.01)
+    """
+    logits = check_logits(logits)
+    n = logits.shape[-1]
+    if n < 2:
+        raise ValueError(f"logits has shape {logits.shape}; expected two experts or more")
+    width = 2 * number("jitter_eps", jitter_eps)
+    if width < 0:
+        raise ValueError(f"jitter_eps is {jitter_eps}; expected a number not below 0")
+    draws = _draws(logits, gumbel, uniform)
+    core = Options(norm_topk_prob=False).core(logits, 1, given=True)
+
+    parts, weights = [], []
+    left, first = logits, np.array(-1, np.int32)
+    for i in range(2):
+        largest, masked = _masked(logits, left, first, width)
+        chosen = largest
+        if draws is not None:
+            sampled = np.where(np.isneginf(masked), masked, masked + draws[0][..., i, :])
+            chosen = _other_than(first, _argmax(sampled))
+        weight = weigh(masked, 1, core, experts=chosen)[1]
+        if draws is not None:
+            full = (chosen == largest) | (draws[1][..., i : i + 1] > 0.75)
+            weight = np.where(full, weight, weight / 3)
+        parts.append(Part(masked, chosen, core))
+        weights.append(weight)
+        first = chosen
+        left = logits.copy()
+        np.put_along_axis(left, first.astype(np.intp), -np.inf, axis=-1)
+    experts = np.concatenate([part.experts for part in parts], axis=-1)
+    return _made(experts, np.concatenate(weights, axis=-1), n, *parts)
+
+
+def _draws(logits: Array, gumbel: object, uniform: object) -> tuple[Array, Array] | None:
+    if gumbel is None and uniform is None:
+        return None
+    if gumbel is None or uniform is None:
+        raise ValueError("one of gumbel and uniform is given; expected both or neither")
+    leading = logits.shape[:-1]
+    checked = []
+    for name, value, shape in (
+        ("gumbel", gumbel, (*leading, 2, logits.shape[-1])),
+        ("uniform", uniform, (*leading, 2)),
+    ):
+        array = as_array(name, value)
+        check_same_dtype(name, array, check_logits_dtype("logits", logits), "logits")
+        check_shape(name, array, shape, f"to match logits {logits.shape}")
+        checked.append(array)
+    return checked[0], checked[1]
+
+
+@np.errstate(invalid="ignore", divide="ignore", over="ignore")
+def _masked(logits: Array, left: Array, first: Array, width: float) -> tuple[Array, Array]:
+    """Of what is left: the largest [..., 1], and all with -inf where it is too far below that."""
+    largest = _other_than(first, _argmax(left))
+    m = np.take_along_axis(left, largest.astype(np.intp), axis=-1)
+    far = (m - logits) / np.maximum(np.abs(logits), m) > logits.dtype.type(width)
+    return largest, np.asarray(np.where(far, logits.dtype.type(-np.inf), left))
+
+
+def _argmax(values: Array) -> Array:
+    """[..., 1]: the lowest index of the largest; NaN is larger than any number."""
+    return np.asarray(values.argmax(axis=-1, keepdims=True).astype(np.int32))
+
+
+def _other_than(first: Array, expert: Array) -> Array:
+    """expert; where that is the first one (all others are -inf), the lowest index beside it."""
+    return np.asarray(np.where(expert == first, (first == 0).astype(np.int32), expert))
+
+
+def switch_capacity(logits: Array, *, capacity: int, top_k: int = 1) -> Routing:
+    """The top-1 or top-2 experts by softmax of logits [..., T, E], `capacity` tokens an expert.
+
+    Leading dimensions are batch rows, and capacity is counted in each of them, over its T tokens in
+    their order. A slot beyond it is dropped: expert -1, weight 0, which contributes nothing to
+    results and gradients.
+
+    top_k=1  Switch Transformers: the weight is the largest probability
+    top_k=2  NLLB-MoE: all first choices are served before all second ones; weights are divided by
+             max(sum of the kept probabilities, finfo(dtype).eps). NLLB counts capacity over all
+             tokens: give logits as [all tokens, E]
+
+    >>> routing = fc.switch_capacity(logits, capacity=int(1.25 * tokens / experts))
+    """
+    logits = check_logits(logits, rank=2)
+    limit = integer("capacity", capacity)
+    if limit < 0:
+        raise ValueError(f"capacity is {limit}; expected at least 0")
+    k = integer("top_k", top_k)
+    if k not in (1, 2):
+        raise ValueError(f"top_k is {k}; expected 1 or 2")
+    wanted, _ = weigh(logits, k, Options().core(logits, k))
+    experts = np.where(_places(wanted, logits.shape[-1]) < limit, wanted, np.int32(-1))
+    least = float(np.finfo(logits.dtype).eps)
+    options = Options(norm_min=least) if k == 2 else Options(norm_topk_prob=False)
+    core = options.core(logits, k, given=True)
+    _, weights = weigh(logits, k, core, experts=experts)
+    return _made(experts, weights, logits.shape[-1], Part(logits.view(), experts, core))
+
+
+def _places(wanted: Array, n_experts: int) -> Array:
+    """[..., T, k]: how many of the batch row have asked for the slot's expert before it."""
+    if not wanted.size:
+        return np.zeros(wanted.shape, np.int64)
+    rows = wanted.reshape(-1, *wanted.shape[-2:])
+    # First choices of a row, then its second ones; equal (row, expert) become neighbors in order.
+    queue = rows.swapaxes(1, 2).reshape(len(rows), -1).astype(np.int64)
+    keys = (queue + n_experts * np.arange(len(rows))[:, None]).reshape(-1)
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    start = np.concatenate([[True], ordered[1:] != ordered[:-1]])
+    position = np.arange(len(keys))
+    place = np.empty_like(position)
+    place[order] = position - np.maximum.accumulate(np.where(start, position, 0))
+    by_slot = place.reshape(len(rows), wanted.shape[-1], -1)
+    return np.asarray(by_slot.swapaxes(1, 2).reshape(wanted.shape))
+
+
+def _made(experts: Array, weights: Array, n_experts: int, *parts: Part) -> Routing:
+    return Routing._make(None, Made(experts, experts), Made(weights, weights), n_experts, *parts)

@@ -1,0 +1,163 @@
+"""What fc.MoE is made of: experts, activation, router, and what models put around them; checked.
+
+MoE (moe.py) has the passes. Which model has what: models/mixture_families.py.
+Tests: tests/layers/test_moe_layer.py, tests/layers/test_moe_layer_errors.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..arrays.dtypes import FLOAT32, FLOAT64
+from ..arrays.shapes import Array, MaybeArray, as_array, check_rank, check_shape
+from ..arrays.words import number
+from ..values.activation import Activation, as_activation
+from ..values.packed import PackedWeights, check_weights
+from ..values.weights import FFNWeights
+from .ffn import FFN
+from .moe_gradients import LATENT, ROUTER, nested
+from .router import Router, check_precision
+
+_NULL = ("identity", "skip")
+
+
+class MoEParts:
+    """The parts of a mixture's layer; see MoE, whose constructor this is."""
+
+    def __init__(
+        self,
+        experts: FFNWeights | PackedWeights,
+        activation: str | Activation,
+        router: Router | None,
+        *,
+        shared: FFN | None = None,
+        shared_gate: MaybeArray = None,
+        combine: float = 1.0,
+        latent_in: MaybeArray = None,
+        latent_out: MaybeArray = None,
+        b_latent_in: MaybeArray = None,
+        b_latent_out: MaybeArray = None,
+        output_bias: MaybeArray = None,
+        n_null_experts: int = 0,
+        null_experts: str = "identity",
+        apply_router_weight_on_input: bool = False,
+        name: str = "",
+    ) -> None:
+        self.experts = check_weights(experts)
+        if self.experts.n_experts is None:
+            raise ValueError("experts is one block; expected weights with a leading E")
+        self.activation = as_activation(activation)
+        if router is not None and not isinstance(router, Router):
+            raise TypeError(
+                f"router is of type {type(router).__name__}; expected fc.Router(weight, top_k=...) "
+                f"with weight [n_experts, d_model], or None"
+            )
+        self.router, self.shared = router, shared
+        self.combine = number("combine", combine, FLOAT64 if self.dtype is FLOAT64 else FLOAT32)
+        self.latent_in, self.latent_out = latent_in, latent_out
+        self.b_latent_in, self.b_latent_out = b_latent_in, b_latent_out
+        self.shared_gate, self.output_bias = shared_gate, output_bias
+        self.n_null_experts = int(n_null_experts)
+        self.null_experts = null_experts
+        self.apply_router_weight_on_input = bool(apply_router_weight_on_input)
+        self.name = name
+        self._check()
+
+    def _check(self) -> None:
+        if (self.latent_in is None) != (self.latent_out is None):
+            raise ValueError("one of latent_in and latent_out is given; expected both or neither")
+        latent = self.experts.d_model
+        if self.latent_out is not None:
+            check_rank(
+                "latent_out", as_array("latent_out", self.latent_out), 2, "[d_model, latent]"
+            )
+        d = self.d_model
+        shapes: dict[str, tuple[int, ...]] = {"latent_in": (latent, d), "latent_out": (d, latent)}
+        shapes |= {"b_latent_in": (latent,), "b_latent_out": (d,)}
+        shapes |= {"shared_gate": (d,), "output_bias": (d,)}
+        for name, shape in shapes.items():
+            array = getattr(self, name)
+            if array is None:
+                continue
+            array = as_array(name, array)
+            check_precision(name, array, self.dtype, "the experts")
+            check_shape(name, array, shape, f"to match d_model {d} and the experts")
+            if name.startswith("b_latent") and self.latent_in is None:
+                raise ValueError(f"{name} is given and latent_in is None; expected that too")
+        if self.shared_gate is not None and self.shared is None:
+            raise ValueError("shared_gate is given and shared is None; expected shared too")
+        if self.shared is not None and self.shared.d_model != d:
+            raise ValueError(f"shared has d_model {self.shared.d_model}; expected {d}")
+        if self.shared is not None and self.shared.dtype != self.dtype:
+            raise TypeError(
+                f"shared has dtype {self.shared.dtype.name}; expected {self.dtype.name} "
+                f"to match the experts"
+            )
+        if self.router is not None:
+            check_precision("router.weight", self.router.weight, self.dtype, "the experts")
+        if self.null_experts not in _NULL:
+            raise ValueError(f"null_experts is {self.null_experts!r}; expected one of {_NULL}")
+        if self.n_null_experts < 0:
+            raise ValueError(f"n_null_experts is {self.n_null_experts}; expected at least 0")
+        total = self.n_experts + self.n_null_experts
+        if self.router is not None and self.router.n_experts != total:
+            raise ValueError(
+                f"router has {self.router.n_experts} experts; expected {total}, "
+                f"{self.n_experts} experts and {self.n_null_experts} null experts"
+            )
+
+    # ---- what it is
+
+    @property
+    def d_model(self) -> int:
+        """Size of a row of x and of y."""
+        return self.experts.d_model if self.latent_out is None else int(self.latent_out.shape[0])
+
+    @property
+    def d_ff(self) -> int:
+        """Of one expert."""
+        return self.experts.d_ff
+
+    @property
+    def n_experts(self) -> int:
+        """Experts that compute; null experts are not counted."""
+        return int(self.experts.n_experts or 0)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """That of the experts' matrices."""
+        return self.experts.dtype
+
+    def parameters(self) -> dict[str, Array]:
+        """The arrays that have gradients, by the gradients' names; packed weights have none."""
+        found: dict[str, Array] = {}
+        if self.router is not None:
+            own = self.router.parameters()
+            found = {name: own[key] for name, key in ROUTER.items() if key in own}
+        if isinstance(self.experts, FFNWeights):
+            found |= nested("experts", self.experts)
+        if self.shared is not None and isinstance(self.shared.weights, FFNWeights):
+            found |= nested("shared", self.shared.weights)
+        for name in (*LATENT, "shared_gate", "output_bias"):
+            if getattr(self, name) is not None:
+                found[name] = getattr(self, name)
+        return found
+
+    def __repr__(self) -> str:
+        parts = [
+            f"{self.n_experts} experts, {self.d_model} -> {self.d_ff} -> {self.d_model}",
+            self.activation.name,
+            "gated" if self.experts.gated else "plain",
+            self.dtype.name,
+        ]
+        if self.latent_in is not None:
+            parts.append(f"latent {self.experts.d_model}")
+        if self.n_null_experts:
+            parts.append(f"{self.n_null_experts} {self.null_experts}")
+        if self.shared is not None:
+            parts.append(f"shared {self.shared.d_ff}")
+        if isinstance(self.experts, PackedWeights):
+            parts.append("packed")
+        return f"MoE({self.name}{': ' if self.name else ''}{', '.join(parts)})"

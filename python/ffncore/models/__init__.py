@@ -1,0 +1,20 @@
+"""Real checkpoints: tables of families, and layers read from files by them.
+
+>>> for info in fc.models.layers("path/to/model"):
+...     print(info.layer, info.d_model, info.d_ff)
+"""
+
+from .families import FAMILIES, Family, LayerInfo
+from .loading import layers, load, ranges
+from .mixture_families import MOE_FAMILIES, MoEFamily
+
+__all__ = [
+    "FAMILIES",
+    "MOE_FAMILIES",
+    "Family",
+    "LayerInfo",
+    "MoEFamily",
+    "layers",
+    "load",
+    "ranges",
+]

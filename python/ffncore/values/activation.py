@@ -1,0 +1,302 @@
+"""Activations: their names and options, and what the kernels take for them.
+
+    gated block  h = act(gate) * up         plain block  h = act(up)
+
+    v = gate * gate_multiplier              in a plain block v = up * gate_multiplier
+    v = min(v, limit)                       clamp="pre"
+    a = act(v)                              alpha, gate_softcap, negative_slope, xielu's four
+    a = min(a, limit)                       clamp="post"
+    u = clip(up, -limit, limit)             either clamp
+    u = up_softcap * tanh(u / up_softcap)
+    h = a * (u + up_offset)
+
+The functions themselves on arrays: functional/elementwise.py. Every formula in numpy:
+reference/dense.py. Tests: tests/values/test_activations.py.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from numbers import Real
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from .. import _core
+from ..arrays.dtypes import FLOAT32, FLOAT64
+from ..arrays.words import nearest
+from .copied import Copied
+
+# The numbers are ffncore_activation_kind of ffncore.h.
+KINDS = {
+    "identity": 0,
+    "relu": 1,
+    "relu2": 2,
+    "gelu": 3,
+    "gelu_tanh": 4,
+    "quick_gelu": 5,
+    "silu": 6,
+    "sigmoid": 7,
+    "tanh": 8,
+    "mish": 9,
+    "hardswish": 10,
+    "leaky_relu": 11,
+    "xielu": 12,
+}
+
+# Other names of the same functions, as model configurations spell them.
+ALIASES = {
+    "linear": "identity",
+    "swish": "silu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "hard_swish": "hardswish",
+}
+
+# What papers call a gated block: the activation of its gate.
+_GATED = {
+    "swiglu": "silu",
+    "geglu": "gelu",
+    "reglu": "relu",
+    "glu": "sigmoid",
+    "bilinear": "identity",
+}
+
+_CLAMPS = {"pre": 1, "post": 2}
+_LOG2E = 1 / math.log(2)
+
+# Options that only some activations have, and their values there when not given. xielu starts
+# where its authors start it: softplus(alpha_p) = 0.8 and beta + softplus(alpha_n) = 0.8.
+_OWN_OPTIONS: dict[str, dict[str, float | None]] = {
+    "silu": {"alpha": 1.0, "gate_softcap": None},
+    "quick_gelu": {"gate_softcap": None},
+    "leaky_relu": {"negative_slope": 0.01},
+    "xielu": {
+        "alpha_p": math.log(math.expm1(0.8)),
+        "alpha_n": math.log(math.expm1(0.8 - 0.5)),
+        "beta": 0.5,
+        "eps": -1e-6,
+    },
+}
+_SPECIAL = ("alpha", "gate_softcap", "negative_slope", "alpha_p", "alpha_n", "beta", "eps")
+# ActivationTuple of _core.pyi, after kind and clamp.
+_CORE_ORDER = (
+    *("limit", "alpha", "up_offset", "gate_softcap", "up_softcap", "gate_multiplier"),
+    *("negative_slope", "alpha_p", "alpha_n", "beta", "eps"),
+)
+_POSITIVE = ("limit", "gate_softcap", "up_softcap")
+_GATED_ONLY = ("limit", "up_softcap", "up_offset")
+
+
+@dataclass(frozen=True, init=False)
+class Activation(Copied):
+    """An activation with its options; a plain name works wherever no option is needed.
+
+    alpha           silu: v * sigmoid(alpha * v)
+    limit, clamp    gated blocks: "pre" (default) clamps the gate from above before the activation,
+                    "post" clamps its result; both clip up to [-limit, limit]
+    up_offset       gated blocks: h = a * (u + up_offset)
+    gate_softcap    silu, quick_gelu: c * tanh(v / c) * sigmoid(alpha * v)
+    up_softcap      gated blocks: c * tanh(up / c)
+    gate_multiplier what the activation sees is multiplied by this first
+    negative_slope  leaky_relu
+    alpha_p, alpha_n, beta, eps   xielu; the first two are its trainable parameters
+
+    Options that an activation does not have are None; giving one raises.
+    """
+
+    name: str
+    alpha: float | None
+    limit: float | None
+    clamp: str | None
+    up_offset: float
+    gate_softcap: float | None
+    up_softcap: float | None
+    gate_multiplier: float
+    negative_slope: float | None
+    alpha_p: float | None
+    alpha_n: float | None
+    beta: float | None
+    eps: float | None
+    if TYPE_CHECKING:  # set by __init__; not options, so not fields
+        _cores: tuple[_core.ActivationTuple | None, ...]  # by case_index; None: does not fit
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        alpha: float | None = None,
+        limit: float | None = None,
+        clamp: str | None = None,
+        up_offset: float = 0.0,
+        gate_softcap: float | None = None,
+        up_softcap: float | None = None,
+        gate_multiplier: float = 1.0,
+        negative_slope: float | None = None,
+        alpha_p: float | None = None,
+        alpha_n: float | None = None,
+        beta: float | None = None,
+        eps: float | None = None,
+        **unknown: NoReturn,
+    ) -> None:
+        for option in unknown:
+            known = [field.name for field in fields(self)][1:]
+            raise TypeError(f"option {option!r} is not known; {nearest(option, known)}")
+        name = canonical_name(name)
+        given: dict[str, Any] = {
+            "alpha": alpha,
+            "limit": limit,
+            "up_offset": up_offset,
+            "gate_softcap": gate_softcap,
+            "up_softcap": up_softcap,
+            "gate_multiplier": gate_multiplier,
+            "negative_slope": negative_slope,
+            "alpha_p": alpha_p,
+            "alpha_n": alpha_n,
+            "beta": beta,
+            "eps": eps,
+        }
+        for option, value in given.items():
+            if value is not None:
+                given[option] = _number(option, value)
+        own = _OWN_OPTIONS.get(name, {})
+        for option in _SPECIAL:
+            if option in own:
+                if given[option] is None:
+                    given[option] = own[option]
+            elif given[option] is not None:
+                users = [n for n, options in _OWN_OPTIONS.items() if option in options]
+                raise ValueError(f"option {option} belongs to {' and '.join(users)}; got {name}")
+        if clamp is not None and clamp not in _CLAMPS:
+            raise ValueError(f"option clamp is {clamp!r}; expected 'pre' or 'post'")
+        if limit is None and clamp is not None:
+            raise ValueError(f"option clamp is {clamp!r} without a limit; expected both or neither")
+        if limit is not None and clamp is None:
+            clamp = "pre"
+        for option in ("up_offset", "gate_multiplier"):
+            if given[option] is None:
+                raise TypeError(f"option {option} is None; expected a number")
+
+        for option, value in {"name": name, "clamp": clamp, **given}.items():
+            object.__setattr__(self, option, value)
+        # What _core takes, made once, because a call is short. 0 stands for "none"; the kernels
+        # read alpha for silu alone.
+        values = [given[option] or 0.0 for option in _CORE_ORDER]
+        if alpha is None:
+            values[_CORE_ORDER.index("alpha")] = 1.0
+        core = (KINDS[name], _CLAMPS.get(clamp or "", 0), *values)
+        cores = [
+            None if self._problem(gated, dtype) else core
+            for dtype in (FLOAT64, FLOAT32)
+            for gated in (False, True)
+        ]
+        object.__setattr__(self, "_cores", tuple(cores))
+
+    def _problem(self, gated: bool, dtype: np.dtype[Any]) -> str | None:
+        """Why this cannot be used in such a call, or None."""
+        for option in _GATED_ONLY:
+            if getattr(self, option) and not gated:
+                return f"option {option} belongs to gated blocks; got {self!r} without one"
+        for option in _CORE_ORDER:
+            value = getattr(self, option)
+            size = value and _unfit(option, value, dtype)
+            if size:
+                return (
+                    f"option {option} is {value}, which is too {size} for {dtype.name}; "
+                    f"expected a number that {dtype.name} can compute with"
+                )
+        return None
+
+    def __repr__(self) -> str:
+        plain = {"up_offset": 0.0, "gate_multiplier": 1.0, **_OWN_OPTIONS.get(self.name, {})}
+        options = [
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in fields(self)[1:]
+            if getattr(self, field.name) != plain.get(field.name)
+        ]
+        return f"Activation({', '.join([repr(self.name), *options])})"
+
+
+def _number(option: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (Real, np.floating, np.integer)):
+        raise TypeError(f"option {option} is of type {type(value).__name__}; expected a number")
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(
+            f"option {option} is larger than any float; expected a finite number"
+        ) from None
+    if not math.isfinite(number):
+        raise ValueError(f"option {option} is {number}; expected a finite number")
+    if option in _POSITIVE and number <= 0:
+        raise ValueError(f"option {option} is {number}; expected a number above 0")
+    if option == "eps" and number > 0:
+        raise ValueError(f"option eps is {number}; expected a number not above 0")
+    return number
+
+
+def _unfit(option: str, value: float, dtype: np.dtype[Any]) -> str | None:
+    """'small' or 'large' where what the kernels make of an option is 0 or infinite in dtype."""
+    with np.errstate(over="ignore", under="ignore"):
+        if dtype.type(value) == 0:
+            return "small"
+        # Dividing by a softcap is multiplying; the exponential of alpha is one to the base 2.
+        if option.endswith("softcap") and np.isinf(dtype.type(1 / value)):
+            return "small"
+        if np.isinf(dtype.type(value * (_LOG2E if option == "alpha" else 1))):
+            return "large"
+    return None
+
+
+def case_index(gated: bool, dtype: np.dtype[Any]) -> int:
+    """The place in Activation._cores of what such a call takes."""
+    return gated + 2 * (dtype is not FLOAT64)  # 16 bits are computed with in float32
+
+
+def canonical_name(name: object) -> str:
+    """'swish' -> 'silu', 'GELU' -> 'gelu'; an unknown name raises and tells the nearest."""
+    if not isinstance(name, str):
+        raise TypeError(f"activation is of type {type(name).__name__}; expected a name")
+    known = name.lower()
+    known = ALIASES.get(known, known)
+    if known in KINDS:
+        return known
+    if known in _GATED:
+        raise ValueError(
+            f"activation {name!r} is {_GATED[known]!r} with a gate; expected "
+            f"activation={_GATED[known]!r} and weights with gate="
+        )
+    raise ValueError(f"activation {name!r} is not known; {nearest(known, [*KINDS, *ALIASES])}")
+
+
+_PLAIN = {name: Activation(name) for name in [*KINDS, *ALIASES]}
+# Without options a name fits every call.
+PLAIN_CORE = {name: activation._cores[0] for name, activation in _PLAIN.items()}
+
+
+def as_activation(activation: object) -> Activation:
+    """A name or an Activation -> Activation."""
+    if isinstance(activation, Activation):
+        return activation
+    if not isinstance(activation, str):
+        raise TypeError(
+            f"activation is of type {type(activation).__name__}; expected a name or an Activation"
+        )
+    known = _PLAIN.get(activation)
+    return known if known is not None else _PLAIN[canonical_name(activation)]
+
+
+def to_tuple(
+    activation: object, gated: bool, dtype: np.dtype[Any] = FLOAT64
+) -> _core.ActivationTuple:
+    """What _core takes; raises where an option needs a gate and there is none, or a wider type."""
+    checked = as_activation(activation)
+    core = checked._cores[case_index(gated, dtype)]
+    if core is None:
+        raise ValueError(checked._problem(gated, FLOAT64 if dtype is FLOAT64 else FLOAT32))
+    return core

@@ -1,0 +1,313 @@
+"""Weights in the kernels' own layout: packed once, run often.
+
+    one block   one buffer
+    experts     one buffer; expert e begins at byte e * stride, and is laid out as a block alone
+
+The stride is a block's size, rounded up to a cache line; so an expert is read as a dense block is,
+and expert(e) is a view. Beside 16 bits, biases are packed as float32.
+
+Tests: tests/values/test_packed.py.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from .. import _core
+from ..arrays.dtypes import FLOAT32, as_dtype, check_range, is_narrow, rounded
+from ..arrays.memory import LINE, Memory, allocate
+from ..arrays.overlap import share_memory
+from ..arrays.shapes import Array, MaybeArray
+from .copied import Copied
+from .packed_file import write
+from .weights import NAMES, Call, FFNWeights, check_expert
+
+
+class PackedWeights(Copied):
+    """Weights in the kernels' own layout, made by fc.pack: pack once, run often.
+
+    The layout is the same for every instruction set. Accepted wherever FFNWeights are; the backward
+    pass through it gives no gradients of weights. With 16 bits x may be float32: half the memory to
+    read.
+    """
+
+    __slots__ = ("_biases", "_buffer", "_call", "_packed", "dtype")
+
+    dtype: np.dtype[Any]  # of the matrices
+    _biases: dict[str, np.dtype[Any]]  # those that are there, as they were given
+    _buffer: Array
+    _packed: Any  # _core.PackedTuple, or PackedExpertsTuple
+    _call: Call | None  # None: not for ffn's short way
+
+    def __init__(self) -> None:
+        raise TypeError("PackedWeights are made by fc.pack(weights)")
+
+    @classmethod
+    def _make(
+        cls,
+        packed: Any,
+        biases: dict[str, np.dtype[Any]],
+        dtype: np.dtype[Any],
+    ) -> PackedWeights:
+        made = object.__new__(cls)
+        buffer, d, f, gated = packed[:4]
+        one = len(packed) == _BLOCK_LENGTH
+        call = Call(packed, dtype, (f, d), gated, (buffer,)) if one else None
+        for name, value in (
+            ("dtype", dtype),
+            ("_biases", biases),
+            ("_buffer", buffer),
+            ("_packed", packed),
+            ("_call", call),
+        ):
+            object.__setattr__(made, name, value)
+        return made
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"PackedWeights cannot be changed; {name} was assigned to")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed memory."""
+        return int(self._buffer.nbytes)
+
+    @property
+    def d_model(self) -> int:
+        """Size of a row of x and of y."""
+        return int(self._packed[1])
+
+    @property
+    def d_ff(self) -> int:
+        """Hidden units, of each expert."""
+        return int(self._packed[2])
+
+    @property
+    def gated(self) -> bool:
+        """Whether there is a gate."""
+        return bool(self._packed[3])
+
+    @property
+    def n_experts(self) -> int | None:
+        """None: one block."""
+        return None if len(self._packed) == _BLOCK_LENGTH else int(self._packed[_BLOCK_LENGTH])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_ff, d_model), the shape of up, of each expert."""
+        return self.d_ff, self.d_model
+
+    def expert(self, e: int) -> PackedWeights:
+        """Expert number e as packed weights of one block: a view of this memory."""
+        e = check_expert(e, self.n_experts)
+        stride = self._packed[_BLOCK_LENGTH + 1]
+        buffer = self._buffer[e * stride : (e + 1) * stride]
+        block = (buffer, *self._packed[1:_BLOCK_LENGTH])
+        return PackedWeights._make(block, self._biases, self.dtype)
+
+    def unpack(self) -> FFNWeights:
+        """The numbers that were packed, in new arrays; biases in the dtype that they had."""
+        d, f, n = self.d_model, self.d_ff, self.n_experts
+        lead = () if n is None else (n,)
+        shapes = {"up": (f, d), "down": (d, f)} | ({"gate": (f, d)} if self.gated else {})
+        arrays = {name: np.empty(lead + shape, self.dtype) for name, shape in shapes.items()}
+        for name, dtype in self._biases.items():
+            arrays[name] = np.empty((*lead, d if name == "b_down" else f), dtype)
+        weights = FFNWeights(**arrays)
+        if n is None:
+            _core.unpack(self._packed, weights._arrays)
+        for e in range(n or 0):
+            _core.unpack(self.expert(e)._packed, weights.expert(e)._arrays)
+        return weights
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a file for fc.load_packed; one that is there is replaced."""
+        buffer, *sizes = self._packed
+        biases = {name: dtype.name for name, dtype in self._biases.items()}
+        write(path, buffer, {"sizes": sizes, "biases": biases, "dtype": self.dtype.name})
+
+    def _core_arrays(self) -> Any:
+        return self._packed
+
+    def __repr__(self) -> str:
+        kind = "gated" if self.gated else "plain"
+        experts = "" if self.n_experts is None else f"{self.n_experts} experts, "
+        return (
+            f"PackedWeights({kind}, {experts}shape={self.shape}, {self.dtype.name}, "
+            f"{self.nbytes} bytes)"
+        )
+
+    def _state(self) -> dict[str, Any]:
+        buffer, *sizes = self._packed
+        biases = {name: dtype.name for name, dtype in self._biases.items()}
+        state = {"memory": Memory(buffer), "sizes": tuple(sizes), "biases": biases}
+        return state | {"dtype": self.dtype.name}
+
+    @classmethod
+    def _remade(
+        cls, memory: Memory, sizes: tuple[Any, ...], biases: dict[str, str], dtype: str
+    ) -> PackedWeights:
+        kind, (d, f, gated, *_) = as_dtype("dtype", dtype), sizes
+        shapes = {"up": (f, d), "down": (d, f)} | ({"gate": (f, d)} if gated else {})
+        arrays = {name: np.broadcast_to(kind.type(0), shape) for name, shape in shapes.items()}
+        for name, own in biases.items():
+            number = as_dtype(name, own).type(0)
+            arrays[name] = np.broadcast_to(number, d if name == "b_down" else f)
+        n = sizes[_BLOCK_LENGTH - 1] if len(sizes) >= _BLOCK_LENGTH else None
+        nbytes, expected, own_biases = _layout(FFNWeights(**arrays), n, kind)
+        # An expert's memory goes on to the next line.
+        room = 1 if n is not None else LINE
+        buffer = memory.array
+        if sizes != expected or not 0 <= buffer.nbytes - nbytes < room or buffer.dtype != np.uint8:
+            raise ValueError(
+                f"packed weights have sizes {sizes} and {buffer.nbytes} bytes of {buffer.dtype}; "
+                f"expected sizes {expected} and {nbytes} bytes of uint8"
+            )
+        return cls._make((buffer, *expected), own_biases, kind)
+
+
+# Of _core.PackedTuple; experts' tuple goes on with their number and stride.
+_BLOCK_LENGTH = 7
+
+
+def check_weights(weights: object) -> FFNWeights | PackedWeights:
+    """For every function that takes weights."""
+    if isinstance(weights, PackedWeights):
+        return weights
+    if isinstance(weights, FFNWeights):
+        if not hasattr(weights, "_arrays"):
+            raise ValueError("weights holds gradients of which some are None; expected all of them")
+        return weights
+    layer = " (a layer object packs itself: layer.packed())" if hasattr(weights, "packed") else ""
+    raise TypeError(
+        f"weights is of type {type(weights).__name__}; expected FFNWeights or PackedWeights{layer}"
+    )
+
+
+def check_experts(weights: object) -> FFNWeights | PackedWeights:
+    """For functions that take those of experts."""
+    checked = check_weights(weights)
+    if checked.n_experts is None:
+        raise ValueError(
+            "weights are those of one block; expected experts, a leading dimension on every array"
+        )
+    return checked
+
+
+def check_block(weights: object) -> FFNWeights | PackedWeights:
+    """For functions of one block."""
+    checked = check_weights(weights)
+    if checked.n_experts is not None:
+        raise ValueError(
+            f"weights holds {checked.n_experts} experts; expected one block (weights.expert(e)), "
+            f"or fc.moe with a routing"
+        )
+    return checked
+
+
+def pack(
+    weights: FFNWeights, *, dtype: object = None, out: PackedWeights | None = None
+) -> PackedWeights:
+    """Weights, of one block or of experts -> the kernels' layout.
+
+    dtype  of the packed matrices, each number rounded once ("float32", "bfloat16", ...); default:
+           the weights' own. Beside 16 bits, biases keep what they are, but for float64, which
+           becomes float32. ValueError where a finite number would become infinite
+    out    PackedWeights of the same shape, dtype and biases, whose memory is filled again
+
+    >>> p = fc.pack(weights, dtype="bfloat16")  # half the memory traffic, for float32 x too
+    """
+    checked = check_weights(weights)
+    if isinstance(checked, PackedWeights):
+        raise TypeError("weights are packed already; expected FFNWeights")
+    if checked._place is not None:
+        raise TypeError(f"weights.up is {checked._place}; expected numpy arrays (packed for a CPU)")
+    wanted = checked.dtype if dtype is None else as_dtype("dtype", dtype)
+    _check_ranges(checked, wanted)
+    # One block at a time: a conversion then holds one block's numbers, not all experts'.
+    first = _converted(checked if checked.n_experts is None else checked.expert(0), wanted)
+    if out is None:
+        nbytes, sizes, biases = _layout(first, checked.n_experts, wanted)
+        out = PackedWeights._make((allocate(nbytes), *sizes), biases, wanted)
+    else:
+        _check_refill(out, checked, wanted)
+    if checked.n_experts is None:
+        _core.pack(wanted.name, first._core_arrays(), out._buffer)
+    for e in range(checked.n_experts or 0):
+        block = first if e == 0 else _converted(checked.expert(e), wanted)
+        _core.pack(wanted.name, block._core_arrays(), out.expert(e)._buffer)
+    return out
+
+
+def _check_ranges(weights: FFNWeights, wanted: np.dtype[Any]) -> None:
+    """Before any work, so that out= is filled or left as it is."""
+    if wanted is weights.dtype:
+        return
+    n = weights.n_experts
+    for name, array in weights.arrays().items():
+        own = _dtype_beside(name, wanted)
+        if n is None:
+            check_range(f"w.{name}", array, own)
+        for e in range(n or 0):
+            check_range(f"w.{name} of expert {e}", array[e], own)
+
+
+def _dtype_beside(name: str, wanted: np.dtype[Any]) -> np.dtype[Any]:
+    """Of an array in weights of that dtype: biases need not be narrow."""
+    return FLOAT32 if name in NAMES[3:] and is_narrow(wanted) else wanted
+
+
+def _kernels_round(weights: FFNWeights, wanted: np.dtype[Any]) -> bool:
+    """Matrices of float32 are rounded to 16 bits while they are packed."""
+    return weights.dtype is FLOAT32 and is_narrow(wanted)
+
+
+def _converted(block: FFNWeights, wanted: np.dtype[Any]) -> FFNWeights:
+    if wanted is block.dtype or _kernels_round(block, wanted):
+        return block
+    arrays = {n: rounded(a, _dtype_beside(n, wanted)) for n, a in block.arrays().items()}
+    return FFNWeights(**arrays)
+
+
+def _layout(
+    block: FFNWeights, n_experts: int | None, dtype: np.dtype[Any]
+) -> tuple[int, tuple[Any, ...], dict[str, np.dtype[Any]]]:
+    """Of as many blocks as this one: bytes, what _core takes behind them, biases' dtypes."""
+    biases = {n: array.dtype for n in NAMES[3:] if (array := getattr(block, n)) is not None}
+    sizes: tuple[Any, ...] = (
+        block.d_model,
+        block.d_ff,
+        block.gated,
+        *(n in biases for n in NAMES[3:]),
+    )
+    nbytes = _core.packed_bytes(dtype.name, block._core_arrays())
+    if n_experts is not None:
+        nbytes += -nbytes % LINE
+        sizes = (*sizes, n_experts, nbytes)
+    return (n_experts or 1) * nbytes, sizes, biases
+
+
+def _check_refill(out: object, weights: FFNWeights, dtype: np.dtype[Any]) -> None:
+    if not isinstance(out, PackedWeights):
+        raise TypeError(f"out is of type {type(out).__name__}; expected PackedWeights")
+    if out.dtype is not dtype:
+        raise TypeError(f"out has dtype {out.dtype.name}; expected {dtype.name}")
+    expected = (
+        weights.d_model,
+        weights.d_ff,
+        weights.gated,
+        *(b is not None for b in (weights.b_gate, weights.b_up, weights.b_down)),
+    )
+    if out._packed[1:_BLOCK_LENGTH] != expected or out.n_experts != weights.n_experts:
+        raise ValueError(f"out is {out!r}; expected the sizes and biases of {weights!r}")
+    if any(share_memory(out._buffer, a) for a in weights.arrays().values()):
+        raise ValueError("out overlaps the weights; expected memory of its own")
+
+
+def weights_inputs(weights: FFNWeights | PackedWeights) -> list[tuple[str, MaybeArray]]:
+    """What an output must not overlap, by name."""
+    if isinstance(weights, PackedWeights):
+        return [("the packed weights", weights._buffer)]
+    return [(f"w.{name}", array) for name, array in weights._seen().items()]

@@ -1,0 +1,182 @@
+"""Options of a router: checked, and as the compiled core takes them.
+
+    values to select by   v = s(z), or z (select_on="logits"), + e_score_correction_bias
+    groups                the topk_group best of n_group keep v, the others get group_mask_value
+    weights               c s / D over the chosen;  D = 1, or max(sum s + norm_eps, norm_min)
+
+An option that changes nothing in the case at hand raises: it was given in the belief that it does.
+Tests: tests/values/test_routing_errors.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import _core
+from ..arrays.dtypes import FLOAT32, FLOAT64, check_same_dtype, dtype_name
+from ..arrays.shapes import Array, MaybeArray, aligned, as_array, check_shape
+from ..arrays.words import integer, known, number
+
+# The numbers are ffncore_score_fn and ffncore_group_score of ffncore.h.
+SCORE_FNS = {"softmax": 0, "sigmoid": 1, "sqrtsoftplus": 2, "softmax_topk": 3}
+GROUP_SCORES = {"top2_sum": 0, "max": 1}
+SELECT_ON = {"scores": 0, "logits": 1}
+
+# Expert ids are int32.
+MOST_EXPERTS = 2**31 - 1
+
+
+class Options(NamedTuple):
+    """What fc.route takes beside logits, top_k and arrays, as it was given."""
+
+    score_fn: str = "softmax"
+    select_on: str = "scores"
+    norm_topk_prob: bool = True
+    norm_eps: float = 0.0
+    norm_min: float = 0.0
+    routed_scaling_factor: float = 1.0
+    n_group: int = 1
+    topk_group: int = 1
+    group_score: str = "top2_sum"
+    group_mask_value: float = -math.inf
+
+    def core(self, logits: Array, top_k: int, *, given: bool = False) -> _core.RouterTuple:
+        """For the core, once they are checked; given: the experts are chosen already."""
+        case = (logits.shape[-1], top_k, logits.dtype, given)
+        with contextlib.suppress(TypeError):  # of an option that has no hash, or of a wrong type
+            return _cached(*case, *self)
+        return self._checked(*case)
+
+    def _checked(
+        self, experts: int, top_k: int, dtype: np.dtype[Any], given: bool
+    ) -> _core.RouterTuple:
+        score = known("score_fn", self.score_fn, SCORE_FNS)
+        select = known("select_on", self.select_on, SELECT_ON)
+        group_score = known("group_score", self.group_score, GROUP_SCORES)
+        if given:
+            self._check_chosen()
+        else:
+            self._check_groups(experts, top_k)
+        return (
+            score,
+            select == SELECT_ON["logits"],
+            self._normalizes(dtype),
+            float(self.norm_eps),
+            float(self.norm_min),
+            number("routed_scaling_factor", self.routed_scaling_factor, dtype),
+            int(self.n_group),
+            int(self.topk_group),
+            group_score,
+            float(self.group_mask_value),
+        )
+
+    def _normalizes(self, dtype: np.dtype[Any]) -> bool:
+        if not isinstance(self.norm_topk_prob, (bool, np.bool_)):
+            raise TypeError(
+                f"norm_topk_prob is of type {type(self.norm_topk_prob).__name__}; expected a bool"
+            )
+        if self.score_fn == "softmax_topk" and not self.norm_topk_prob:
+            raise ValueError(
+                "norm_topk_prob is False, but softmax_topk is normalized by what it is; "
+                "expected True"
+            )
+        for name in ("norm_eps", "norm_min"):
+            value = number(name, getattr(self, name), dtype)
+            if value < 0:
+                raise ValueError(f"{name} is {value}; expected a number not below 0")
+            if value and not self.norm_topk_prob:
+                raise ValueError(f"{name} is {value} without norm_topk_prob; expected 0")
+            if value and self.score_fn == "softmax_topk":
+                raise ValueError(f"{name} is {value}, which softmax_topk does not use; expected 0")
+        return bool(self.norm_topk_prob)
+
+    def _check_groups(self, experts: int, top_k: int) -> None:
+        groups = integer("n_group", self.n_group)
+        best = integer("topk_group", self.topk_group)
+        if self.group_mask_value not in (0, -math.inf):
+            raise ValueError(f"group_mask_value is {self.group_mask_value!r}; expected -inf or 0")
+        if groups < 1 or experts % groups:
+            raise ValueError(f"n_group is {groups}; expected a divisor of the {experts} experts")
+        if not 1 <= best <= groups:
+            raise ValueError(f"topk_group is {best}; expected 1 to {groups}, which is n_group")
+        if groups == 1:
+            for name in self._given("group_score", "group_mask_value"):
+                raise ValueError(f"{name} is {getattr(self, name)!r} without groups; n_group=1")
+        elif experts == groups and self.group_score == "top2_sum":
+            raise ValueError(
+                f"n_group is {groups}, which leaves groups of one expert; expected two or more "
+                f"experts a group for group_score 'top2_sum'"
+            )
+        left = best * (experts // groups)
+        if top_k > left:
+            where = f" in {best} of {groups} groups" if groups > 1 else ""
+            raise ValueError(
+                f"top_k is {top_k}; expected 1 to {left}, as many as there are experts{where}"
+            )
+
+    def _check_chosen(self) -> None:
+        """Experts that are given are not selected: what selects them is not used."""
+        selecting = ("select_on", "n_group", "topk_group", "group_score", "group_mask_value")
+        for name in self._given(*selecting):
+            raise ValueError(f"{name} selects experts, which are given; expected one of both")
+
+    def _given(self, *names: str) -> list[str]:
+        return [name for name in names if getattr(self, name) != Options._field_defaults[name]]
+
+
+# A layer asks the same at every call. typed: True is not 1 here.
+@functools.lru_cache(maxsize=1024, typed=True)
+def _cached(
+    experts: int, top_k: int, dtype: np.dtype[Any], given: bool, *options: Any
+) -> _core.RouterTuple:
+    return Options(*options)._checked(experts, top_k, dtype, given)
+
+
+def check_core(core: Any, logits: Array) -> _core.RouterTuple:
+    """One that options give for such logits; of a pickle, which may say anything."""
+    values = Options._make(core)._asdict()
+    tables = {"score_fn": SCORE_FNS, "select_on": SELECT_ON, "group_score": GROUP_SCORES}
+    for option, table in tables.items():
+        names = {number: name for name, number in table.items()}
+        values[option] = names.get(values[option], str(values[option]))
+    return Options(**values).core(logits, 1)
+
+
+def check_bias(value: object, logits: Array, *, given: bool) -> MaybeArray:
+    """e_score_correction_bias [E], of the dtype of logits, or None."""
+    if value is None:
+        return None
+    name = "e_score_correction_bias"
+    if given:
+        raise ValueError(f"{name} selects experts, which are given; expected one of both")
+    bias = as_array(name, value)
+    check_same_dtype(name, bias, check_logits_dtype("logits", logits), "logits")
+    check_shape(name, bias, logits.shape[-1:], f"to match logits {logits.shape}")
+    return aligned(bias)
+
+
+def check_logits(value: object, name: str = "logits", rank: int = 1) -> Array:
+    """[..., E] of float32 or float64, with at least `rank` dimensions."""
+    logits = as_array(name, value)
+    check_logits_dtype(name, logits)
+    if logits.ndim < rank:
+        shape = "[..., E]" if rank == 1 else "[..., T, E]"
+        raise ValueError(f"{name} has shape {logits.shape}; expected {shape}")
+    if not 1 <= logits.shape[-1] <= MOST_EXPERTS:
+        raise ValueError(
+            f"{name} has shape {logits.shape}; expected from 1 to {MOST_EXPERTS} experts"
+        )
+    return logits
+
+
+def check_logits_dtype(name: str, array: Array) -> np.dtype[Any]:
+    """Routing is in float32 (float64), beside 16 bits too."""
+    for dtype in (FLOAT32, FLOAT64):
+        if array.dtype == dtype:
+            return dtype
+    raise TypeError(f"{name} has dtype {dtype_name(array.dtype)}; expected float32 or float64")

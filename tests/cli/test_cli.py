@@ -1,0 +1,134 @@
+"""`python -m ffncore`: every command, as a user types it."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from support import DTYPES
+from support_checkpoints import llama, write
+
+import ffncore as fc
+from ffncore import _core
+from ffncore.__main__ import main
+from ffncore.cli import selftest
+
+
+def test_info(capsys):
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert fc.__version__ in text
+    assert all(isa in text for isa in fc.available_isas())
+
+
+def test_selftest(capsys):
+    assert main(["selftest"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(DTYPES) * len(fc.available_isas()) + 1
+    assert all(line.endswith("ok") for line in lines[:-1])
+    assert "passed" in lines[-1]
+
+
+def test_selftest_sees_a_wrong_kernel(capsys, monkeypatch):
+    right = fc.reference.ffn
+
+    def wrong(*args, **options):
+        y = right(*args, **options)
+        y[3, 5] += 1e-3
+        return y
+
+    monkeypatch.setattr(fc.reference, "ffn", wrong)
+    assert selftest.run() == 1
+    assert "failed" in capsys.readouterr().out
+
+
+def test_module_runs_as_a_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "ffncore", "info"], capture_output=True, text=True, check=True
+    )
+    assert _core.__version__ in done.stdout
+
+
+@pytest.mark.parametrize("argv", [[], ["nothing"], ["bench", "--dtype", "int8"], ["inspect"]])
+def test_wrong_use(argv, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    assert end.value.code == 2
+    assert "usage" in capsys.readouterr().err
+
+
+def test_inspect(tmp_path, capsys):
+    tensors = {}
+    for i in range(3):
+        tensors[f"model.layers.{i}.mlp.gate_proj.weight"] = np.zeros((24, 8), "f4")
+        tensors[f"model.layers.{i}.mlp.up_proj.weight"] = np.zeros((24, 8), "f4")
+        tensors[f"model.layers.{i}.mlp.down_proj.weight"] = np.zeros((8, 24), "f4")
+    write(tmp_path, tensors, {"model_type": "llama", "hidden_act": "silu"})
+    assert main(["inspect", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    words = lines[1].split()
+    assert words[:10] == ["0-2", "gated", "8", "24", "silu", "float32", "576", "3", "4.5", "llama"]
+    assert lines[2] == "3 layers, 1,728 parameters in them"
+
+
+def test_inspect_lists_a_layer_whose_activation_is_unknown(tmp_path, capsys):
+    tensors = {
+        "encoder.layer.0.intermediate.dense.weight": np.zeros((24, 8), "f4"),
+        "encoder.layer.0.output.dense.weight": np.zeros((8, 24), "f4"),
+        "encoder.layer.0.intermediate.dense.bias": np.zeros(24, "f4"),
+        "encoder.layer.0.output.dense.bias": np.zeros(8, "f4"),
+    }
+    write(tmp_path, tensors, {"model_type": "bert", "hidden_act": "squareplus"})
+    assert main(["inspect", str(tmp_path)]) == 0
+    words = capsys.readouterr().out.splitlines()[1].split()
+    assert words[:6] == ["0", "plain", "8", "24", "squareplus", "float32"]
+    with pytest.raises(ValueError, match="activation 'squareplus' is not known"):
+        fc.load(tmp_path)
+    assert fc.load(tmp_path, activation="relu").activation.name == "relu"
+
+
+def test_inspect_tells_how_many_experts_there_are(tmp_path, capsys):
+    start = "model.layers.{}.block_sparse_moe."
+    shapes = {"w1": (6, 4), "w2": (4, 6), "w3": (6, 4)}
+    tensors = {}
+    for layer in range(2):
+        tensors[start.format(layer) + "gate.weight"] = np.ones((3, 4), np.float32)
+        for e in range(3):
+            for name, shape in shapes.items():
+                name = f"{start.format(layer)}experts.{e}.{name}.weight"
+                tensors[name] = np.ones(shape, np.float32)
+    config = {"model_type": "mixtral", "hidden_act": "silu", "num_experts_per_tok": 2}
+    write(tmp_path, tensors, config)
+    assert main(["inspect", str(tmp_path)]) == 0
+    row = capsys.readouterr().out.splitlines()[1].split()
+    assert row[:8] == ["0-1", "gated,", "3", "experts", "4", "6", "silu", "float32"]
+    assert row[8] == "228"
+
+
+def test_inspect_of_damaged_layers(tmp_path, capsys):
+    """Sound ones are listed, and the others with what is wrong."""
+    tensors = llama(4)
+    del tensors["model.layers.2.mlp.up_proj.weight"]
+    tensors["model.layers.3.mlp.up_proj.weight"] = np.ones((6, 5), np.float32)
+    tensors |= {f"\x1b[31m.{n}": t for n, t in llama(1).items()}
+    write(tmp_path, tensors, {"model_type": "llama"})
+    assert main(["inspect", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[:6] == ["0", "gated", "4", "6", "silu", "float32"]
+    assert lines[2].split()[:6] == ["0-1", "gated", "4", "6", "silu", "float32"]
+    assert lines[1].endswith("llama \\x1b[31m.model.")
+    assert lines[3] == "3 layers, 216 parameters in them"
+    file = tmp_path / "model.safetensors"
+    assert lines[5:] == [
+        f"2  not read: {file} has no tensor model.layers.2.mlp.up_proj.weight; expected one",
+        f"3  not read: {file}: model.layers.3.mlp.up_proj.weight has shape (6, 5); expected [f, d] "
+        "with f = 6, d = 4",
+    ]
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "it has 0 bytes" in capsys.readouterr().err
+
+
+def test_inspect_of_nothing(tmp_path, capsys):
+    assert main(["inspect", str(tmp_path / "absent")]) == 2
+    assert "does not exist" in capsys.readouterr().err

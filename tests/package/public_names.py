@@ -1,0 +1,122 @@
+"""What a user can name: the public names of ffncore, ffncore.models and ffncore.reference.
+
+`python tests/package/public_names.py` writes public_names.txt beside this file, one line for each
+function, class, method, field and property, with its signature. Tests: test_public_names.py.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import ffncore
+from ffncore import models, reference
+
+LIST = Path(__file__).with_suffix(".txt")
+
+
+def lines() -> list[str]:
+    found = [f"module {name}: {' '.join(shown)}" for name, shown in MODULES.items()]
+    for prefix, module in (("", ffncore), ("models.", models), ("reference.", reference)):
+        names = ffncore.__all__ if module is ffncore else _own(module)
+        for name in sorted(names):
+            found += _described(prefix + name, getattr(module, name))
+    return found
+
+
+# Module paths that a user could import, or that a pickle names, before there were folders; and what
+# each showed of its own.
+MODULES = {
+    "activations": ["KINDS", "ALIASES", "Activation", "PLAIN_CORE"],
+    "checkpoint": ["Checkpoint"],
+    "config": ["available_isas", "active_isa", "using_isa", "cpu_features", "show_config"],
+    "cost": ["Cost", "cost"],
+    "elementwise": ["XieluGrads", "ActivationGrads", "activation", "activation_backward"],
+    "families": ["Family", "FAMILIES", "LayerInfo"],
+    "family_defaults": ["NESTED", "SYNONYMS", "FIXED"],
+    "functional": ["ffn", "ffn_forward", "ffn_backward"],
+    "gradcheck": ["STEP", "GradientError", "GradientReport", "check_gradients"],
+    "layers": ["FFN"],
+    "losses": [
+        "CONVENTIONS",
+        "load_balancing_loss",
+        "load_balancing_loss_backward",
+        "router_z_loss",
+        "router_z_loss_backward",
+    ],
+    "models": ["load", "layers", "ranges"],
+    "models_moe": ["MOE_FAMILIES"],
+    "moe": ["MoEGrads", "moe", "moe_forward", "moe_backward"],
+    "moe_layer": ["MoE"],
+    "packed": ["PackedWeights", "pack"],
+    "reference": ["ffn"],
+    "router_layer": ["RouterGrads", "Router"],
+    "routers": ["sparsemixer", "switch_capacity"],
+    "routing": ["Routing", "route", "route_backward"],
+    "threads": ["set_num_threads", "get_num_threads", "num_threads", "register_threadpoolctl"],
+    "weights": ["NAMES", "FFNWeights"],
+}
+
+
+# What modules of a folder borrow from elsewhere.
+BORROWED = {
+    *("Activation", "Checkpoint", "Config", "FFN", "FFNWeights", "LayerTensors", "MoE"),
+    *("as_activation", "as_dtype", "brief", "packing"),
+    *("ALIASES", "FIXED", "NAMES", "SUPPORTED"),
+}
+
+
+def _own(module: types.ModuleType) -> list[str]:
+    """Functions, classes and constants of ours that a module shows."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and name not in BORROWED
+        and getattr(value, "__module__", "ffncore" * name.isupper()).startswith("ffncore")
+    ]
+
+
+def _described(name: str, value: object) -> Iterator[str]:
+    if inspect.isclass(value):
+        yield f"class {name}{_signature(value)}"
+        for own, member in sorted(_members(value).items()):
+            if isinstance(member, (classmethod, staticmethod)):
+                kind = type(member).__name__
+                yield f"{kind} {name}.{own}{_signature(member.__func__)}"
+            elif inspect.isfunction(member):
+                yield f"method {name}.{own}{_signature(member)}"
+            else:
+                yield f"attribute {name}.{own}"
+    elif callable(value):
+        yield f"function {name}{_signature(value)}"
+    else:
+        yield f"value {name}"
+
+
+def _members(kind: type) -> dict[str, object]:
+    """By name, those of the classes of ours that it is made of; __call__ is one, too."""
+    found: dict[str, object] = {}
+    for base in reversed(kind.__mro__):
+        if base.__module__.startswith("ffncore"):
+            found |= dict.fromkeys(getattr(base, "__annotations__", {}))
+            found |= vars(base)
+    return {n: m for n, m in found.items() if not n.startswith("_") or n == "__call__"}
+
+
+def _signature(value: object) -> str:
+    try:
+        text = str(inspect.signature(value))  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return "(...)"
+    # How a type is spelled depends on where its name comes from: `fc.Routing`, `Routing`.
+    text = re.sub(r"\b(?:[a-z_]+\.)+(?=[A-Z])|\bnp\.", "", text)
+    # Which quotes and what an object's address is say nothing.
+    return re.sub(r" at 0x[0-9a-f]+", "", text.replace("'", ""))
+
+
+if __name__ == "__main__":
+    LIST.write_text("\n".join(lines()) + "\n")

@@ -1,0 +1,47 @@
+"""Pickles made before the package had folders load, and compute what new values compute."""
+
+import pickle
+
+import numpy as np
+import old_pickles
+import pytest
+from support import BFLOAT16, same_bits
+from support_copying import ALL
+
+import ffncore as fc
+
+OLD = old_pickles.read()
+
+# Whose numbers are those of plain numpy on the machine that made the file: its BLAS, its order of
+# additions. All others have the same bits everywhere.
+BY_NUMPY = {"GradientError", "GradientReport", "MoELayerGrads", "MoELayerSaved", "RouterGrads"}
+
+
+def test_every_type_that_users_hold_is_there():
+    kinds = {name.partition("-")[0] for name in OLD}
+    expected = {name for name in fc.__all__ if is_value(getattr(fc, name))}
+    assert expected <= kinds
+
+
+def is_value(kind):
+    return isinstance(kind, type) and kind is not fc.num_threads
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_an_old_pickle_computes_the_same_bits(name):
+    if b"ml_dtypes" in OLD[name] and not BFLOAT16:
+        pytest.skip("ml_dtypes is not installed")
+    case = ALL[name]
+    found, expected = case.use(pickle.loads(OLD[name])), case.use(case.make())
+    assert list(found) == list(expected)
+    numbers_of_numpy = name.partition("-")[0] in BY_NUMPY
+    for key, value in expected.items():
+        if isinstance(value, np.ndarray) and numbers_of_numpy:
+            np.testing.assert_allclose(found[key], value, rtol=1e-5, atol=1e-6)
+        elif isinstance(value, np.ndarray):
+            assert same_bits(found[key], value), key
+        elif numbers_of_numpy:
+            assert type(found[key]) is type(value), key
+        else:
+            assert type(found[key]) is type(value), key
+            assert found[key] == value, key

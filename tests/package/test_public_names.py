@@ -1,0 +1,42 @@
+"""The package shows the names and signatures of public_names.txt, no fewer and no others."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+from public_names import LIST, MODULES, lines
+
+import ffncore as fc
+
+
+def test_names_and_signatures_are_those_of_the_list():
+    assert lines() == LIST.read_text().splitlines(), (
+        "the public names have changed; if that is meant: python tests/package/public_names.py"
+    )
+
+
+@pytest.mark.parametrize("name", fc.__all__)
+def test_every_name_is_there_and_listed(name):
+    assert getattr(fc, name) is not None
+    assert name in dir(fc)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_module_paths_of_a_flat_package_still_lead_somewhere(name):
+    module = importlib.import_module(f"ffncore.{name}")
+    assert getattr(fc, name) is not None
+    assert sys.modules[f"ffncore.{name}"] is module
+    assert [shown for shown in MODULES[name] if not hasattr(module, shown)] == []
+
+
+def test_a_module_path_hides_no_function():
+    """Three names are those of a function, and of a module that one may import."""
+    code = (
+        "import ffncore.moe, ffncore.cost, ffncore as fc; "
+        "assert callable(fc.moe) and callable(fc.cost); "
+        "from ffncore.moe import moe_forward; from ffncore.cost import Cost; "
+        "assert fc.moe_forward is moe_forward and fc.Cost is Cost; "
+        "from ffncore import *; assert callable(moe) and load is fc.models.load"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
