@@ -102,7 +102,7 @@ def cost(
     check_size(sizes[1], sizes[2], "d_model and d_ff")
     core = to_tuple(activation, gated, element)
     if op == "ffn_backward":
-        exist = _gradients(weights, gated, packed, trainable=core[0] == KINDS["xielu"])
+        exist = _gradients(weights, gated, packed, trainable=core.kind == KINDS["xielu"])
         wanted = _wanted(needs, exist, packed)
         flags = [gradient in wanted for gradient in GRADIENTS]
         answer = _core.backward_cost(

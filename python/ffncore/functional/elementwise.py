@@ -18,7 +18,7 @@ from ..arrays.dtypes import check_dtype, check_same_dtype
 from ..arrays.overlap import check_apart, check_out
 from ..arrays.rows import over_rows
 from ..arrays.shapes import Array, MaybeArray, as_array, check_shape, check_size
-from ..values.activation import KINDS, to_tuple
+from ..values.activation import KINDS, ActivationCore, to_tuple
 from ..values.gradients import ActivationGrads, XieluGrads
 
 
@@ -77,7 +77,7 @@ def activation_backward(
             check_apart(name, checked, inputs)
             inputs.append((name, checked))
             grads.append(checked)
-    is_xielu = core[0] == KINDS["xielu"]
+    is_xielu = core.kind == KINDS["xielu"]
 
     def run(
         grad: Array, x: Array, up: MaybeArray, grad_x: Array, grad_up: MaybeArray
@@ -101,7 +101,7 @@ def activation_backward(
 
 def _operands(
     x: object, up: object, activation: object
-) -> tuple[Array, MaybeArray, _core.ActivationTuple]:
+) -> tuple[Array, MaybeArray, ActivationCore]:
     """Checks what both passes take: x [...], up of the same shape or None."""
     first = as_array("x", x)
     dtype = check_dtype("x", first)

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from .. import _core
 from ..arrays.dtypes import FLOAT32, check_same_dtype
 from ..arrays.places import Made, place_of, see
 from ..arrays.rows import row_count
@@ -26,7 +25,13 @@ from ..arrays.words import integer
 from ..backends.cpu import routing as kernels
 from ..values.routing import Part as Part
 from ..values.routing import Routing, see_ids
-from ..values.routing_options import Options, check_bias, check_logits, check_logits_dtype
+from ..values.routing_options import (
+    Options,
+    RouterCore,
+    check_bias,
+    check_logits,
+    check_logits_dtype,
+)
 from .backend import backend_of
 
 
@@ -112,7 +117,7 @@ def route(
 def weigh(
     logits: Array,
     k: int,
-    core: _core.RouterTuple,
+    core: RouterCore,
     experts: MaybeArray = None,
     log_sum_exp: MaybeArray = None,
 ) -> tuple[Array, Array]:

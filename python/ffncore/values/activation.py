@@ -19,11 +19,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from numbers import Real
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from .. import _core
 from ..arrays.dtypes import FLOAT32, FLOAT64
 from ..arrays.words import nearest
 from .copied import Copied
@@ -84,11 +83,27 @@ _OWN_OPTIONS: dict[str, dict[str, float | None]] = {
     },
 }
 _SPECIAL = ("alpha", "gate_softcap", "negative_slope", "alpha_p", "alpha_n", "beta", "eps")
-# ActivationTuple of _core.pyi, after kind and clamp.
-_CORE_ORDER = (
-    *("limit", "alpha", "up_offset", "gate_softcap", "up_softcap", "gate_multiplier"),
-    *("negative_slope", "alpha_p", "alpha_n", "beta", "eps"),
-)
+
+
+class ActivationCore(NamedTuple):
+    """What kernels take for an activation: ffncore_activation of ffncore.h without its size."""
+
+    kind: int
+    clamp: int
+    limit: float
+    alpha: float
+    up_offset: float
+    gate_softcap: float
+    up_softcap: float
+    gate_multiplier: float
+    negative_slope: float
+    alpha_p: float
+    alpha_n: float
+    beta: float
+    eps: float
+
+
+_CORE_ORDER = ActivationCore._fields[2:]
 _POSITIVE = ("limit", "gate_softcap", "up_softcap")
 _GATED_ONLY = ("limit", "up_softcap", "up_offset")
 
@@ -124,7 +139,7 @@ class Activation(Copied):
     beta: float | None
     eps: float | None
     if TYPE_CHECKING:  # set by __init__; not options, so not fields
-        _cores: tuple[_core.ActivationTuple | None, ...]  # by case_index; None: does not fit
+        _cores: tuple[ActivationCore | None, ...]  # by case_index; None: does not fit
 
     def __init__(
         self,
@@ -189,7 +204,7 @@ class Activation(Copied):
         values = [given[option] or 0.0 for option in _CORE_ORDER]
         if alpha is None:
             values[_CORE_ORDER.index("alpha")] = 1.0
-        core = (KINDS[name], _CLAMPS.get(clamp or "", 0), *values)
+        core = ActivationCore(KINDS[name], _CLAMPS.get(clamp or "", 0), *values)
         cores = [
             None if self._problem(gated, dtype) else core
             for dtype in (FLOAT64, FLOAT32)
@@ -291,9 +306,7 @@ def as_activation(activation: object) -> Activation:
     return known if known is not None else _PLAIN[canonical_name(activation)]
 
 
-def to_tuple(
-    activation: object, gated: bool, dtype: np.dtype[Any] = FLOAT64
-) -> _core.ActivationTuple:
+def to_tuple(activation: object, gated: bool, dtype: np.dtype[Any] = FLOAT64) -> ActivationCore:
     """What _core takes; raises where an option needs a gate and there is none, or a wider type."""
     checked = as_activation(activation)
     core = checked._cores[case_index(gated, dtype)]

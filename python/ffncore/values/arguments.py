@@ -21,7 +21,7 @@ from ..arrays.overlap import check_apart, check_out
 from ..arrays.places import Made, Place, no_gpu_array, place_of, see
 from ..arrays.rows import row_count
 from ..arrays.shapes import Array, check_size
-from .activation import Activation, as_activation, to_tuple
+from .activation import Activation, ActivationCore, as_activation, to_tuple
 from .packed import PackedWeights, check_block, check_experts, check_weights, weights_inputs
 from .routing import Routing, routing_inputs
 from .weights import FFNWeights
@@ -44,7 +44,7 @@ class LayerArguments:
     )
 
     activation: Activation
-    core: _core.ActivationTuple
+    core: ActivationCore
     factors: Array
     ids: Array
     on_input: bool
@@ -119,7 +119,7 @@ class LayerArguments:
 
 def _place_of(x: object, weights: object, routing: object) -> Place | None:
     """Where a call is computed: on a GPU if any of its arguments is there."""
-    if library_of(x) is None:
+    if type(x) is np.ndarray or library_of(x) is None:
         if type(x) is not np.ndarray:
             no_gpu_array("x", x)
         if getattr(weights, "_place", None) is None and getattr(routing, "_place", None) is None:

@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import _core
 from ..arrays.dtypes import check_same_dtype, dtype_name
 from ..arrays.places import Made, Place, place_of, see
 from ..arrays.shapes import Array, MaybeArray, as_array, check_shape
 from ..arrays.words import integer
 from .copied import Copied
-from .routing_options import MOST_EXPERTS, check_core, check_logits, check_logits_dtype
+from .routing_options import MOST_EXPERTS, RouterCore, check_core, check_logits, check_logits_dtype
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Part(Copied):
 
     logits: Array
     experts: Array  # [..., k]
-    core: _core.RouterTuple
+    core: RouterCore
 
     @classmethod
     def _remade(cls, logits: Array, experts: Array, core: Any) -> Part:
@@ -79,8 +78,7 @@ class Routing(Copied):
             kept = (place.library.view(ids), place.library.view(weights))
         check_logits_dtype("weights", factors)
         check_shape("weights", factors, seen.shape, "to match experts")
-        self._set(experts=ids, weights=weights, n_experts=n_experts)
-        self._set(_saved=None, _arrays=(seen, factors), _place=place, _kept=kept)
+        self._fill(ids, weights, n_experts, None, (seen, factors), place, kept)
 
     @classmethod
     def _make(
@@ -90,13 +88,12 @@ class Routing(Copied):
         kept: tuple[Any, ...] = ()
         if place is not None:
             kept = (place.library.view(experts.array), place.library.view(weights.array))
-        routing._set(experts=experts.array, weights=weights.array, n_experts=n_experts)
-        routing._set(_saved=saved, _arrays=(experts.ghost, weights.ghost))
-        routing._set(_place=place, _kept=kept)
+        arrays = experts.ghost, weights.ghost
+        routing._fill(experts.array, weights.array, n_experts, saved, arrays, place, kept)
         return routing
 
-    def _set(self, **attributes: object) -> None:
-        for name, value in attributes.items():
+    def _fill(self, *values: object) -> None:
+        for name, value in zip(_FILLED, values, strict=True):
             object.__setattr__(self, name, value)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -121,7 +118,7 @@ class Routing(Copied):
         slots = routing.top_k if parts is None else sum(p.experts.shape[-1] for p in parts)
         if slots != routing.top_k:
             raise ValueError(f"routing has logits of {slots} slots; expected {routing.top_k}")
-        routing._set(_saved=parts)
+        object.__setattr__(routing, "_saved", parts)
         return routing
 
     @property
@@ -145,6 +142,10 @@ class Routing(Copied):
             f"weights={dtype_name(self._arrays[1].dtype)}, "
             f"n_experts={self.n_experts})"
         )
+
+
+# Attributes of a Routing, in the order of _fill.
+_FILLED = ("experts", "weights", "n_experts", "_saved", "_arrays", "_place", "_kept")
 
 
 def check_ids_shape(ids: Array) -> None:
@@ -189,7 +190,7 @@ class DevicePart(Copied):
 
     logits: Made
     experts: Made  # [..., k], int32 without gaps
-    core: _core.RouterTuple
+    core: RouterCore
 
 
 def routing_inputs(routing: Routing) -> list[tuple[str, MaybeArray]]:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import _core
 from ..arrays.dtypes import FLOAT32, FLOAT64, check_same_dtype, dtype_name
 from ..arrays.shapes import Array, MaybeArray, aligned, as_array, check_shape
 from ..arrays.words import integer, known, number
@@ -29,6 +28,21 @@ SELECT_ON = {"scores": 0, "logits": 1}
 
 # Expert ids are int32.
 MOST_EXPERTS = 2**31 - 1
+
+
+class RouterCore(NamedTuple):
+    """What kernels take for a router: numbers of the tables above, and checked values."""
+
+    score_fn: int
+    select_on_logits: bool
+    norm_topk_prob: bool
+    norm_eps: float
+    norm_min: float
+    routed_scaling_factor: float
+    n_group: int
+    topk_group: int
+    group_score: int
+    group_mask_value: float
 
 
 class Options(NamedTuple):
@@ -45,16 +59,14 @@ class Options(NamedTuple):
     group_score: str = "top2_sum"
     group_mask_value: float = -math.inf
 
-    def core(self, logits: Array, top_k: int, *, given: bool = False) -> _core.RouterTuple:
+    def core(self, logits: Array, top_k: int, *, given: bool = False) -> RouterCore:
         """For the core, once they are checked; given: the experts are chosen already."""
         case = (logits.shape[-1], top_k, logits.dtype, given)
         with contextlib.suppress(TypeError):  # of an option that has no hash, or of a wrong type
             return _cached(*case, *self)
         return self._checked(*case)
 
-    def _checked(
-        self, experts: int, top_k: int, dtype: np.dtype[Any], given: bool
-    ) -> _core.RouterTuple:
+    def _checked(self, experts: int, top_k: int, dtype: np.dtype[Any], given: bool) -> RouterCore:
         score = known("score_fn", self.score_fn, SCORE_FNS)
         select = known("select_on", self.select_on, SELECT_ON)
         group_score = known("group_score", self.group_score, GROUP_SCORES)
@@ -62,7 +74,7 @@ class Options(NamedTuple):
             self._check_chosen()
         else:
             self._check_groups(experts, top_k)
-        return (
+        return RouterCore(
             score,
             select == SELECT_ON["logits"],
             self._normalizes(dtype),
@@ -133,11 +145,11 @@ class Options(NamedTuple):
 @functools.lru_cache(maxsize=1024, typed=True)
 def _cached(
     experts: int, top_k: int, dtype: np.dtype[Any], given: bool, *options: Any
-) -> _core.RouterTuple:
+) -> RouterCore:
     return Options(*options)._checked(experts, top_k, dtype, given)
 
 
-def check_core(core: Any, logits: Array) -> _core.RouterTuple:
+def check_core(core: Any, logits: Array) -> RouterCore:
     """One that options give for such logits; of a pickle, which may say anything."""
     values = Options._make(core)._asdict()
     tables = {"score_fn": SCORE_FNS, "select_on": SELECT_ON, "group_score": GROUP_SCORES}

@@ -14,6 +14,7 @@ from ...arrays.dtypes import FLOAT64
 from ...arrays.places import Made, Place
 from ...arrays.rows import merges, row_count
 from ...arrays.shapes import MaybeArray
+from ...values.activation import ActivationCore
 from ...values.arguments import LayerArguments
 from ...values.asked import Asked
 from ...values.weights import NAMES
@@ -125,5 +126,5 @@ class _Output:
             self._library.write(self._output, self._between)
 
 
-def _activation(library: Cuda, core: tuple[Any, ...]) -> Any:
+def _activation(library: Cuda, core: ActivationCore) -> Any:
     return [library.ffi.sizeof("ffncore_activation"), *core]

@@ -14,6 +14,7 @@ from ...arrays.places import Made, Place
 from ...arrays.rows import row_count
 from ...arrays.shapes import Array, MaybeArray
 from ...values.routing import DevicePart
+from ...values.routing_options import RouterCore
 from .library import Cuda, cuda
 
 INT32 = np.dtype(np.int32)
@@ -23,7 +24,7 @@ def route(
     place: Place,
     logits: Made,
     k: int,
-    core: tuple[Any, ...],
+    core: RouterCore,
     bias: MaybeArray,
     experts: Made | None,
 ) -> tuple[Made, Made, DevicePart]:
@@ -72,18 +73,5 @@ def _flat(array: Array) -> Array:
     return array.reshape(row_count(array.shape), array.shape[-1])
 
 
-def _router(library: Cuda, core: tuple[Any, ...]) -> Any:
-    score_fn, on_logits, normalize, eps, least, factor, groups, best, group_score, mask = core
-    return library.struct(
-        "router",
-        score_fn=score_fn,
-        select_on_logits=on_logits,
-        norm_topk_prob=normalize,
-        group_score=group_score,
-        n_group=groups,
-        topk_group=best,
-        group_mask_value=mask,
-        norm_eps=eps,
-        norm_min=least,
-        routed_scaling_factor=factor,
-    )[0]
+def _router(library: Cuda, core: RouterCore) -> Any:
+    return library.struct("router", **core._asdict())[0]
