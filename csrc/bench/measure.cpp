@@ -4,7 +4,8 @@
 // kernels.h), all of it in L1.
 //
 // A slice is timed from the moment all threads stand at the start to the last one's end; the best
-// slice counts, since a limit is what the machine can do undisturbed. Test: tests/bench/test_bench.py.
+// slice counts, since a limit is what the machine can do undisturbed. Test:
+// tests/bench/test_bench.py.
 #include "measure.h"
 
 #include <algorithm>
