@@ -42,7 +42,7 @@ def page(address):
         page = browser.new_page(base_url=address)
         wrong = []
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("response", lambda response: response.ok or wrong.append(response.url))
+        page.on("response", lambda reply: reply.status < 400 or wrong.append(reply.url))
         page.on(
             "request", lambda request: request.url.startswith(address) or wrong.append(request.url)
         )
