@@ -56,8 +56,8 @@ struct Relu2 { // max(v, 0)^2
 };
 
 // v Phi(v) = max(v, 0) - a Phi(-a), a = |v|: the same for both signs, and one rounding less than
-// the product. Near 0 it is v / 2, from numbers whose halves and quotients are normal on. The
-// derivative at -a is t = Phi(-a) - a phi(a), Phi(-a) = e^(-a^2 / 2) (P - v P) / k, and 1 - t at a.
+// the product. Below kTiny, where the quotient in it could underflow, it is v / 2. The derivative
+// is t = Phi(-a) - a phi(a) at -a and 1 - t at a, with Phi(-a) = e^(-a^2 / 2) (P - v P) / k.
 struct Gelu {
     template <class F, class V> static inline V product(const Normal<F> &n, V v) {
         auto step = F::keep(F::gt(v, F::zero()), F::set1(1)); // not max(v, 0): -inf * 0 is NaN

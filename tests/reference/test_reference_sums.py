@@ -184,11 +184,9 @@ def test_many_tokens_of_a_wide_layer(rng):
 # ---- kernels: sums over hidden units and inputs -------------------------------------------------
 
 
-@pytest.mark.parametrize("tokens", [1, 70], ids="T={}".format)
-@pytest.mark.parametrize("chunks", [(0, 0), (0, 5 * BLOCK), (0, BLOCK)], ids=str)
-def test_many_hidden_units(tokens, chunks, isa, plan, rng):
-    w = layer(rng, 2, WIDE)
-    x, grad_y = normal(rng, tokens, 2, dtype=np.float32), normal(rng, tokens, 2, dtype=np.float32)
+def check_every_way(w, tokens, chunks, plan, rng):
+    """Tokens as panels and as rows, raw and packed weights."""
+    x, grad_y = (normal(rng, tokens, w.d_model, dtype=np.float32) for _ in range(2))
     want_y, want = expected(x, grad_y, w)
     for rows in (0, 1):
         plan(*chunks, 0, rows)
@@ -203,20 +201,14 @@ def test_many_hidden_units(tokens, chunks, isa, plan, rng):
 
 
 @pytest.mark.parametrize("tokens", [1, 70], ids="T={}".format)
+@pytest.mark.parametrize("chunks", [(0, 0), (0, 5 * BLOCK), (0, BLOCK)], ids=str)
+def test_many_hidden_units(tokens, chunks, isa, plan, rng):
+    check_every_way(layer(rng, 2, WIDE), tokens, chunks, plan, rng)
+
+
+@pytest.mark.parametrize("tokens", [1, 70], ids="T={}".format)
 def test_many_inputs(tokens, isa, plan, rng):
-    w = layer(rng, WIDE, 2)
-    x, grad_y = (normal(rng, tokens, WIDE, dtype=np.float32) for _ in range(2))
-    want_y, want = expected(x, grad_y, w)
-    for rows in (0, 1):
-        plan(0, 0, 0, rows)
-        y, saved = fc.ffn_forward(x, w, activation="identity")
-        assert same_bits(y, want_y), rows
-        grads = fc.ffn_backward(grad_y, saved)
-        for name, gradient in grads.arrays().items():
-            assert same_bits(gradient, want[name]), (name, rows)
-    y, saved = fc.ffn_forward(x, fc.pack(w), activation="identity")
-    assert same_bits(y, want_y)
-    assert same_bits(fc.ffn_backward(grad_y, saved).x, want["x"])
+    check_every_way(layer(rng, WIDE, 2), tokens, (0, 0), plan, rng)
 
 
 @pytest.mark.parametrize("dtype", BFLOAT16, ids=str)
@@ -246,7 +238,7 @@ def test_long_sums_of_pairs(dtype, plan, rng):
 
 
 @pytest.mark.parametrize("equal", [True, False], ids=["equal", "random"])
-def test_gradients_of_four_million_tokens(equal, rng):
+def test_gradients_of_four_million_tokens(equal, isa, rng):
     n = 4_000_000
     w = layer(rng, 1, 1)
     x, grad_y = (np.full((n, 1), 0.7, np.float32) for _ in range(2))

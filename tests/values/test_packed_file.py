@@ -78,6 +78,7 @@ def test_what_is_no_such_file(rng, tmp_path):
         (edited(good, sizes=[8, 90, True, False, False, False]), "describes no packed weights"),
         (edited(good, sizes=[-8, 9, True, False, False, False]), "describes no packed weights"),
         (edited(good, sizes=None), "describes no packed weights"),
+        (edited(good, sizes=[2**70, 9, True, False, False, False]), "describes no packed weights"),
         (edited(good, dtype="int3"), "describes no packed weights"),
         (edited(good, biases={"b_up": "float32"}), "describes no packed weights"),
         (edited(good, more=1), "describes no packed weights"),

@@ -13,7 +13,7 @@ Gradients (dy_s: what a slot's output gets, w dy or dy):
     d_w[t, s] = <dy[t], FFN_e(x[t])>, or <d(w x), x[t]>         experts as fc.ffn_backward's
     dx[t]     = sum over the slots' experts in rising order     0 for experts that no token chose
 
-Tests: tests/conformance/test_moe.py, tests/functional/test_moe_backward.py.
+Tests: tests/functional/test_moe.py, tests/functional/test_moe_backward.py.
 """
 
 from __future__ import annotations

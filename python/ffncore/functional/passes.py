@@ -1,7 +1,7 @@
 """The passes of a layer, dense or a mixture: arguments are checked, and a backend computes.
 
 dense.py and mixtures.py are what users call. Tests: tests/functional/test_functional.py,
-tests/conformance/test_moe.py, tests/backends/test_device.py.
+tests/functional/test_moe.py, tests/backends/test_device.py.
 """
 
 from __future__ import annotations

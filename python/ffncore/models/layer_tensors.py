@@ -3,7 +3,8 @@
     tensors.take("mlp.up_proj.weight", "f d")       sets f and d
     tensors.take("mlp.down_proj.weight", "d f")     has to agree
 
-What no one takes of a layer's block would be left out of what is computed: it is an error, too.
+A tensor of the layer's block that nothing takes would be missing from the computation, so it is an
+error.
 Tests: tests/models/test_models.py, tests/models/test_models_moe.py.
 """
 

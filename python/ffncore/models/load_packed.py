@@ -50,5 +50,5 @@ def load_packed(path: str | os.PathLike[str]) -> PackedWeights:
     try:
         facts["sizes"] = tuple(facts["sizes"])
         return PackedWeights._remade(memory=Memory(buffer), **facts)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path} describes no packed weights: {error}") from None

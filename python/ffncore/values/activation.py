@@ -58,7 +58,7 @@ ALIASES = {
 }
 
 # What papers call a gated block: the activation of its gate.
-_GATED = {
+_NAMES_WITH_GATE = {
     "swiglu": "silu",
     "geglu": "gelu",
     "reglu": "relu",
@@ -281,10 +281,10 @@ def canonical_name(name: object) -> str:
     known = ALIASES.get(known, known)
     if known in KINDS:
         return known
-    if known in _GATED:
+    if known in _NAMES_WITH_GATE:
         raise ValueError(
-            f"activation {name!r} is {_GATED[known]!r} with a gate; expected "
-            f"activation={_GATED[known]!r} and weights with gate="
+            f"activation {name!r} is {_NAMES_WITH_GATE[known]!r} with a gate; expected "
+            f"activation={_NAMES_WITH_GATE[known]!r} and weights with gate="
         )
     raise ValueError(f"activation {name!r} is not known; {nearest(known, [*KINDS, *ALIASES])}")
 

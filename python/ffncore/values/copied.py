@@ -4,10 +4,10 @@
     copy.deepcopy   arrays of its own; one array in two places stays one
     pickle          likewise, by way of bytes
 
-A value says in _state what makes it again; what was found out from that, as views and what the
-compiled core takes, is found out anew. _remade checks as a constructor does: kernels rely on the
-sizes and ids that a value holds, and a pickle may say anything. Arrays of a GPU are their library's
-to copy; values of them are refused, in a sentence.
+_state returns what a value is made from. Everything that was derived from it, such as views and the
+tuples that the compiled core takes, is derived again. _remade runs the checks of a constructor,
+because kernels rely on the sizes and ids of a value, and a pickle may contain anything. Only their
+own library can copy arrays on a GPU; values that hold such arrays are refused with a sentence.
 
 Tests: tests/values/test_copying.py.
 """
@@ -24,7 +24,7 @@ T = TypeVar("T", bound="Copied")
 
 
 class Copied:
-    """Of a dataclass the state is its fields, and its constructor checks them."""
+    """What is here serves dataclasses: the state is the fields, and the constructor checks them."""
 
     __slots__ = ()
 

@@ -3,7 +3,7 @@
 Leading dimensions are merged to rows, in place where strides allow it, else in blocks
 (arrays/rows.py). What sums over all tokens, or fills one array for all of them, runs as one block:
 a forward pass that saves, a backward pass with gradients of weights, and every mixture.
-Tests: tests/functional/test_functional.py, tests/conformance/test_moe.py.
+Tests: tests/functional/test_functional.py, tests/functional/test_moe.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Quantised weights: who packed a layer, told by its tensors' names and dtypes and by config.json.
 
-Nothing packed is read yet. It is recognised, so that codes do not pass for parameters, nor scales
-for weights. Tests: tests/models/test_packing.py.
+Packed layers are not read yet. They are recognised, so that codes are not counted as parameters and
+scales are not taken for weights. Tests: tests/models/test_packing.py.
 """
 
 from __future__ import annotations
