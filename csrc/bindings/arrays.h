@@ -1,6 +1,6 @@
-// numpy arrays and tuples of them as the C ABI's structs, and a status as an exception. Dtypes,
-// ranks and shapes were checked in Python (python/ffncore/_arrays.py), which also has the error
-// texts; nothing is checked twice here.
+// numpy arrays as the C ABI's structs, and a status as an exception. Python has checked dtypes,
+// ranks and shapes (python/ffncore/values) and has the error texts, so nothing is checked again
+// here.
 #pragma once
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -70,40 +70,20 @@ inline void *data(py::handle h) {
     return h.is_none() ? nullptr : const_cast<void *>(array_of(h).data());
 }
 
-// WeightsTuple (6 entries) or PackedTuple (7).
-inline ffncore_weights weights(const py::tuple &t) {
-    ffncore_weights w{};
-    w.size = sizeof w;
-    if (t.size() == 6) {
-        w.gate = matrix(t[0]);
-        w.up = matrix(t[1]);
-        w.down = matrix(t[2]);
-        w.b_gate = vector(t[3]);
-        w.b_up = vector(t[4]);
-        w.b_down = vector(t[5]);
-        return w;
-    }
-    w.packed = data(t[0]);
-    const int64_t d = t[1].cast<int64_t>(), f = t[2].cast<int64_t>();
-    if (t[3].cast<bool>()) w.gate = {nullptr, f, d, 0, 0, 0};
-    w.up = {nullptr, f, d, 0, 0, 0};
-    w.down = {nullptr, d, f, 0, 0, 0};
-    return w;
+// Of element 0 along a leading dimension, and the distance to the next one.
+inline ffncore_matrix expert_matrix(py::handle h, int64_t &stride) {
+    if (h.is_none()) return {};
+    const py::array a = array_of(h);
+    const int64_t size = a.itemsize();
+    stride = a.strides(0) / size;
+    return {const_cast<void *>(a.data()), a.shape(1),          a.shape(2),
+            a.strides(1) / size,          a.strides(2) / size, dtype_of(a)};
 }
-
-inline ffncore_activation activation(const py::tuple &t) {
-    ffncore_activation a{};
-    a.size = sizeof a;
-    a.kind = t[0].cast<int32_t>();
-    a.clamp = t[1].cast<int32_t>();
-    double *const options[] = {&a.limit,          &a.alpha,      &a.up_offset,
-                               &a.gate_softcap,   &a.up_softcap, &a.gate_multiplier,
-                               &a.negative_slope, &a.alpha_p,    &a.alpha_n,
-                               &a.beta,           &a.eps};
-    for (size_t i = 0; i < 11; ++i) *options[i] = t[2 + i].cast<double>();
-    return a;
+inline ffncore_vector expert_vector(py::handle h, int64_t &stride) {
+    if (h.is_none()) return {};
+    const py::array a = array_of(h);
+    stride = a.strides(0) / a.itemsize();
+    return {const_cast<void *>(a.data()), a.shape(1), a.strides(1) / a.itemsize(), dtype_of(a)};
 }
 
 } // namespace
-
-void add_mixture(py::module_ &m); // mixture.cpp

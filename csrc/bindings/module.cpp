@@ -7,36 +7,39 @@
 #include <string>
 
 #include "../bench/measure.h"
-#include "arrays.h"
+#include "values.h"
+
+using binding::block_of, binding::named, binding::Weights;
 
 namespace {
 
-void ffn_forward(const py::array &x, const py::array &y, const py::tuple &w, const py::tuple &act,
-                 py::object saved) {
-    ffncore_forward_args args{sizeof args, matrix(x),       matrix(y),
-                              weights(w),  activation(act), data(saved)};
+void ffn_forward(const py::array &x, const py::array &y, const Weights &weights,
+                 const ffncore_activation &activation, py::object saved) {
+    ffncore_forward_args args{sizeof args,     matrix(x),  matrix(y),
+                              weights.block(), activation, data(saved)};
     run([&] { return ffncore_ffn_forward(&args); });
 }
 
-py::object ffn_backward(const py::array &x, const py::array &grad_y, const py::tuple &w,
-                        const py::tuple &act, py::object saved, bool accumulate, py::object grad_x,
-                        const py::tuple &grads, bool xielu) {
+py::object ffn_backward(const py::array &x, const py::array &grad_y, const Weights &weights,
+                        const ffncore_activation &activation, py::object saved, bool accumulate,
+                        py::object grad_x, const py::dict &grads, bool xielu) {
     double alpha_p = 0, alpha_n = 0;
     ffncore_backward_args args{};
     args.size = sizeof args;
     args.x = matrix(x);
     args.grad_y = matrix(grad_y);
-    args.weights = weights(w);
-    args.activation = activation(act);
+    args.weights = weights.block();
+    args.activation = activation;
     args.saved = data(saved);
     args.accumulate = accumulate;
     args.grad_x = matrix(grad_x);
-    args.grad_gate = matrix(grads[0]);
-    args.grad_up = matrix(grads[1]);
-    args.grad_down = matrix(grads[2]);
-    args.grad_b_gate = vector(grads[3]);
-    args.grad_b_up = vector(grads[4]);
-    args.grad_b_down = vector(grads[5]);
+    const ffncore_weights to = block_of([&](int i) { return named(grads, i); });
+    args.grad_gate = to.gate;
+    args.grad_up = to.up;
+    args.grad_down = to.down;
+    args.grad_b_gate = to.b_gate;
+    args.grad_b_up = to.b_up;
+    args.grad_b_down = to.b_down;
     args.grad_alpha_p = xielu ? &alpha_p : nullptr;
     args.grad_alpha_n = xielu ? &alpha_n : nullptr;
     run([&] { return ffncore_ffn_backward(&args); });
@@ -44,10 +47,10 @@ py::object ffn_backward(const py::array &x, const py::array &grad_y, const py::t
 }
 
 void activation_forward(py::object gate, const py::array &up, const py::array &h,
-                        const py::tuple &act) {
+                        const ffncore_activation &activation) {
     ffncore_activation_args args{};
     args.size = sizeof args;
-    args.activation = activation(act);
+    args.activation = activation;
     args.gate = matrix(gate);
     args.up = matrix(up);
     args.h = matrix(h);
@@ -55,12 +58,12 @@ void activation_forward(py::object gate, const py::array &up, const py::array &h
 }
 
 py::object activation_backward(const py::array &grad_h, py::object gate, const py::array &up,
-                               py::object grad_gate, const py::array &grad_up, const py::tuple &act,
-                               bool xielu) {
+                               py::object grad_gate, const py::array &grad_up,
+                               const ffncore_activation &activation, bool xielu) {
     double alpha_p = 0, alpha_n = 0;
     ffncore_activation_args args{};
     args.size = sizeof args;
-    args.activation = activation(act);
+    args.activation = activation;
     args.gate = matrix(gate);
     args.up = matrix(up);
     args.grad_h = matrix(grad_h);
@@ -100,13 +103,13 @@ py::dict cost_dict(const ffncore_cost &c) {
 }
 
 py::dict forward_cost(const std::string &dtype, const std::string &weights_dtype, int64_t tokens,
-                      int64_t d, int64_t f, bool gated, bool packed, const py::tuple &act,
-                      bool save) {
+                      int64_t d, int64_t f, bool gated, bool packed,
+                      const ffncore_activation &activation, bool save) {
     ffncore_forward_args args{};
     args.size = sizeof args;
     args.x = {nullptr, tokens, d, d, 1, dtype_of(dtype)};
     args.weights = shapes(d, f, gated, false, dtype_of(weights_dtype));
-    args.activation = activation(act);
+    args.activation = activation;
     args.saved = save ? &present : nullptr;
     ffncore_cost cost{};
     cost.size = sizeof cost;
@@ -115,15 +118,16 @@ py::dict forward_cost(const std::string &dtype, const std::string &weights_dtype
 }
 
 py::dict backward_cost(const std::string &dtype, const std::string &weights_dtype, int64_t tokens,
-                       int64_t d, int64_t f, bool gated, bool packed, const py::tuple &act,
-                       bool recompute, const std::array<bool, 8> &needs) {
+                       int64_t d, int64_t f, bool gated, bool packed,
+                       const ffncore_activation &activation, bool recompute,
+                       const std::array<bool, 8> &needs) {
     double alphas;
     const int32_t x_type = dtype_of(dtype), w_type = dtype_of(weights_dtype);
     ffncore_backward_args args{};
     args.size = sizeof args;
     args.x = {nullptr, tokens, d, d, 1, x_type};
     args.weights = shapes(d, f, gated, packed, w_type);
-    args.activation = activation(act);
+    args.activation = activation;
     args.saved = recompute ? nullptr : &present;
     auto matrix = [&](int i, int64_t rows, int64_t cols) {
         const int32_t type = i == 0 ? x_type : w_type;
@@ -166,26 +170,23 @@ PYBIND11_MODULE(core, m) {
     m.def("ffn_backward", &ffn_backward);
     m.def("activation_forward", &activation_forward);
     m.def("activation_backward", &activation_backward);
-    add_mixture(m);
+    binding::add_values(m);
+    binding::add_mixture(m);
     m.def("saved_bytes", [](const py::array &x, int64_t tokens, int64_t f, bool gated) {
         return checked(ffncore_saved_bytes(dtype_of(x), tokens, f, gated));
     });
     m.def("forward_cost", &forward_cost);
     m.def("backward_cost", &backward_cost);
-    m.def("packed_bytes", [](const std::string &dtype, const py::tuple &w) {
-        const ffncore_weights given = weights(w);
-        return checked(ffncore_packed_bytes(dtype_of(dtype), &given));
+    m.def("packed_bytes", [](const std::string &dtype, const Weights &weights) {
+        return checked(ffncore_packed_bytes(dtype_of(dtype), &weights.block()));
     });
-    m.def("pack", [](const std::string &dtype, const py::tuple &w, const py::array &packed) {
-        const ffncore_weights given = weights(w);
+    m.def("pack", [](const std::string &dtype, const Weights &weights, const py::array &buffer) {
         const int32_t type = dtype_of(dtype);
-        void *const to = data(packed);
-        run([&] { return ffncore_pack(type, &given, to); });
+        void *const to = data(buffer);
+        run([&] { return ffncore_pack(type, &weights.block(), to); });
     });
-    m.def("unpack", [](const py::tuple &packed, const py::tuple &into) {
-        const ffncore_weights to = weights(into);
-        const void *const from = data(packed[0]);
-        run([&] { return ffncore_unpack(&to, from); });
+    m.def("unpack", [](const Weights &packed, const Weights &into) {
+        run([&] { return ffncore_unpack(&into.block(), packed.block().packed); });
     });
     m.def("isas", &isas);
     m.def("isa", &isa);

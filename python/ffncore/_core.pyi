@@ -3,7 +3,7 @@ and shape Python has already checked; nothing is checked twice here.
 
 What takes or gives arrays, measure and clear_workspace run without the GIL."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,57 +12,124 @@ __version__: str
 
 Array = np.ndarray[Any, Any]
 MaybeArray = Array | None
-# kind, clamp, limit, alpha, up_offset, gate_softcap, up_softcap, gate_multiplier,
-# negative_slope, alpha_p, alpha_n, beta, eps
-ActivationTuple = tuple[
-    int, int, float, float, float, float, float, float, float, float, float, float, float
-]
-# gate, up, down, b_gate, b_up, b_down: 2-D and 1-D arrays of any strides, or None; of experts 3-D
-# and 2-D
-WeightsTuple = tuple[MaybeArray, Array, Array, MaybeArray, MaybeArray, MaybeArray]
-# packed buffer (uint8, 1-D), d, f, gated, has_b_gate, has_b_up, has_b_down
-PackedTuple = tuple[Array, int, int, bool, bool, bool, bool]
-# the same, then the number of experts and the bytes from one to the next
-PackedExpertsTuple = tuple[Array, int, int, bool, bool, bool, bool, int, int]
-# gradients of WeightsTuple's six, in its order
-GradientsTuple = tuple[MaybeArray, MaybeArray, MaybeArray, MaybeArray, MaybeArray, MaybeArray]
-# experts' weights, their number, the activation, expert ids [T, k] (int32, C order), weights [T, k]
-# (float32, or float64), whether these are on the input
-MixtureTuple = tuple[WeightsTuple | PackedExpertsTuple, int, ActivationTuple, Array, Array, bool]
 
-# score_fn, select_on_logits, norm_topk_prob, norm_eps, norm_min, routed_scaling_factor, n_group,
-# topk_group, group_score, group_mask_value
-RouterTuple = tuple[int, bool, bool, float, float, float, int, int, int, float]
+class Weights:
+    """Weights of one block, or of experts (a leading dimension on every array), of any strides."""
 
+    def __init__(
+        self,
+        *,
+        gate: MaybeArray = None,
+        up: Array,
+        down: Array,
+        b_gate: MaybeArray = None,
+        b_up: MaybeArray = None,
+        b_down: MaybeArray = None,
+    ) -> None: ...
+    @staticmethod
+    def packed(
+        buffer: Array,  # uint8 [bytes], which pack fills
+        *,
+        d_model: int,
+        d_ff: int,
+        gated: bool,
+        n_experts: int | None = None,
+        stride: int = 0,  # bytes from one expert to the next
+    ) -> Weights: ...
+
+class Activation:
+    """ffncore_activation of ffncore.h: what the numbers mean stands there."""
+
+    def __init__(
+        self,
+        *,
+        kind: int,
+        clamp: int,
+        limit: float,
+        alpha: float,
+        up_offset: float,
+        gate_softcap: float,
+        up_softcap: float,
+        gate_multiplier: float,
+        negative_slope: float,
+        alpha_p: float,
+        alpha_n: float,
+        beta: float,
+        eps: float,
+    ) -> None: ...
+    kind: int
+
+class Router:
+    """ffncore_router of ffncore.h, without the bias."""
+
+    def __init__(
+        self,
+        *,
+        score_fn: int,
+        select_on_logits: bool,
+        norm_topk_prob: bool,
+        norm_eps: float,
+        norm_min: float,
+        routed_scaling_factor: float,
+        n_group: int,
+        topk_group: int,
+        group_score: int,
+        group_mask_value: float,
+    ) -> None: ...
+    score_fn: int
+    select_on_logits: int
+    norm_topk_prob: int
+    norm_eps: float
+    norm_min: float
+    routed_scaling_factor: float
+    n_group: int
+    topk_group: int
+    group_score: int
+    group_mask_value: float
+
+# x, y [T, d], of which y is written; saved: 1-D of x's dtype, with saved_bytes() bytes, or None
 def ffn_forward(
-    x: Array,
-    y: Array,
-    weights: WeightsTuple | PackedTuple,
-    activation: ActivationTuple,
-    saved: MaybeArray,
-) -> None: ...  # x [T, d], y [T, d] written, saved: 1-D of x's dtype, saved_bytes(), or None
+    x: Array, y: Array, weights: Weights, activation: Activation, saved: MaybeArray
+) -> None: ...
+
+# grads: arrays for the gradients of weights, by name; returns those of xielu's alpha_p and alpha_n
 def ffn_backward(
     x: Array,
     grad_y: Array,
-    weights: WeightsTuple | PackedTuple,
-    activation: ActivationTuple,
+    weights: Weights,
+    activation: Activation,
     saved: MaybeArray,
     accumulate: bool,
     grad_x: MaybeArray,
-    grads: GradientsTuple,
+    grads: Mapping[str, Array],
     xielu: bool,
-) -> tuple[float, float] | None: ...  # grads in WeightsTuple's order; returns (alpha_p, alpha_n)
+) -> tuple[float, float] | None: ...
 def saved_bytes(x: Array, tokens: int, d_ff: int, gated: bool) -> int: ...  # x's dtype counts
-def moe_forward(x: Array, y: Array, mixture: MixtureTuple, saved: MaybeArray) -> None: ...
+
+# experts: ids [T, k], int32 in C order; routing_weights [T, k], float32 or float64
+def moe_forward(
+    x: Array,
+    y: Array,
+    weights: Weights,
+    activation: Activation,
+    experts: Array,
+    routing_weights: Array,
+    on_input: bool,
+    saved: MaybeArray,
+) -> None: ...
 def moe_backward(
     x: Array,
     grad_y: Array,
-    mixture: MixtureTuple,
+    weights: Weights,
+    activation: Activation,
+    experts: Array,
+    routing_weights: Array,
+    on_input: bool,
     saved: MaybeArray,
     accumulate: bool,
     grad_x: MaybeArray,
     grad_routing_weights: MaybeArray,
-    grads: GradientsTuple,
+    grads: Mapping[str, Array],
     xielu: bool,
 ) -> tuple[float, float] | None: ...
 def moe_saved_bytes(x: Array, experts: Array, n_experts: int, d_ff: int, gated: bool) -> int: ...
@@ -74,7 +141,7 @@ def forward_cost(
     f: int,
     gated: bool,
     packed: bool,
-    activation: ActivationTuple,
+    activation: Activation,
     save: bool,
 ) -> dict[str, float | int]: ...
 def backward_cost(
@@ -85,12 +152,14 @@ def backward_cost(
     f: int,
     gated: bool,
     packed: bool,
-    activation: ActivationTuple,
+    activation: Activation,
     recompute: bool,
     needs: Sequence[bool],
-) -> dict[str, float | int]: ...  # needs: x, WeightsTuple's six, the activation's parameters
+) -> dict[
+    str, float | int
+]: ...  # needs: x, gate, up, down, b_gate, b_up, b_down, the activation's parameters
 def activation_forward(
-    gate: MaybeArray, up: Array, h: Array, activation: ActivationTuple
+    gate: MaybeArray, up: Array, h: Array, activation: Activation
 ) -> None: ...  # 2-D, any strides
 def activation_backward(
     grad_h: Array,
@@ -98,7 +167,7 @@ def activation_backward(
     up: Array,
     grad_gate: MaybeArray,
     grad_up: Array,
-    activation: ActivationTuple,
+    activation: Activation,
     xielu: bool,
 ) -> tuple[float, float] | None: ...
 def route(
@@ -107,15 +176,15 @@ def route(
     given: bool,
     weights: Array,
     log_sum_exp: MaybeArray,
-    router: RouterTuple,
+    router: Router,
     bias: MaybeArray,
 ) -> None: ...  # [T, E], int32 [T, k] contiguous in k, [T, k], [T], [E]; given: experts are read
 def route_backward(
-    grad_weights: Array, experts: Array, logits: Array, grad_logits: Array, router: RouterTuple
+    grad_weights: Array, experts: Array, logits: Array, grad_logits: Array, router: Router
 ) -> None: ...
-def packed_bytes(dtype: str, weights: WeightsTuple) -> int: ...  # dtype: of the packed matrices
-def pack(dtype: str, weights: WeightsTuple, packed: Array) -> None: ...
-def unpack(packed: PackedTuple, into: WeightsTuple) -> None: ...
+def packed_bytes(dtype: str, weights: Weights) -> int: ...  # dtype: of the packed matrices
+def pack(dtype: str, weights: Weights, buffer: Array) -> None: ...
+def unpack(packed: Weights, into: Weights) -> None: ...
 def isas() -> list[str]: ...  # usable here, best last
 def isa() -> str: ...
 def use_isa(name: str | None) -> None: ...  # None: the default; ValueError with the sentence

@@ -12,7 +12,7 @@ from support import all_biases, guarded, make_weights, normal
 
 import ffncore as fc
 from ffncore import _core
-from ffncore.values.activation import to_tuple
+from ffncore.values.activation import as_core
 from ffncore.values.routing_options import Options
 
 SIZES = [
@@ -23,11 +23,12 @@ SIZES = [
 ]
 
 
-def guarded_weights(w, end):
-    return tuple(
-        None if a is None else guarded(a, end)
-        for a in (w.gate, w.up, w.down, w.b_gate, w.b_up, w.b_down)
-    )
+def guarded_arrays(w, end, transposed=False):
+    """The arrays by name; matrices [in, out] where transposed."""
+    return {
+        name: guarded(a.T, end).T if transposed and a.ndim == 2 else guarded(a, end)
+        for name, a in w.arrays().items()
+    }
 
 
 @pytest.mark.parametrize("end", [True, False], ids=["behind", "before"])
@@ -36,34 +37,29 @@ def test_every_array(end, isa, dtype, gated, rng, plan):
     for t, d, f in SIZES:
         for transposed in (False, True):
             w = make_weights(rng, d, f, gated=gated, biases=all_biases(gated), dtype=dtype)
-            arrays = guarded_weights(w, end)
+            arrays = _core.Weights(**guarded_arrays(w, end, transposed))
             x, grad_y = (guarded(normal(rng, t, d, dtype=dtype), end) for _ in range(2))
             y = guarded(np.empty((t, d), dtype), end)
             if transposed:
-                arrays = tuple(
-                    guarded(a.T, end).T if a is not None and a.ndim == 2 else a for a in arrays
-                )
                 x, grad_y, y = (guarded(a.T, end).T for a in (x, grad_y, y))
-            core = to_tuple(act, gated, dtype)
+            core = as_core(act, gated, dtype)
             saved = guarded(np.empty(_core.saved_bytes(x, t, f, gated), np.uint8), end).view(dtype)
-            packed = guarded(np.empty(_core.packed_bytes(dtype.name, arrays), np.uint8), end)
-            _core.pack(dtype.name, arrays, packed)
-            biases = (gated, True, True)
-            both = (arrays, (packed, d, f, gated, *biases))
+            buffer = guarded(np.empty(_core.packed_bytes(dtype.name, arrays), np.uint8), end)
+            _core.pack(dtype.name, arrays, buffer)
+            packed = _core.Weights.packed(buffer, d_model=d, d_ff=f, gated=gated)
             for in_rows in (0, 1):
                 plan(0, 0, 0, in_rows)
-                for weights in both:
+                for weights in (arrays, packed):
                     _core.ffn_forward(x, y, weights, core, saved)
                     _core.ffn_forward(x, y, weights, core, None)
                     grad_x = guarded(np.empty((t, d), dtype), end)
-                    none = (None,) * 6
-                    _core.ffn_backward(x, grad_y, weights, core, saved, False, grad_x, none, False)
-                grads = guarded_weights(w, end)
+                    _core.ffn_backward(x, grad_y, weights, core, saved, False, grad_x, {}, False)
+                grads = guarded_arrays(w, end)
                 for kept in (saved, None):
                     _core.ffn_backward(
                         x, grad_y, arrays, core, kept, True, grad_x, grads, act.name == "xielu"
                     )
-            _core.unpack(both[1], guarded_weights(w, end))
+            _core.unpack(packed, _core.Weights(**guarded_arrays(w, end)))
 
 
 @pytest.mark.parametrize("end", [True, False], ids=["behind", "before"])

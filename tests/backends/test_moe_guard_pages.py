@@ -12,8 +12,7 @@ from support_moe import make_routing
 
 import ffncore as fc
 from ffncore import _core
-from ffncore.values.activation import to_tuple
-from ffncore.values.weights import NAMES
+from ffncore.values.activation import as_core
 
 # T, E, k, d, f
 SIZES = [
@@ -25,33 +24,40 @@ SIZES = [
 
 
 def against(w, end, transposed):
-    """The experts' arrays in the order of _core; matrices [E, in, out] where transposed."""
-    arrays = []
-    for name in NAMES:
-        a = getattr(w, name)
-        if a is not None and a.ndim == 3 and transposed:
-            arrays.append(guarded(a.swapaxes(1, 2), end).swapaxes(1, 2))
+    """The experts' arrays by name; matrices [E, in, out] where transposed."""
+    arrays = {}
+    for name, a in w.arrays().items():
+        if a.ndim == 3 and transposed:
+            arrays[name] = guarded(a.swapaxes(1, 2), end).swapaxes(1, 2)
         else:
-            arrays.append(None if a is None else guarded(a, end))
-    return tuple(arrays)
+            arrays[name] = guarded(a, end)
+    return arrays
 
 
 def packed_against(w, end):
     """The last expert is not rounded up to a cache line."""
-    made = fc.pack(w)._core_arrays()
-    one = _core.packed_bytes(w.dtype.name, w.expert(0)._core_arrays())
-    buffer = made[0].view(np.uint8)[: (w.n_experts - 1) * made[8] + one]
-    return (guarded(buffer, end), *made[1:])
+    made = fc.pack(w)
+    stride = made.nbytes // w.n_experts
+    one = _core.packed_bytes(w.dtype.name, w.expert(0)._core_weights())
+    return _core.Weights.packed(
+        guarded(made._buffer[: (w.n_experts - 1) * stride + one], end),
+        d_model=w.d_model,
+        d_ff=w.d_ff,
+        gated=w.gated,
+        n_experts=w.n_experts,
+        stride=stride,
+    )
 
 
 @pytest.mark.parametrize("end", [True, False], ids=["behind", "before"])
 def test_every_array(end, isa, dtype, gated, rng, plan):
     act = fc.Activation("xielu") if not gated else fc.Activation("silu", limit=1.0)
-    core = to_tuple(act, gated, dtype)
+    core = as_core(act, gated, dtype)
     for number, (t, n, k, d, f) in enumerate(SIZES):
         transposed, on_input = number % 2 == 1, number // 2 % 2 == gated
         w = make_experts(rng, n, d, f, gated=gated, biases=all_biases(gated), dtype=dtype)
-        arrays, packed = against(w, end, transposed), packed_against(w, end)
+        arrays = _core.Weights(**against(w, end, transposed))
+        packed = packed_against(w, end)
         x, grad_y = (guarded(normal(rng, t, d, dtype=dtype), end) for _ in range(2))
         y, grad_x = (guarded(np.empty((t, d), dtype), end) for _ in range(2))
         if transposed:
@@ -64,16 +70,17 @@ def test_every_array(end, isa, dtype, gated, rng, plan):
         for in_rows in (0, 1):
             plan(0, 0, 0, in_rows)
             for weights in (arrays, packed):
-                mixture = (weights, n, core, ids, factors, on_input)
-                _core.moe_forward(x, y, mixture, saved)
-                _core.moe_forward(x, y, mixture, None)
-                inputs = (grad_x, grad_factors)
-                _core.moe_backward(x, grad_y, mixture, saved, False, *inputs, (None,) * 6, False)
-        mixture = (arrays, n, core, ids, factors, on_input)
+                mixture = (weights, core, ids, factors, on_input)
+                _core.moe_forward(x, y, *mixture, saved)
+                _core.moe_forward(x, y, *mixture, None)
+                _core.moe_backward(
+                    *(x, grad_y, *mixture, saved, False, grad_x, grad_factors, {}, False)
+                )
+        mixture = (arrays, core, ids, factors, on_input)
         grads = against(w, end, transposed)
         for kept in (saved, None):
             for accumulate in (False, True):
                 _core.moe_backward(
-                    *(x, grad_y, mixture, kept, accumulate),
+                    *(x, grad_y, *mixture, kept, accumulate),
                     *(grad_x, grad_factors, grads, act.name == "xielu"),
                 )

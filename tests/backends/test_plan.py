@@ -6,7 +6,7 @@ from support import same_bits
 
 import ffncore as fc
 from ffncore import _core
-from ffncore.values.activation import to_tuple
+from ffncore.values.activation import as_core
 
 
 def sliding(rng, rows, columns):
@@ -23,13 +23,14 @@ def test_grad_x_apart(rng):
     tokens, d, f = 513, 15000, 14500
     up, down = sliding(rng, f, d), sliding(rng, d, f)
     x, grad_y = sliding(rng, tokens, d), sliding(rng, tokens, d)
-    activation = to_tuple("identity", False)
+    activation = as_core("identity", False)
 
     def backward(count, needs_x, needs_bias):
         saved = np.zeros(_core.saved_bytes(x, count, f, False) // 8)
         grad_x = np.empty((count, d)) if needs_x else None
         grad_bias = np.empty(f) if needs_bias else None
-        weights, grads = (None, up, down, None, None, None), (None,) * 4 + (grad_bias, None)
+        weights = _core.Weights(up=up, down=down)
+        grads = {} if grad_bias is None else {"b_up": grad_bias}
         _core.debug_flops()
         _core.ffn_backward(
             *(x[:count], grad_y[:count], weights, activation, saved, False),

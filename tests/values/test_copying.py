@@ -227,7 +227,9 @@ def changed(name, **changes):
 
 def core(**changes):
     names = ("score_fn", "on_logits", "norm", "eps", "least", "factor", "n_group", "topk_group")
-    values = dict(zip((*names, "group", "mask"), ALL["Part-one"].make().core, strict=True))
+    values = dict(
+        zip((*names, "group", "mask"), ALL["Part-one"].make()._state()["core"], strict=True)
+    )
     return tuple((values | changes).values())
 
 
@@ -255,7 +257,7 @@ TAMPERED = {
     "packed: no dtype": ("PackedWeights-block", {"dtype": "int8"}),
     "packed: more experts": (
         "PackedWeights-experts",
-        {"sizes": (*ALL["PackedWeights-experts"].make()._packed[1:7], 50, 64)},
+        {"sizes": (*ALL["PackedWeights-experts"].make()._sizes[:6], 50, 64)},
     ),
     "panels of others": ("Saved-preactivations", {"panels": memory("Saved-plain")}),
     "panels of another dtype": ("Saved-16 bits", {"panels": memory("Saved-plain")}),

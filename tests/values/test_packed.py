@@ -91,7 +91,7 @@ def test_experts_are_packed_as_blocks_a_stride_apart(n, d, f, with_biases, gated
     w = make_experts(rng, n, d, f, gated=gated, biases=biases, dtype=dtype)
     p = fc.pack(w)
     assert (p.n_experts, p.shape, p.dtype, p.gated) == (n, (f, d), dtype, gated)
-    buffer, *sizes, count, stride = p._core_arrays()
+    buffer, (*sizes, count, stride) = p._buffer, p._sizes
     assert sizes == [d, f, gated, *(name in biases for name in NAMES[3:])]
     assert (count, stride % 64, n * stride) == (n, 0, p.nbytes)
     for e in range(n):

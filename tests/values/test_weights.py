@@ -9,7 +9,6 @@ import pytest
 from support import all_biases, make_experts, make_weights, normal, same_bits, unaligned
 
 import ffncore as fc
-from ffncore.values.weights import NAMES
 
 
 def test_holds_the_arrays_that_were_given(rng):
@@ -39,7 +38,7 @@ def test_an_array_reshaped_in_place_later_does_no_harm(rng):
     w = make_weights(rng, 4, 4, gated=False)
     x = normal(rng, 2, 4)
     expected = fc.ffn(x, w, activation="relu")
-    up = w._arrays[1]
+    up = w._views["up"]
     assert up is not w.up
     assert np.shares_memory(up, w.up)
     assert same_bits(fc.ffn(x, w, activation="relu"), expected)
@@ -80,11 +79,7 @@ def test_experts(gated, dtype, rng):
         for name, array in block.arrays().items():
             assert np.shares_memory(array, getattr(w, name))
             assert same_bits(array, getattr(w, name)[e])
-    assert all(
-        a.base is getattr(w, n)
-        for a, n in zip(w._core_arrays(), NAMES, strict=True)
-        if a is not None
-    )
+    assert all(view.base is getattr(w, name) for name, view in w._views.items())
     other = pickle.loads(pickle.dumps(w))
     assert other.n_experts == 4
     assert all(
@@ -95,10 +90,11 @@ def test_experts(gated, dtype, rng):
 def test_an_expert_that_is_not_aligned_is_copied_for_a_call(rng):
     w = make_experts(rng, 2, 5, 7)
     odd = fc.FFNWeights(gate=w.gate, up=unaligned(w.up), down=w.down)
-    gate, up, *_ = odd._core_arrays()
-    assert gate.base is w.gate
-    assert up.flags.aligned
-    assert same_bits(up, w.up)
+    assert odd._struct is None
+    x, routing = normal(rng, 3, 5), fc.route(normal(rng, 3, 2), 1)
+    y = fc.moe(x, routing, odd, activation="silu")
+    assert same_bits(y, fc.moe(x, routing, w, activation="silu"))
+    assert odd._struct is None
 
 
 @pytest.mark.parametrize("layout", ["concat", "interleaved"])

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from .dtypes import FLOAT32, dtype_name, is_narrow
-from .shapes import ALIGNED, Array, MaybeArray, as_array, check_shape
+from .shapes import ALIGNED, C_CONTIGUOUS, Array, MaybeArray, as_array, check_shape
 
 # C-contiguous (so that no two elements share memory), aligned, writable.
-SIMPLE_OUT = 0x0001 | ALIGNED | 0x0400
+SIMPLE_OUT = C_CONTIGUOUS | ALIGNED | 0x0400
 
 # The array has memory of its own, from numpy: it overlaps its own views and nothing else.
 OWNS = 0x0004

@@ -19,7 +19,7 @@ from typing import TypeAlias, TypeVar
 
 import numpy as np
 
-from .shapes import ALIGNED, Array, MaybeArray
+from .shapes import ALIGNED, C_CONTIGUOUS, Array, MaybeArray
 
 Index: TypeAlias = tuple[int | slice, ...]
 Result = TypeVar("Result")
@@ -48,11 +48,17 @@ def merges(array: Array) -> bool:
 
 def rows_view(array: Array) -> MaybeArray:
     """[T, d] that kernels can read and write in place, or None where there is none."""
-    if not array.flags.num & ALIGNED:
+    flags, shape = array.flags.num, array.shape
+    if not flags & ALIGNED:
         return None
-    if array.ndim == 2:
+    if len(shape) == 2:
         return array
-    return array.reshape(row_count(array.shape), array.shape[-1]) if merges(array) else None
+    # Most arrays have no gaps: that is quicker to find out.
+    return (
+        array.reshape(row_count(shape), shape[-1])
+        if flags & C_CONTIGUOUS or merges(array)
+        else None
+    )
 
 
 def blocks(shape: tuple[int, ...], itemsize: int, cut: int) -> Iterator[Index]:
@@ -84,8 +90,13 @@ def over_rows(
     All arrays have one shape; None stays None. keep: run adds to what the outputs hold.
     """
     arrays = [*inputs, *outputs]
-    rows = [None if a is None else rows_view(a) for a in arrays]
-    if all(r is not None or a is None for r, a in zip(rows, arrays, strict=True)):
+    rows: list[MaybeArray] = []
+    for array in arrays:
+        row = None if array is None else rows_view(array)
+        if row is None and array is not None:
+            break
+        rows.append(row)
+    else:
         return [run(*rows)]
     first = next(a for a in arrays if a is not None)
     results = []

@@ -25,6 +25,9 @@ MaybeArray: TypeAlias = Array | None
 ALIGNED = 0x0100
 
 
+# NPY_ARRAY_C_CONTIGUOUS of the same.
+C_CONTIGUOUS = 0x0001
+
 # No array of a call may exceed this many elements. Byte counts of two such arrays, padded to
 # panels, then still fit into 63 bits (2^57 elements x 8 bytes x 2 = 2^61).
 MAX_ELEMENTS = 2**57

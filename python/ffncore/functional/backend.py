@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from .. import _core
 from ..arrays.places import Made, Place
 from ..arrays.shapes import MaybeArray
 from ..backends import cpu
 from ..values.arguments import LayerArguments
 from ..values.asked import Asked
-from ..values.routing_options import RouterCore
 
 
 class Backend(Protocol):
@@ -30,10 +30,10 @@ class Backend(Protocol):
         place: Any,
         logits: Made,
         k: int,
-        core: RouterCore,
+        core: _core.Router,
         bias: MaybeArray,
         experts: Made | None,
-    ) -> tuple[Made, Made, Any]:
+    ) -> tuple[Any, Any, Any]:
         """experts and weights [..., k], and what the backward pass needs."""
 
     def route_backward(self, place: Any, part: Any, grad_weights: Made) -> Any:

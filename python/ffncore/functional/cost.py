@@ -20,7 +20,7 @@ from .. import _core
 from ..arrays.dtypes import FLOAT32, as_dtype, is_narrow
 from ..arrays.shapes import check_size
 from ..arrays.words import check_names
-from ..values.activation import KINDS, Activation, to_tuple
+from ..values.activation import KINDS, Activation, as_core
 from ..values.gradients import GRADIENTS
 from ..values.packed import PackedWeights, check_block
 from ..values.saved import keeps_preactivations
@@ -100,7 +100,7 @@ def cost(
     sizes = _count("tokens", tokens, 0), _count("d_model", d_model, 1), _count("d_ff", d_ff, 1)
     check_size(sizes[0], max(sizes[1:]), "tokens and the layer's dimensions")
     check_size(sizes[1], sizes[2], "d_model and d_ff")
-    core = to_tuple(activation, gated, element)
+    core = as_core(activation, gated, element)
     if op == "ffn_backward":
         exist = _gradients(weights, gated, packed, trainable=core.kind == KINDS["xielu"])
         wanted = _wanted(needs, exist, packed)

@@ -18,7 +18,7 @@ from ..arrays.dtypes import check_dtype, check_same_dtype
 from ..arrays.overlap import check_apart, check_out
 from ..arrays.rows import over_rows
 from ..arrays.shapes import Array, MaybeArray, as_array, check_shape, check_size
-from ..values.activation import KINDS, ActivationCore, to_tuple
+from ..values.activation import KINDS, as_core
 from ..values.gradients import ActivationGrads, XieluGrads
 
 
@@ -101,7 +101,7 @@ def activation_backward(
 
 def _operands(
     x: object, up: object, activation: object
-) -> tuple[Array, MaybeArray, ActivationCore]:
+) -> tuple[Array, MaybeArray, _core.Activation]:
     """Checks what both passes take: x [...], up of the same shape or None."""
     first = as_array("x", x)
     dtype = check_dtype("x", first)
@@ -111,7 +111,7 @@ def _operands(
         check_same_dtype("up", second, dtype, "x")
         check_shape("up", second, first.shape, "to match x")
     check_size(first.size, 1, "the dimensions of x")
-    return first, second, to_tuple(activation, second is not None, dtype)
+    return first, second, as_core(activation, second is not None, dtype)
 
 
 def _line(array: MaybeArray) -> MaybeArray:

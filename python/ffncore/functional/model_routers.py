@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 
 from ..arrays.dtypes import check_same_dtype
-from ..arrays.places import Made
 from ..arrays.shapes import Array, MaybeArray, as_array, check_shape
 from ..arrays.words import integer, number
 from ..values.routing import Part, Routing
@@ -156,4 +155,4 @@ def _places(wanted: Array, n_experts: int) -> Array:
 
 
 def _made(experts: Array, weights: Array, n_experts: int, *parts: Part) -> Routing:
-    return Routing._make(None, Made(experts, experts), Made(weights, weights), n_experts, *parts)
+    return Routing._make(None, experts, weights, n_experts, *parts)

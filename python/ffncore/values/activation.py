@@ -19,10 +19,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from numbers import Real
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from .. import _core
 from ..arrays.dtypes import FLOAT32, FLOAT64
 from ..arrays.words import nearest
 from .copied import Copied
@@ -85,25 +86,11 @@ _OWN_OPTIONS: dict[str, dict[str, float | None]] = {
 _SPECIAL = ("alpha", "gate_softcap", "negative_slope", "alpha_p", "alpha_n", "beta", "eps")
 
 
-class ActivationCore(NamedTuple):
-    """What kernels take for an activation: ffncore_activation of ffncore.h without its size."""
-
-    kind: int
-    clamp: int
-    limit: float
-    alpha: float
-    up_offset: float
-    gate_softcap: float
-    up_softcap: float
-    gate_multiplier: float
-    negative_slope: float
-    alpha_p: float
-    alpha_n: float
-    beta: float
-    eps: float
-
-
-_CORE_ORDER = ActivationCore._fields[2:]
+# Options that are numbers, as _core.Activation and ffncore_activation of ffncore.h name them.
+NUMBERS = (
+    *("limit", "alpha", "up_offset", "gate_softcap", "up_softcap", "gate_multiplier"),
+    *("negative_slope", "alpha_p", "alpha_n", "beta", "eps"),
+)
 _POSITIVE = ("limit", "gate_softcap", "up_softcap")
 _GATED_ONLY = ("limit", "up_softcap", "up_offset")
 
@@ -139,7 +126,7 @@ class Activation(Copied):
     beta: float | None
     eps: float | None
     if TYPE_CHECKING:  # set by __init__; not options, so not fields
-        _cores: tuple[ActivationCore | None, ...]  # by case_index; None: does not fit
+        _cores: tuple[_core.Activation | None, ...]  # by case_index; None: does not fit
 
     def __init__(
         self,
@@ -201,10 +188,10 @@ class Activation(Copied):
             object.__setattr__(self, option, value)
         # What _core takes, made once, because a call is short. 0 stands for "none"; the kernels
         # read alpha for silu alone.
-        values = [given[option] or 0.0 for option in _CORE_ORDER]
+        numbers = {option: given[option] or 0.0 for option in NUMBERS}
         if alpha is None:
-            values[_CORE_ORDER.index("alpha")] = 1.0
-        core = ActivationCore(KINDS[name], _CLAMPS.get(clamp or "", 0), *values)
+            numbers["alpha"] = 1.0
+        core = _core.Activation(kind=KINDS[name], clamp=_CLAMPS.get(clamp or "", 0), **numbers)
         cores = [
             None if self._problem(gated, dtype) else core
             for dtype in (FLOAT64, FLOAT32)
@@ -217,7 +204,7 @@ class Activation(Copied):
         for option in _GATED_ONLY:
             if getattr(self, option) and not gated:
                 return f"option {option} belongs to gated blocks; got {self!r} without one"
-        for option in _CORE_ORDER:
+        for option in NUMBERS:
             value = getattr(self, option)
             size = value and _unfit(option, value, dtype)
             if size:
@@ -306,7 +293,7 @@ def as_activation(activation: object) -> Activation:
     return known if known is not None else _PLAIN[canonical_name(activation)]
 
 
-def to_tuple(activation: object, gated: bool, dtype: np.dtype[Any] = FLOAT64) -> ActivationCore:
+def as_core(activation: object, gated: bool, dtype: np.dtype[Any] = FLOAT64) -> _core.Activation:
     """What _core takes; raises where an option needs a gate and there is none, or a wider type."""
     checked = as_activation(activation)
     core = checked._cores[case_index(gated, dtype)]

@@ -21,7 +21,7 @@ from ..arrays.overlap import check_apart, check_out
 from ..arrays.places import Made, Place, no_gpu_array, place_of, see
 from ..arrays.rows import row_count
 from ..arrays.shapes import Array, check_size
-from .activation import Activation, ActivationCore, as_activation, to_tuple
+from .activation import Activation, as_activation, as_core
 from .packed import PackedWeights, check_block, check_experts, check_weights, weights_inputs
 from .routing import Routing, routing_inputs
 from .weights import FFNWeights
@@ -44,7 +44,7 @@ class LayerArguments:
     )
 
     activation: Activation
-    core: ActivationCore
+    core: _core.Activation
     factors: Array
     ids: Array
     on_input: bool
@@ -66,7 +66,7 @@ class LayerArguments:
         w = check_block(weights) if mixture is None else check_experts(weights)
         self.weights = w
         self.activation = as_activation(activation)
-        self.core = to_tuple(self.activation, w.gated, w.dtype)
+        self.core = as_core(self.activation, w.gated, w.dtype)
         self.seen = seen = see(place, "x", x)
         self.x = seen if place is None else x
         _check_x(seen, w)

@@ -141,7 +141,7 @@ def _like(arguments: LayerArguments) -> dict[str, Array]:
     if arguments.routing is not None:
         found["routing_weights"] = arguments.routing._arrays[1]
     if isinstance(arguments.weights, FFNWeights):
-        found |= arguments.weights._seen()
+        found |= arguments.weights._views
         if arguments.activation.name == "xielu":
             found["activation"] = _NO_ARRAY
     return found

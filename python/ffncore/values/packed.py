@@ -12,7 +12,7 @@ Tests: tests/values/test_packed.py.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,31 @@ from .packed_file import write
 from .weights import NAMES, Call, FFNWeights, check_expert
 
 
+class PackedSizes(NamedTuple):
+    """What a packed buffer does not say of itself."""
+
+    d_model: int
+    d_ff: int
+    gated: bool
+    b_gate: bool  # whether there is one
+    b_up: bool
+    b_down: bool
+    n_experts: int | None = None  # None: one block
+    stride: int = 0  # bytes from one expert to the next
+
+    def stored(self) -> tuple[int, ...]:
+        """As files and pickles have them: without the last two for one block."""
+        return tuple(self if self.n_experts is not None else self[:_FLAGS])  # type: ignore[arg-type]
+
+    def of_one(self) -> PackedSizes:
+        """Of one of the experts."""
+        return self._replace(n_experts=None, stride=0)
+
+
+# Sizes that one block has, too.
+_FLAGS = 6
+
+
 class PackedWeights(Copied):
     """Weights in the kernels' own layout, made by fc.pack: pack once, run often.
 
@@ -34,12 +59,13 @@ class PackedWeights(Copied):
     read.
     """
 
-    __slots__ = ("_biases", "_buffer", "_call", "_packed", "dtype")
+    __slots__ = ("_biases", "_buffer", "_call", "_sizes", "_struct", "dtype")
 
     dtype: np.dtype[Any]  # of the matrices
     _biases: dict[str, np.dtype[Any]]  # those that are there, as they were given
     _buffer: Array
-    _packed: Any  # _core.PackedTuple, or PackedExpertsTuple
+    _sizes: PackedSizes
+    _struct: _core.Weights  # what calls take
     _call: Call | None  # None: not for ffn's short way
 
     def __init__(self) -> None:
@@ -48,20 +74,29 @@ class PackedWeights(Copied):
     @classmethod
     def _make(
         cls,
-        packed: Any,
+        buffer: Array,
+        sizes: PackedSizes,
         biases: dict[str, np.dtype[Any]],
         dtype: np.dtype[Any],
     ) -> PackedWeights:
         made = object.__new__(cls)
-        buffer, d, f, gated = packed[:4]
-        one = len(packed) == _BLOCK_LENGTH
-        call = Call(packed, dtype, (f, d), gated, (buffer,)) if one else None
+        d, f, gated = sizes.d_model, sizes.d_ff, sizes.gated
+        struct = _core.Weights.packed(
+            buffer,
+            d_model=d,
+            d_ff=f,
+            gated=gated,
+            n_experts=sizes.n_experts,
+            stride=sizes.stride,
+        )
+        one = sizes.n_experts is None
         for name, value in (
             ("dtype", dtype),
             ("_biases", biases),
             ("_buffer", buffer),
-            ("_packed", packed),
-            ("_call", call),
+            ("_sizes", sizes),
+            ("_struct", struct),
+            ("_call", Call(struct, dtype, (f, d), gated, (buffer,)) if one else None),
         ):
             object.__setattr__(made, name, value)
         return made
@@ -77,22 +112,22 @@ class PackedWeights(Copied):
     @property
     def d_model(self) -> int:
         """Size of a row of x and of y."""
-        return int(self._packed[1])
+        return self._sizes.d_model
 
     @property
     def d_ff(self) -> int:
         """Hidden units, of each expert."""
-        return int(self._packed[2])
+        return self._sizes.d_ff
 
     @property
     def gated(self) -> bool:
         """Whether there is a gate."""
-        return bool(self._packed[3])
+        return self._sizes.gated
 
     @property
     def n_experts(self) -> int | None:
         """None: one block."""
-        return None if len(self._packed) == _BLOCK_LENGTH else int(self._packed[_BLOCK_LENGTH])
+        return self._sizes.n_experts
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -102,10 +137,9 @@ class PackedWeights(Copied):
     def expert(self, e: int) -> PackedWeights:
         """Expert number e as packed weights of one block: a view of this memory."""
         e = check_expert(e, self.n_experts)
-        stride = self._packed[_BLOCK_LENGTH + 1]
+        stride = self._sizes.stride
         buffer = self._buffer[e * stride : (e + 1) * stride]
-        block = (buffer, *self._packed[1:_BLOCK_LENGTH])
-        return PackedWeights._make(block, self._biases, self.dtype)
+        return PackedWeights._make(buffer, self._sizes.of_one(), self._biases, self.dtype)
 
     def unpack(self) -> FFNWeights:
         """The numbers that were packed, in new arrays; biases in the dtype that they had."""
@@ -117,19 +151,19 @@ class PackedWeights(Copied):
             arrays[name] = np.empty((*lead, d if name == "b_down" else f), dtype)
         weights = FFNWeights(**arrays)
         if n is None:
-            _core.unpack(self._packed, weights._arrays)
+            _core.unpack(self._struct, weights._core_weights())
         for e in range(n or 0):
-            _core.unpack(self.expert(e)._packed, weights.expert(e)._arrays)
+            _core.unpack(self.expert(e)._struct, weights.expert(e)._core_weights())
         return weights
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a file for fc.load_packed; one that is there is replaced."""
-        buffer, *sizes = self._packed
         biases = {name: dtype.name for name, dtype in self._biases.items()}
-        write(path, buffer, {"sizes": sizes, "biases": biases, "dtype": self.dtype.name})
+        sizes = list(self._sizes.stored())
+        write(path, self._buffer, {"sizes": sizes, "biases": biases, "dtype": self.dtype.name})
 
-    def _core_arrays(self) -> Any:
-        return self._packed
+    def _core_weights(self) -> _core.Weights:
+        return self._struct
 
     def __repr__(self) -> str:
         kind = "gated" if self.gated else "plain"
@@ -140,9 +174,8 @@ class PackedWeights(Copied):
         )
 
     def _state(self) -> dict[str, Any]:
-        buffer, *sizes = self._packed
         biases = {name: dtype.name for name, dtype in self._biases.items()}
-        state = {"memory": Memory(buffer), "sizes": tuple(sizes), "biases": biases}
+        state = {"memory": Memory(self._buffer), "sizes": self._sizes.stored(), "biases": biases}
         return state | {"dtype": self.dtype.name}
 
     @classmethod
@@ -155,21 +188,21 @@ class PackedWeights(Copied):
         for name, own in biases.items():
             number = as_dtype(name, own).type(0)
             arrays[name] = np.broadcast_to(number, d if name == "b_down" else f)
-        n = sizes[_BLOCK_LENGTH - 1] if len(sizes) >= _BLOCK_LENGTH else None
+        n = sizes[_FLAGS] if len(sizes) > _FLAGS else None
         nbytes, expected, own_biases = _layout(FFNWeights(**arrays), n, kind)
         # An expert's memory goes on to the next line.
         room = 1 if n is not None else LINE
         buffer = memory.array
-        if sizes != expected or not 0 <= buffer.nbytes - nbytes < room or buffer.dtype != np.uint8:
+        if (
+            sizes != expected.stored()
+            or not 0 <= buffer.nbytes - nbytes < room
+            or buffer.dtype != np.uint8
+        ):
             raise ValueError(
                 f"packed weights have sizes {sizes} and {buffer.nbytes} bytes of {buffer.dtype}; "
-                f"expected sizes {expected} and {nbytes} bytes of uint8"
+                f"expected sizes {expected.stored()} and {nbytes} bytes of uint8"
             )
-        return cls._make((buffer, *expected), own_biases, kind)
-
-
-# Of _core.PackedTuple; experts' tuple goes on with their number and stride.
-_BLOCK_LENGTH = 7
+        return cls._make(buffer, expected, own_biases, kind)
 
 
 def check_weights(weights: object) -> FFNWeights | PackedWeights:
@@ -177,7 +210,7 @@ def check_weights(weights: object) -> FFNWeights | PackedWeights:
     if isinstance(weights, PackedWeights):
         return weights
     if isinstance(weights, FFNWeights):
-        if not hasattr(weights, "_arrays"):
+        if not hasattr(weights, "_views"):
             raise ValueError("weights holds gradients of which some are None; expected all of them")
         return weights
     layer = " (a layer object packs itself: layer.packed())" if hasattr(weights, "packed") else ""
@@ -230,14 +263,14 @@ def pack(
     first = _converted(checked if checked.n_experts is None else checked.expert(0), wanted)
     if out is None:
         nbytes, sizes, biases = _layout(first, checked.n_experts, wanted)
-        out = PackedWeights._make((allocate(nbytes), *sizes), biases, wanted)
+        out = PackedWeights._make(allocate(nbytes), sizes, biases, wanted)
     else:
         _check_refill(out, checked, wanted)
     if checked.n_experts is None:
-        _core.pack(wanted.name, first._core_arrays(), out._buffer)
+        _core.pack(wanted.name, first._core_weights(), out._buffer)
     for e in range(checked.n_experts or 0):
         block = first if e == 0 else _converted(checked.expert(e), wanted)
-        _core.pack(wanted.name, block._core_arrays(), out.expert(e)._buffer)
+        _core.pack(wanted.name, block._core_weights(), out.expert(e)._buffer)
     return out
 
 
@@ -273,20 +306,21 @@ def _converted(block: FFNWeights, wanted: np.dtype[Any]) -> FFNWeights:
 
 def _layout(
     block: FFNWeights, n_experts: int | None, dtype: np.dtype[Any]
-) -> tuple[int, tuple[Any, ...], dict[str, np.dtype[Any]]]:
-    """Of as many blocks as this one: bytes, what _core takes behind them, biases' dtypes."""
+) -> tuple[int, PackedSizes, dict[str, np.dtype[Any]]]:
+    """Of as many blocks as this one: bytes, sizes, dtypes of biases."""
     biases = {n: array.dtype for n in NAMES[3:] if (array := getattr(block, n)) is not None}
-    sizes: tuple[Any, ...] = (
-        block.d_model,
-        block.d_ff,
-        block.gated,
-        *(n in biases for n in NAMES[3:]),
-    )
-    nbytes = _core.packed_bytes(dtype.name, block._core_arrays())
+    sizes = _sizes_of(block)
+    nbytes = _core.packed_bytes(dtype.name, block._core_weights())
     if n_experts is not None:
         nbytes += -nbytes % LINE
-        sizes = (*sizes, n_experts, nbytes)
+        sizes = sizes._replace(n_experts=n_experts, stride=nbytes)
     return (n_experts or 1) * nbytes, sizes, biases
+
+
+def _sizes_of(weights: FFNWeights) -> PackedSizes:
+    """Of each block of them."""
+    biases = (getattr(weights, name) is not None for name in NAMES[3:])
+    return PackedSizes(weights.d_model, weights.d_ff, weights.gated, *biases)
 
 
 def _check_refill(out: object, weights: FFNWeights, dtype: np.dtype[Any]) -> None:
@@ -294,13 +328,7 @@ def _check_refill(out: object, weights: FFNWeights, dtype: np.dtype[Any]) -> Non
         raise TypeError(f"out is of type {type(out).__name__}; expected PackedWeights")
     if out.dtype is not dtype:
         raise TypeError(f"out has dtype {out.dtype.name}; expected {dtype.name}")
-    expected = (
-        weights.d_model,
-        weights.d_ff,
-        weights.gated,
-        *(b is not None for b in (weights.b_gate, weights.b_up, weights.b_down)),
-    )
-    if out._packed[1:_BLOCK_LENGTH] != expected or out.n_experts != weights.n_experts:
+    if out._sizes.of_one() != _sizes_of(weights) or out.n_experts != weights.n_experts:
         raise ValueError(f"out is {out!r}; expected the sizes and biases of {weights!r}")
     if any(share_memory(out._buffer, a) for a in weights.arrays().values()):
         raise ValueError("out overlaps the weights; expected memory of its own")
@@ -310,4 +338,4 @@ def weights_inputs(weights: FFNWeights | PackedWeights) -> list[tuple[str, Maybe
     """What an output must not overlap, by name."""
     if isinstance(weights, PackedWeights):
         return [("the packed weights", weights._buffer)]
-    return [(f"w.{name}", array) for name, array in weights._seen().items()]
+    return [(f"w.{name}", array) for name, array in weights._views.items()]

@@ -10,13 +10,13 @@ Tests: tests/values/test_routing_errors.py.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import _core
 from ..arrays.dtypes import FLOAT32, FLOAT64, check_same_dtype, dtype_name
 from ..arrays.shapes import Array, MaybeArray, aligned, as_array, check_shape
 from ..arrays.words import integer, known, number
@@ -28,21 +28,6 @@ SELECT_ON = {"scores": 0, "logits": 1}
 
 # Expert ids are int32.
 MOST_EXPERTS = 2**31 - 1
-
-
-class RouterCore(NamedTuple):
-    """What kernels take for a router: numbers of the tables above, and checked values."""
-
-    score_fn: int
-    select_on_logits: bool
-    norm_topk_prob: bool
-    norm_eps: float
-    norm_min: float
-    routed_scaling_factor: float
-    n_group: int
-    topk_group: int
-    group_score: int
-    group_mask_value: float
 
 
 class Options(NamedTuple):
@@ -59,14 +44,15 @@ class Options(NamedTuple):
     group_score: str = "top2_sum"
     group_mask_value: float = -math.inf
 
-    def core(self, logits: Array, top_k: int, *, given: bool = False) -> RouterCore:
+    def core(self, logits: Array, top_k: int, *, given: bool = False) -> _core.Router:
         """For the core, once they are checked; given: the experts are chosen already."""
         case = (logits.shape[-1], top_k, logits.dtype, given)
-        with contextlib.suppress(TypeError):  # of an option that has no hash, or of a wrong type
+        try:
             return _cached(*case, *self)
-        return self._checked(*case)
+        except TypeError:  # an option has no hash; or it is of a wrong type, which raises again
+            return self._checked(*case)
 
-    def _checked(self, experts: int, top_k: int, dtype: np.dtype[Any], given: bool) -> RouterCore:
+    def _checked(self, experts: int, top_k: int, dtype: np.dtype[Any], given: bool) -> _core.Router:
         score = known("score_fn", self.score_fn, SCORE_FNS)
         select = known("select_on", self.select_on, SELECT_ON)
         group_score = known("group_score", self.group_score, GROUP_SCORES)
@@ -74,17 +60,19 @@ class Options(NamedTuple):
             self._check_chosen()
         else:
             self._check_groups(experts, top_k)
-        return RouterCore(
-            score,
-            select == SELECT_ON["logits"],
-            self._normalizes(dtype),
-            float(self.norm_eps),
-            float(self.norm_min),
-            number("routed_scaling_factor", self.routed_scaling_factor, dtype),
-            int(self.n_group),
-            int(self.topk_group),
-            group_score,
-            float(self.group_mask_value),
+        return _core.Router(
+            score_fn=score,
+            select_on_logits=select == SELECT_ON["logits"],
+            norm_topk_prob=self._normalizes(dtype),
+            norm_eps=float(self.norm_eps),
+            norm_min=float(self.norm_min),
+            routed_scaling_factor=number(
+                "routed_scaling_factor", self.routed_scaling_factor, dtype
+            ),
+            n_group=int(self.n_group),
+            topk_group=int(self.topk_group),
+            group_score=group_score,
+            group_mask_value=float(self.group_mask_value),
         )
 
     def _normalizes(self, dtype: np.dtype[Any]) -> bool:
@@ -145,12 +133,23 @@ class Options(NamedTuple):
 @functools.lru_cache(maxsize=1024, typed=True)
 def _cached(
     experts: int, top_k: int, dtype: np.dtype[Any], given: bool, *options: Any
-) -> RouterCore:
+) -> _core.Router:
     return Options(*options)._checked(experts, top_k, dtype, given)
 
 
-def check_core(core: Any, logits: Array) -> RouterCore:
-    """One that options give for such logits; of a pickle, which may say anything."""
+def stored(core: _core.Router) -> tuple[Any, ...]:
+    """As pickles have it: the numbers, in the order of Options."""
+    return (
+        core.score_fn,
+        int(core.select_on_logits),
+        bool(core.norm_topk_prob),
+        *(core.norm_eps, core.norm_min, core.routed_scaling_factor),
+        *(core.n_group, core.topk_group, core.group_score, core.group_mask_value),
+    )
+
+
+def check_core(core: Any, logits: Array) -> _core.Router:
+    """The router of what `stored` returned, or of what a pickle has in its place."""
     values = Options._make(core)._asdict()
     tables = {"score_fn": SCORE_FNS, "select_on": SELECT_ON, "group_score": GROUP_SCORES}
     for option, table in tables.items():

@@ -49,7 +49,7 @@ class Call:
 
     def __init__(
         self,
-        core: _core.WeightsTuple | _core.PackedTuple,
+        core: _core.Weights,
         dtype: np.dtype[Any],
         shape: tuple[int, int],
         gated: bool,
@@ -88,11 +88,11 @@ class FFNWeights(Copied):
         d_ff: int = field(init=False)
         n_experts: int | None = field(init=False)  # None: one block
         dtype: np.dtype[Any] = field(init=False)
-        _arrays: _core.WeightsTuple = field(init=False)
-        _aligned: bool = field(init=False)
-        _place: Place | None = field(init=False)  # on a GPU: then _arrays are ghosts
+        _views: dict[str, Array] = field(init=False)  # of those that exist; on a GPU, ghosts
+        _place: Place | None = field(init=False)
         _kept: tuple[Any, ...] = field(init=False)  # what keeps a GPU's memory
-        _struct: Any = field(init=False)  # what its calls take, made by the first
+        # What calls take. None: an array is not aligned; or on a GPU, there has been no call yet.
+        _struct: Any = field(init=False)
         _call: Call | None = field(init=False)  # None: not for ffn's short way
 
     def __post_init__(self) -> None:
@@ -105,7 +105,7 @@ class FFNWeights(Copied):
         if not all(up.shape):
             raise ValueError(f"w.up has shape {up.shape}; expected at least 1 in each dimension")
         *lead, f, d = up.shape
-        checked: dict[str, MaybeArray] = {"up": up}
+        checked: dict[str, Array] = {"up": up}
         for name, shape in (
             ("gate", (*lead, f, d)),
             ("down", (*lead, d, f)),
@@ -115,7 +115,6 @@ class FFNWeights(Copied):
         ):
             value = getattr(self, name)
             if value is None and name != "down":
-                checked[name] = None
                 continue
             array = see(f"w.{name}", value)
             check_same_dtype(f"w.{name}", array, dtype, "w.up", or_float32=name.startswith("b_"))
@@ -123,22 +122,21 @@ class FFNWeights(Copied):
             check_rank(f"w.{name}", array, len(shape), meaning)
             check_shape(f"w.{name}", array, shape, f"to match w.up {up.shape}")
             checked[name] = array
-        if checked["gate"] is None and checked["b_gate"] is not None:
+        if "b_gate" in checked and "gate" not in checked:
             raise ValueError("w.b_gate is given and w.gate is None; expected w.gate too")
         check_size(math.prod(lead) * f, d, "w.up's dimensions")
         for name, checked_array in checked.items():
             if place is None:
                 object.__setattr__(self, name, checked_array)
-        arrays: Any = tuple(None if checked[n] is None else checked[n].view() for n in NAMES)  # type: ignore[union-attr]
-        aligned = all(a is None or a.flags.num & ALIGNED for a in arrays)
-        call = None
-        if aligned and not lead and place is None:
-            inputs = tuple(a for a in arrays if a is not None)
-            call = Call(arrays, dtype, (f, d), checked["gate"] is not None, inputs)
+        views = {name: checked[name].view() for name in NAMES if name in checked}
+        struct = call = None
+        if place is None and all(a.flags.num & ALIGNED for a in views.values()):
+            struct = _core.Weights(**views)
+            if not lead:
+                call = Call(struct, dtype, (f, d), "gate" in checked, tuple(views.values()))
         self._set(d_model=d, d_ff=f, n_experts=lead[0] if lead else None, dtype=dtype)
         kept = () if place is None else tuple(map(place.library.view, self.arrays().values()))
-        self._set(_arrays=arrays, _aligned=aligned, _call=call)
-        self._set(_place=place, _kept=kept, _struct=None)
+        self._set(_views=views, _struct=struct, _call=call, _place=place, _kept=kept)
 
     def _set(self, **attributes: object) -> None:
         for name, value in attributes.items():
@@ -223,19 +221,13 @@ class FFNWeights(Copied):
         """The arrays that exist, by name."""
         return {name: a for name in NAMES if (a := getattr(self, name)) is not None}
 
-    def _seen(self) -> dict[str, Array]:
-        """The arrays that exist, by name, to check against: on a GPU, their ghosts."""
-        seen = zip(NAMES, self._arrays, strict=True)
-        return {name: array for name, array in seen if array is not None}
-
-    def _core_arrays(self) -> _core.WeightsTuple:
+    def _core_weights(self) -> _core.Weights:
         """What _core takes; elements that are not aligned are copied, anew for each call."""
         if self._place is not None:
             raise TypeError(f"the weights are {self._place}; expected numpy arrays here")
-        if self._aligned:
-            return self._arrays
-        copies: Any = tuple(None if a is None else aligned(a) for a in self._arrays)
-        return copies  # type: ignore[no-any-return]
+        if self._struct is not None:
+            return self._struct  # type: ignore[no-any-return]
+        return _core.Weights(**{name: aligned(a) for name, a in self._views.items()})
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name}={tuple(a.shape)}" for name, a in self.arrays().items())

@@ -17,24 +17,23 @@ from ...arrays.rows import over_rows
 from ...arrays.shapes import Array, MaybeArray
 from ...values.arguments import LayerArguments
 from ...values.asked import Asked
-from ...values.weights import NAMES
 
 
 def forward(layer: LayerArguments, y: Made, keep: bool) -> MaybeArray:
     """Writes y; returns what the backward pass needs where it is to be kept."""
+    weights, activation = layer.weights._core_weights(), layer.core
     panels = reusable(layer.saved_bytes()).view(layer.seen.dtype) if keep else None
     if layer.routing is None:
-        weights, activation = layer.weights._core_arrays(), layer.core
 
         def run(x: Array, y: Array) -> None:
             _core.ffn_forward(x, y, weights, activation, panels)
 
         cut = 0 if keep else layer.seen.ndim - 1
     else:
-        mixture = _mixture(layer)
+        ids, factors, on_input = layer.ids, _factors(layer), layer.on_input
 
         def run(x: Array, y: Array) -> None:
-            _core.moe_forward(x, y, mixture, panels)
+            _core.moe_forward(x, y, weights, activation, ids, factors, on_input, panels)
 
         cut = 0
     over_rows(run, (layer.seen,), (y.ghost,), cut=cut)
@@ -43,36 +42,32 @@ def forward(layer: LayerArguments, y: Made, keep: bool) -> MaybeArray:
 
 def backward(layer: LayerArguments, asked: Asked, panels: MaybeArray) -> tuple[float, float] | None:
     """Writes what is asked for; returns xielu's two numbers where they are."""
-    grads = asked.arrays
-    add, xielu = asked.accumulate, asked.xielu
-    of_weights: _core.GradientsTuple = tuple([grads.get(name) for name in NAMES])  # type: ignore[assignment]
+    weights, activation = layer.weights._core_weights(), layer.core
+    grads, add, xielu = asked.arrays, asked.accumulate, asked.xielu
     outputs = [grads.get("x")]
     cut = 0
     if layer.routing is None:
-        weights, activation = layer.weights._core_arrays(), layer.core
 
         def run(x: Array, dy: Array, dx: MaybeArray, *_: MaybeArray) -> tuple[float, float] | None:
-            return _core.ffn_backward(
-                x, dy, weights, activation, panels, add, dx, of_weights, xielu
-            )
+            return _core.ffn_backward(x, dy, weights, activation, panels, add, dx, grads, xielu)
 
         if asked.wanted == ("x",) and panels is None:
             cut = layer.seen.ndim - 1
     else:
-        mixture = _mixture(layer)
+        ids, factors, on_input = layer.ids, _factors(layer), layer.on_input
 
         def run(x: Array, dy: Array, dx: MaybeArray, *dp: MaybeArray) -> tuple[float, float] | None:
-            return _core.moe_backward(x, dy, mixture, panels, add, dx, dp[0], of_weights, xielu)
+            return _core.moe_backward(
+                *(x, dy, weights, activation, ids, factors, on_input),
+                *(panels, add, dx, dp[0], grads, xielu),
+            )
 
         outputs.append(grads.get("routing_weights"))
     found = over_rows(run, (layer.seen, asked.grad), outputs, cut=cut, keep=add)
     return found[0] if found else None
 
 
-def _mixture(layer: LayerArguments) -> _core.MixtureTuple:
-    weights = layer.weights
-    factors = np.ascontiguousarray(layer.factors).reshape(layer.ids.shape)
-    return (
-        *(weights._core_arrays(), weights.n_experts or 0),
-        *(layer.core, layer.ids, factors, layer.on_input),
-    )
+def _factors(layer: LayerArguments) -> Array:
+    """The routing weights [T, k], without gaps."""
+    factors: Array = np.ascontiguousarray(layer.factors).reshape(layer.ids.shape)
+    return factors

@@ -14,27 +14,26 @@ from ...arrays.places import Made, Place
 from ...arrays.rows import over_rows
 from ...arrays.shapes import Array, MaybeArray
 from ...values.routing import Part
-from ...values.routing_options import RouterCore
 
 
 def route(
     place: Place | None,  # noqa: ARG001 (of a GPU)
     logits: Made,
     k: int,
-    core: RouterCore,
+    core: _core.Router,
     bias: MaybeArray,
     experts: Made | None,
-) -> tuple[Made, Made, Part]:
+) -> tuple[Array, Array, Part]:
     """experts and weights [..., k], and what the backward pass needs."""
     given = None if experts is None else experts.ghost
     ids, weights = weigh(logits.ghost, k, core, bias, given)
-    return Made(ids, ids), Made(weights, weights), Part(logits.ghost.view(), ids, core)
+    return ids, weights, Part(logits.ghost.view(), ids, core)
 
 
 def weigh(
     logits: Array,
     k: int,
-    core: RouterCore,
+    core: _core.Router,
     bias: MaybeArray = None,
     experts: MaybeArray = None,
     log_sum_exp: MaybeArray = None,

@@ -49,7 +49,7 @@ class Cuda(NamedTuple):
         sentence = self.ffi.string(self.lib.ffncore_cuda_last_error()).decode()
         raise errors.get(status, RuntimeError)(sentence)
 
-    def struct(self, kind: str, **fields: Any) -> Any:
+    def struct(self, kind: str, /, **fields: Any) -> Any:
         """With its size, and every field that is not given 0."""
         pointer, size = _types(self.ffi, kind)
         made = self.ffi.new(pointer)

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from ... import _core
 from ...arrays.dtypes import FLOAT32
 from ...arrays.places import Made, Place
 from ...arrays.rows import row_count
 from ...arrays.shapes import Array, MaybeArray
 from ...values.routing import DevicePart
-from ...values.routing_options import RouterCore
 from .library import Cuda, cuda
 
 INT32 = np.dtype(np.int32)
@@ -24,10 +24,10 @@ def route(
     place: Place,
     logits: Made,
     k: int,
-    core: RouterCore,
+    core: _core.Router,
     bias: MaybeArray,
     experts: Made | None,
-) -> tuple[Made, Made, DevicePart]:
+) -> tuple[Any, Any, DevicePart]:
     """experts and weights [..., k], and what the backward pass needs."""
     library = cuda()
     rows = place.rows(*logits)
@@ -46,7 +46,7 @@ def route(
     args.router.e_score_correction_bias = library.vector(bias)
     library.check(library.lib.ffncore_cuda_route(args, library.call(place)))
     kept = Made(place.library.view(logits.array), logits.ghost)
-    return ids, weights, DevicePart(kept, ids, core)
+    return ids.array, weights.array, DevicePart(kept, ids, core)
 
 
 def route_backward(place: Place, part: DevicePart, grad_weights: Made) -> Array:
@@ -73,5 +73,12 @@ def _flat(array: Array) -> Array:
     return array.reshape(row_count(array.shape), array.shape[-1])
 
 
-def _router(library: Cuda, core: RouterCore) -> Any:
-    return library.struct("router", **core._asdict())[0]
+# Of ffncore_router, which _core.Router has under the same names.
+_FIELDS = (
+    *("score_fn", "select_on_logits", "norm_topk_prob", "norm_eps", "norm_min"),
+    *("routed_scaling_factor", "n_group", "topk_group", "group_score", "group_mask_value"),
+)
+
+
+def _router(library: Cuda, core: _core.Router) -> Any:
+    return library.struct("router", **{name: getattr(core, name) for name in _FIELDS})[0]

@@ -23,8 +23,8 @@ def experts_struct(library: Cuda, weights: FFNWeights | PackedWeights) -> Any:
     assert isinstance(weights, FFNWeights)  # packed ones are on a CPU
     made = weights._struct
     if made is None:
-        _check_lines(weights._seen())
-        made = library.experts(weights._seen())
+        _check_lines(weights._views)
+        made = library.experts(weights._views)
         weights._set(_struct=made)
     return made
 
