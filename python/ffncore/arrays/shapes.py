@@ -58,6 +58,17 @@ def check_shape(name: str, array: Array, expected: tuple[int, ...], reason: str)
     raise ValueError(f"{name} has shape {array.shape}; expected {expected} {reason}{turned}")
 
 
+def check_width(x: Array, name: str, matrix: tuple[int, ...]) -> None:
+    """x is [..., d], for a matrix [..., d] of that name and shape."""
+    if x.ndim == 0:
+        raise ValueError("x has shape (); expected [..., d_model]")
+    if x.shape[-1] != matrix[-1]:
+        raise ValueError(
+            f"x has shape {x.shape}; expected a last dimension of {matrix[-1]} "
+            f"to match {name} {matrix}"
+        )
+
+
 def check_size(rows: int, columns: int, what: str) -> None:
     """rows x columns elements must be countable, padding included; `what` names the two."""
     if rows * columns > MAX_ELEMENTS:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from .. import _core
 from ..arrays.places import Made, Place
 from ..arrays.shapes import MaybeArray
 from ..backends import cpu
 from ..values.arguments import LayerArguments
 from ..values.asked import Asked
+from ..values.routing_options import RouterCore
 
 
 class Backend(Protocol):
@@ -30,7 +30,7 @@ class Backend(Protocol):
         place: Any,
         logits: Made,
         k: int,
-        core: _core.Router,
+        core: RouterCore,
         bias: MaybeArray,
         experts: Made | None,
     ) -> tuple[Any, Any, Any]:

@@ -16,12 +16,11 @@ import math
 
 import numpy as np
 
-from .. import _core
 from ..arrays.dtypes import FLOAT64
 from ..arrays.shapes import Array, check_shape
 from ..arrays.words import known, number
 from ..values.routing import Part, Routing
-from ..values.routing_options import Options, check_logits
+from ..values.routing_options import Options, RouterCore, check_logits
 from .routing import backward_of_part, weigh
 
 CONVENTIONS = {"hf": 0, "megatron": 1, "switch": 2}
@@ -117,7 +116,7 @@ def router_z_loss_backward(grad: float, logits: Array) -> Array:
     return np.asarray(_softmax(logits) * slope[..., None])
 
 
-def _softmax_core(logits: Array) -> _core.Router:
+def _softmax_core(logits: Array) -> RouterCore:
     return Options(norm_topk_prob=False).core(logits, 1, given=True)
 
 

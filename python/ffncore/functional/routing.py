@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from .. import _core
 from ..arrays.dtypes import FLOAT32, check_same_dtype
 from ..arrays.places import Made, place_of, see
 from ..arrays.rows import row_count
@@ -28,6 +27,7 @@ from ..values.routing import Part as Part
 from ..values.routing import Routing, see_ids
 from ..values.routing_options import (
     Options,
+    RouterCore,
     check_bias,
     check_logits,
     check_logits_dtype,
@@ -117,7 +117,7 @@ def route(
 def weigh(
     logits: Array,
     k: int,
-    core: _core.Router,
+    core: RouterCore,
     experts: MaybeArray = None,
     log_sum_exp: MaybeArray = None,
 ) -> tuple[Array, Array]:

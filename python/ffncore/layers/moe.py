@@ -22,7 +22,7 @@ import numpy as np
 
 from ..arrays.dtypes import FLOAT64, check_dtype, check_same_dtype
 from ..arrays.overlap import check_apart, check_out
-from ..arrays.shapes import Array, MaybeArray, as_array
+from ..arrays.shapes import Array, MaybeArray, as_array, check_width
 from ..functional.mixtures import moe, moe_forward
 from ..values.packed import pack, weights_inputs
 from ..values.routing import Routing
@@ -123,10 +123,10 @@ class MoE(MoEParts):
     ) -> tuple[Array, MoELayerSaved]:
         tokens = as_array("x", x)
         check_same_dtype("x", tokens, self.dtype, "the experts", or_float32=True)
-        if tokens.ndim == 0 or tokens.shape[-1] != self.d_model:
-            raise ValueError(
-                f"x has shape {tokens.shape}; expected a last dimension of {self.d_model}"
-            )
+        if self.latent_in is None:
+            check_width(tokens, "experts.up", self.experts._up_shape)
+        else:
+            check_width(tokens, "latent_in", self.latent_in.shape)
         if out is not None:
             out = check_out("out", out, tokens.shape, tokens.dtype, "to match x")
             apart = router_x if isinstance(router_x, np.ndarray) else None

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays.dtypes import FLOAT32, FLOAT64, check_dtype
-from ..arrays.shapes import Array, MaybeArray, as_array, check_rank, check_shape
+from ..arrays.shapes import Array, MaybeArray, as_array, check_rank, check_shape, check_width
 from ..functional.routing import route as _route
 from ..functional.routing import route_backward
 from ..values.routing import Routing
@@ -127,11 +127,7 @@ class Router:
         given = as_array("x", x)
         dtype = check_dtype("x", given)
         check_precision("router.weight", self.weight, dtype, "x")
-        if given.ndim == 0 or given.shape[-1] != self.d_model:
-            raise ValueError(
-                f"x has shape {given.shape}; expected a last dimension of {self.d_model} "
-                f"to match router.weight {self.weight.shape}"
-            )
+        check_width(given, "router.weight", self.weight.shape)
         z = linear(_jittered(given, jitter), self.weight, self.bias, FLOAT64)
         z *= self.logit_scale
         if self.logit_softcap is not None:

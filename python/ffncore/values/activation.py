@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from numbers import Real
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import numpy as np
 
@@ -86,6 +86,9 @@ _OWN_OPTIONS: dict[str, dict[str, float | None]] = {
 _SPECIAL = ("alpha", "gate_softcap", "negative_slope", "alpha_p", "alpha_n", "beta", "eps")
 
 
+# What kernels take for an activation.
+ActivationCore: TypeAlias = _core.Activation
+
 # Options that are numbers, as _core.Activation and ffncore_activation of ffncore.h name them.
 NUMBERS = (
     *("limit", "alpha", "up_offset", "gate_softcap", "up_softcap", "gate_multiplier"),
@@ -126,7 +129,7 @@ class Activation(Copied):
     beta: float | None
     eps: float | None
     if TYPE_CHECKING:  # set by __init__; not options, so not fields
-        _cores: tuple[_core.Activation | None, ...]  # by case_index; None: does not fit
+        _cores: tuple[ActivationCore | None, ...]  # by case_index; None: does not fit
 
     def __init__(
         self,
@@ -293,7 +296,7 @@ def as_activation(activation: object) -> Activation:
     return known if known is not None else _PLAIN[canonical_name(activation)]
 
 
-def as_core(activation: object, gated: bool, dtype: np.dtype[Any] = FLOAT64) -> _core.Activation:
+def as_core(activation: object, gated: bool, dtype: np.dtype[Any] = FLOAT64) -> ActivationCore:
     """What _core takes; raises where an option needs a gate and there is none, or a wider type."""
     checked = as_activation(activation)
     core = checked._cores[case_index(gated, dtype)]

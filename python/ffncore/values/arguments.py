@@ -20,8 +20,8 @@ from ..arrays.libraries import library_of
 from ..arrays.overlap import check_apart, check_out
 from ..arrays.places import Made, Place, no_gpu_array, place_of, see
 from ..arrays.rows import row_count
-from ..arrays.shapes import Array, check_size
-from .activation import Activation, as_activation, as_core
+from ..arrays.shapes import Array, check_size, check_width
+from .activation import Activation, ActivationCore, as_activation, as_core
 from .packed import PackedWeights, check_block, check_experts, check_weights, weights_inputs
 from .routing import Routing, routing_inputs
 from .weights import FFNWeights
@@ -44,7 +44,7 @@ class LayerArguments:
     )
 
     activation: Activation
-    core: _core.Activation
+    core: ActivationCore
     factors: Array
     ids: Array
     on_input: bool
@@ -69,7 +69,8 @@ class LayerArguments:
         self.core = as_core(self.activation, w.gated, w.dtype)
         self.seen = seen = see(place, "x", x)
         self.x = seen if place is None else x
-        _check_x(seen, w)
+        check_same_dtype("x", seen, w.dtype, "the weights", or_float32=True)
+        check_width(seen, "w.up", w._up_shape)
         tokens = row_count(seen.shape)
         if mixture is None:
             self.routing, self.on_input = None, False
@@ -133,19 +134,6 @@ def _place_of(x: object, weights: object, routing: object) -> Place | None:
     if checked.dtype == FLOAT64:
         raise TypeError("w.up has dtype float64; expected float32, bfloat16 or float16 on a GPU")
     return checked._place
-
-
-def _check_x(x: Array, weights: FFNWeights | PackedWeights) -> None:
-    check_same_dtype("x", x, weights.dtype, "the weights", or_float32=True)
-    if x.ndim == 0:
-        raise ValueError("x has shape (); expected [..., d_model]")
-    if x.shape[-1] != weights.d_model:
-        n = weights.n_experts
-        shape = weights.shape if n is None else (n, *weights.shape)
-        raise ValueError(
-            f"x has shape {x.shape}; expected a last dimension of {weights.d_model} "
-            f"to match w.up {shape}"
-        )
 
 
 def _check_routing(routing: object, x: Array, n_experts: int, place: Place | None) -> Routing:

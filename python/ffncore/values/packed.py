@@ -59,13 +59,14 @@ class PackedWeights(Copied):
     read.
     """
 
-    __slots__ = ("_biases", "_buffer", "_call", "_sizes", "_struct", "dtype")
+    __slots__ = ("_biases", "_buffer", "_call", "_sizes", "_struct", "_up_shape", "dtype")
 
     dtype: np.dtype[Any]  # of the matrices
     _biases: dict[str, np.dtype[Any]]  # those that are there, as they were given
     _buffer: Array
     _sizes: PackedSizes
     _struct: _core.Weights  # what calls take
+    _up_shape: tuple[int, ...]
     _call: Call | None  # None: not for ffn's short way
 
     def __init__(self) -> None:
@@ -96,6 +97,7 @@ class PackedWeights(Copied):
             ("_buffer", buffer),
             ("_sizes", sizes),
             ("_struct", struct),
+            ("_up_shape", (f, d) if one else (sizes.n_experts, f, d)),
             ("_call", Call(struct, dtype, (f, d), gated, (buffer,)) if one else None),
         ):
             object.__setattr__(made, name, value)

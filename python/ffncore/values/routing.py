@@ -14,13 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from .. import _core
 from ..arrays.dtypes import check_same_dtype, dtype_name
 from ..arrays.places import Made, Place, place_of, see
 from ..arrays.shapes import Array, MaybeArray, as_array, check_shape
 from ..arrays.words import integer
 from .copied import Copied
-from .routing_options import MOST_EXPERTS, check_core, check_logits, check_logits_dtype, stored
+from .routing_options import (
+    MOST_EXPERTS,
+    RouterCore,
+    check_core,
+    check_logits,
+    check_logits_dtype,
+    stored,
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Part(Copied):
 
     logits: Array
     experts: Array  # [..., k]
-    core: _core.Router
+    core: RouterCore
 
     def _state(self) -> dict[str, Any]:
         return super()._state() | {"core": stored(self.core)}
@@ -197,7 +203,7 @@ class DevicePart(Copied):
 
     logits: Made
     experts: Made  # [..., k], int32 without gaps
-    core: _core.Router
+    core: RouterCore
 
 
 def routing_inputs(routing: Routing) -> list[tuple[str, MaybeArray]]:

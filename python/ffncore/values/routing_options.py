@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -30,6 +30,10 @@ SELECT_ON = {"scores": 0, "logits": 1}
 MOST_EXPERTS = 2**31 - 1
 
 
+# What kernels take for a router, without its bias.
+RouterCore: TypeAlias = _core.Router
+
+
 class Options(NamedTuple):
     """What fc.route takes beside logits, top_k and arrays, as it was given."""
 
@@ -44,7 +48,7 @@ class Options(NamedTuple):
     group_score: str = "top2_sum"
     group_mask_value: float = -math.inf
 
-    def core(self, logits: Array, top_k: int, *, given: bool = False) -> _core.Router:
+    def core(self, logits: Array, top_k: int, *, given: bool = False) -> RouterCore:
         """For the core, once they are checked; given: the experts are chosen already."""
         case = (logits.shape[-1], top_k, logits.dtype, given)
         try:
@@ -52,7 +56,7 @@ class Options(NamedTuple):
         except TypeError:  # an option has no hash; or it is of a wrong type, which raises again
             return self._checked(*case)
 
-    def _checked(self, experts: int, top_k: int, dtype: np.dtype[Any], given: bool) -> _core.Router:
+    def _checked(self, experts: int, top_k: int, dtype: np.dtype[Any], given: bool) -> RouterCore:
         score = known("score_fn", self.score_fn, SCORE_FNS)
         select = known("select_on", self.select_on, SELECT_ON)
         group_score = known("group_score", self.group_score, GROUP_SCORES)
@@ -133,11 +137,11 @@ class Options(NamedTuple):
 @functools.lru_cache(maxsize=1024, typed=True)
 def _cached(
     experts: int, top_k: int, dtype: np.dtype[Any], given: bool, *options: Any
-) -> _core.Router:
+) -> RouterCore:
     return Options(*options)._checked(experts, top_k, dtype, given)
 
 
-def stored(core: _core.Router) -> tuple[Any, ...]:
+def stored(core: RouterCore) -> tuple[Any, ...]:
     """As pickles have it: the numbers, in the order of Options."""
     return (
         core.score_fn,
@@ -148,7 +152,7 @@ def stored(core: _core.Router) -> tuple[Any, ...]:
     )
 
 
-def check_core(core: Any, logits: Array) -> _core.Router:
+def check_core(core: Any, logits: Array) -> RouterCore:
     """The router of what `stored` returned, or of what a pickle has in its place."""
     values = Options._make(core)._asdict()
     tables = {"score_fn": SCORE_FNS, "select_on": SELECT_ON, "group_score": GROUP_SCORES}

@@ -88,6 +88,7 @@ class FFNWeights(Copied):
         d_ff: int = field(init=False)
         n_experts: int | None = field(init=False)  # None: one block
         dtype: np.dtype[Any] = field(init=False)
+        _up_shape: tuple[int, ...] = field(init=False)
         _views: dict[str, Array] = field(init=False)  # of those that exist; on a GPU, ghosts
         _place: Place | None = field(init=False)
         _kept: tuple[Any, ...] = field(init=False)  # what keeps a GPU's memory
@@ -136,7 +137,9 @@ class FFNWeights(Copied):
                 call = Call(struct, dtype, (f, d), "gate" in checked, tuple(views.values()))
         self._set(d_model=d, d_ff=f, n_experts=lead[0] if lead else None, dtype=dtype)
         kept = () if place is None else tuple(map(place.library.view, self.arrays().values()))
-        self._set(_views=views, _struct=struct, _call=call, _place=place, _kept=kept)
+        self._set(
+            _up_shape=up.shape, _views=views, _struct=struct, _call=call, _place=place, _kept=kept
+        )
 
     def _set(self, **attributes: object) -> None:
         for name, value in attributes.items():

@@ -14,13 +14,14 @@ from ...arrays.places import Made, Place
 from ...arrays.rows import over_rows
 from ...arrays.shapes import Array, MaybeArray
 from ...values.routing import Part
+from ...values.routing_options import RouterCore
 
 
 def route(
     place: Place | None,  # noqa: ARG001 (of a GPU)
     logits: Made,
     k: int,
-    core: _core.Router,
+    core: RouterCore,
     bias: MaybeArray,
     experts: Made | None,
 ) -> tuple[Array, Array, Part]:
@@ -33,7 +34,7 @@ def route(
 def weigh(
     logits: Array,
     k: int,
-    core: _core.Router,
+    core: RouterCore,
     bias: MaybeArray = None,
     experts: MaybeArray = None,
     log_sum_exp: MaybeArray = None,

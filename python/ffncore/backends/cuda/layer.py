@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ... import _core
 from ...arrays.dtypes import FLOAT64
 from ...arrays.places import Made, Place
 from ...arrays.rows import merges, row_count
 from ...arrays.shapes import MaybeArray
-from ...values.activation import NUMBERS
+from ...values.activation import NUMBERS, ActivationCore
 from ...values.arguments import LayerArguments
 from ...values.asked import Asked
 from ...values.weights import NAMES
@@ -127,6 +126,6 @@ class _Output:
             self._library.write(self._output, self._between)
 
 
-def _activation(library: Cuda, core: _core.Activation) -> Any:
+def _activation(library: Cuda, core: ActivationCore) -> Any:
     fields = {name: getattr(core, name) for name in ("kind", "clamp", *NUMBERS)}
     return library.struct("activation", **fields)[0]

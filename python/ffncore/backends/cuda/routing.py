@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ... import _core
 from ...arrays.dtypes import FLOAT32
 from ...arrays.places import Made, Place
 from ...arrays.rows import row_count
 from ...arrays.shapes import Array, MaybeArray
 from ...values.routing import DevicePart
+from ...values.routing_options import RouterCore
 from .library import Cuda, cuda
 
 INT32 = np.dtype(np.int32)
@@ -24,7 +24,7 @@ def route(
     place: Place,
     logits: Made,
     k: int,
-    core: _core.Router,
+    core: RouterCore,
     bias: MaybeArray,
     experts: Made | None,
 ) -> tuple[Any, Any, DevicePart]:
@@ -73,12 +73,12 @@ def _flat(array: Array) -> Array:
     return array.reshape(row_count(array.shape), array.shape[-1])
 
 
-# Of ffncore_router, which _core.Router has under the same names.
+# Of ffncore_router, which RouterCore has under the same names.
 _FIELDS = (
     *("score_fn", "select_on_logits", "norm_topk_prob", "norm_eps", "norm_min"),
     *("routed_scaling_factor", "n_group", "topk_group", "group_score", "group_mask_value"),
 )
 
 
-def _router(library: Cuda, core: _core.Router) -> Any:
+def _router(library: Cuda, core: RouterCore) -> Any:
     return library.struct("router", **{name: getattr(core, name) for name in _FIELDS})[0]
