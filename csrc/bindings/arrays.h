@@ -1,6 +1,6 @@
-// numpy arrays and tuples of them as the C ABI's structs, and a status as an exception. Dtypes,
-// ranks and shapes were checked in Python (python/ffncore/_arrays.py), which also has the error
-// texts; nothing is checked twice here.
+// Turns numpy arrays, and tuples of them, into the structs of the C ABI, and a status into an
+// exception. Dtypes, ranks and shapes have been checked in Python (python/ffncore/arrays), which
+// also has the error texts; nothing is checked twice here.
 #pragma once
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -25,7 +25,7 @@ inline void check(ffncore_status status) {
     throw py::value_error(ffncore_last_error());
 }
 
-// call() without the GIL.
+// Calls call() without the GIL, and turns its status into an exception.
 template <class Call> void run(const Call &call) { check(without_gil(call)); }
 
 inline int64_t checked(int64_t bytes) {
@@ -46,7 +46,7 @@ inline int32_t dtype_of(const py::array &a) {
     case 4:
         return FFNCORE_FLOAT32;
     default:
-        return a.dtype().kind() == 'f' ? FFNCORE_FLOAT16 : FFNCORE_BFLOAT16; // ml_dtypes' : 'V'
+        return a.dtype().kind() == 'f' ? FFNCORE_FLOAT16 : FFNCORE_BFLOAT16; // ml_dtypes: 'V'
     }
 }
 

@@ -1,9 +1,10 @@
-// The Python door of routing and of mixtures of experts; see module.cpp.
+// The binding of routing and of mixtures of experts; see module.cpp.
 #include "arrays.h"
 
 namespace {
 
-// Of element 0 along a leading dimension, and the distance to the next.
+// The matrix (or vector) of expert 0 in an array with a leading dimension of experts; `stride`
+// receives the distance to the next expert.
 ffncore_matrix matrix_of(py::handle h, int64_t &stride) {
     if (h.is_none()) return {};
     const py::array a = array_of(h);
@@ -19,7 +20,8 @@ ffncore_vector vector_of(py::handle h, int64_t &stride) {
     return {const_cast<void *>(a.data()), a.shape(1), a.strides(1) / a.itemsize(), dtype_of(a)};
 }
 
-// ExpertsTuple (6 entries with a leading dimension each) or PackedExpertsTuple (9).
+// t is an ExpertsTuple (6 entries, each with a leading dimension) or a PackedExpertsTuple (9
+// entries).
 ffncore_experts experts(const py::tuple &t, int64_t count) {
     ffncore_experts e{};
     e.size = sizeof e;
@@ -40,7 +42,7 @@ ffncore_experts experts(const py::tuple &t, int64_t count) {
     return e;
 }
 
-// MixtureTuple, and what else both passes have.
+// The arguments that both passes share; t is a MixtureTuple.
 template <class Args> Args moe_args(const py::array &x, const py::tuple &t, py::handle saved) {
     Args args{};
     args.size = sizeof args;
@@ -77,7 +79,7 @@ py::object moe_backward(const py::array &x, const py::array &grad_y, const py::t
     return xielu ? py::object(py::make_tuple(alpha_p, alpha_n)) : py::none();
 }
 
-// RouterTuple and the bias.
+// t is a RouterTuple.
 ffncore_router router(const py::tuple &t, py::handle bias) {
     ffncore_router r{};
     r.size = sizeof r;
@@ -95,7 +97,8 @@ ffncore_router router(const py::tuple &t, py::handle bias) {
     return r;
 }
 
-// What both passes have; experts are written, or read.
+// The arguments that both passes share. The forward pass writes experts, unless they are given; the
+// backward pass reads them.
 template <class Args>
 Args route_args(const py::array &logits, const py::array &experts, const py::tuple &options,
                 py::handle bias) {

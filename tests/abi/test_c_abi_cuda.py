@@ -177,7 +177,7 @@ def test_refused_pointers(abi):
     abi.refused("forward", args, "expert_ids is NULL; expected both of a mixture, or none")
     args = abi.args("forward")
     args.y.data = abi.ffi.NULL
-    abi.refused("forward", args, "y has shape (absent); expected (20, 8)")
+    abi.refused("forward", args, "y is absent; expected shape (20, 8)")
     args = abi.args("forward", dense=True)
     args.experts.count = 2
     abi.refused("forward", args, "experts.count is 2 without expert_ids; expected 1")
