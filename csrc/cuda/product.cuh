@@ -1,8 +1,8 @@
 // The products of a layer, over groups of rows, as kernels with a tile and an epilogue as
 // parameters:
 //
-//   row_product   C [rows, n] = sum over terms of A [rows, k] B [k, n], where each group has its
-//   own B sum_product   C [g][m, n] = sum over the rows of the group of A [row][m] B [row][n]
+//   row_product   C [rows, n] = sum over terms of A [rows, k] B [k, n]; each group has its own B
+//   sum_product   C [g][m, n] = sum over the rows of the group of A [row][m] B [row][n]
 //
 // A block computes one tile; the scheduler chooses which. The sums then go through shared memory,
 // so that neighbouring threads have neighbouring columns, and memory is accessed by vectors. The
@@ -10,8 +10,7 @@
 //
 //   of(group)          returns the epilogue of a group
 //   (row, col, x)      takes columns col, col + 1, ...; (row, col, gate, up) for a gated tile. It
-//   has
-//                      to leave out the columns beyond n itself
+//                      has to leave out the columns beyond n itself
 //   kSums              whether it returns something to be summed over kSumColumns columns of a row
 //   sum(row, part, x)  then takes the sum of part col / kSumColumns
 #pragma once

@@ -253,7 +253,8 @@ template <int = 0> __global__ void route(RouteParams p, RouteArgs a) {
 //     sigmoid, sqrtsoftplus: dz_S = ds_S s'(z_S), all else 0
 //     softmax: dz = s (ds - r) for all E, with ds = 0 outside S and r = sum ds s, which is a G
 //     where D is constant, else a G eps / D. So without eps r is exactly 0, and only S has a
-//     gradient. softmax_topk: with s = softmax(z_S), dz_S = factor s (g - G)
+//     gradient
+//     softmax_topk: with s = softmax(z_S), dz_S = factor s (g - G)
 template <int = 0> __global__ void route_backward(RouteParams p, RouteBackwardArgs a) {
     const int64_t token = token_of_warp();
     if (token >= a.tokens) return;
