@@ -2,10 +2,11 @@
 
     python examples/minilm.py [--picture FILE] [--no-bench]        (or: make demo)
 
-It embeds a dozen sentences and prints how alike they are; then the largest deviation from the same
-encoder in float64 with the reference FFN, the time of a layer here and in plain numpy, a gradient
-check of a real layer, and a picture of the share of this machine's limit for some shapes. All but
-the FFN is plain numpy below. Of the package that carries the model only the files are used.
+It embeds a dozen sentences and prints how similar they are. Then it prints the largest deviation
+from the same encoder in float64 with the reference FFN, the time of a layer in ffncore and in plain
+numpy, and a gradient check of a real layer. At the end it draws the share of this machine's limit
+that some shapes reach. Everything but the FFN is plain numpy below. The installed package that
+contains the model is only used for its files.
 """
 
 import argparse
@@ -43,7 +44,7 @@ ALLOWED = 1e-5  # largest deviation of an embedding's entry from float64
 
 
 class Encoder:
-    """BERT's encoder; ffn(layer number, x [T, d]) computes the feed-forward layers."""
+    """BERT's encoder. ffn(layer number, x [T, d]) computes a feed-forward layer."""
 
     def __init__(self, folder, dtype, ffn):
         tensors = load_file(folder / "model.safetensors").items()
@@ -92,7 +93,7 @@ class Encoder:
 
 
 def numpy_ffn(x, w):
-    """The layer as one writes it in numpy; erf by Abramowitz and Stegun, 7.1.26 (good to 1.5e-7)"""
+    """The layer in plain numpy, with erf by Abramowitz and Stegun, 7.1.26 (error below 1.5e-7)."""
     v = x @ w.up.T + w.b_up
     z = np.abs(v) * np.float32(np.sqrt(0.5))
     t = 1 / (1 + np.float32(0.3275911) * z)
@@ -104,11 +105,11 @@ def numpy_ffn(x, w):
 
 
 def interleaved(calls, rounds=40):
-    """Median seconds of each call; all run in every round, so that a disturbance hits all alike."""
+    """Median seconds of each call. Every round runs all calls, so a disturbance affects all."""
     times = [[] for _ in calls]
     for _ in range(rounds):
         for call, row in zip(calls, times, strict=True):
-            call()  # the others have taken the caches
+            call()  # fills the caches, which the other calls have used
             start = time.perf_counter()
             call()
             row.append(time.perf_counter() - start)
@@ -146,7 +147,7 @@ def draw(rows, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--picture", type=Path, default=Path("build/share-of-limit.png"))
-    parser.add_argument("--no-bench", action="store_true", help="leave the last part out")
+    parser.add_argument("--no-bench", action="store_true", help="skip the bench and its picture")
     args = parser.parse_args()
 
     try:

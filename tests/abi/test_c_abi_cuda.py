@@ -1,5 +1,5 @@
-"""The C ABI of the CUDA part, emulated: what it refuses, in which words, and that nothing is
-written then; the workspace that it asks for is what it takes."""
+"""The C ABI of the CUDA part, emulated: its error texts, that nothing is written on an error, and
+that a call uses the workspace that it asks for."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ D, F, T, N, K = 8, 12, 20, 3, 2
 
 
 class Abi:
-    """A mixture's arguments, and a dense layer's, by numpy's memory."""
+    """The arguments of a mixture and of a dense layer, in numpy's memory."""
 
     def __init__(self):
         self.cuda = cuda_library.cuda()
@@ -45,7 +45,7 @@ class Abi:
         return args
 
     def run(self, which, args, spare=0):
-        """The status, with a workspace of the bytes asked for."""
+        """The status of the call, with a workspace of the size that it asks for."""
         ask = getattr(self.lib, f"ffncore_cuda_{which}_workspace")
         nbytes = ask(args, self.call)
         assert nbytes >= 0, self.said()
@@ -100,13 +100,13 @@ def test_forward(abi, dense, tokens):
 
 
 def test_backward_without_gradients(abi):
-    """Everything may be absent."""
+    """Every gradient may be absent."""
     abi.cuda.check(abi.run("backward", abi.args("backward")))
     abi.cuda.check(abi.run("backward", abi.args("backward", dense=True)))
 
 
 def test_one_path(abi):
-    """Few tokens have a path with less workspace, unless there is to be one."""
+    """Few tokens take a path with less workspace, unless batch_invariant asks for one path."""
     abi.x, abi.y = abi.x[:2], abi.y[:2]
     abi.ids, abi.factors = abi.ids[:2], abi.factors[:2]
     args = abi.args("forward")
@@ -177,7 +177,7 @@ def test_refused_pointers(abi):
     abi.refused("forward", args, "expert_ids is NULL; expected both of a mixture, or none")
     args = abi.args("forward")
     args.y.data = abi.ffi.NULL
-    abi.refused("forward", args, "y has shape (absent); expected (20, 8)")
+    abi.refused("forward", args, "y is absent; expected shape (20, 8)")
     args = abi.args("forward", dense=True)
     args.experts.count = 2
     abi.refused("forward", args, "experts.count is 2 without expert_ids; expected 1")

@@ -1,12 +1,12 @@
-// The error of every activation and derivative, measured over a dense sweep; prints
+// Measures the error of every activation and derivative over a dense sweep, and prints
 // docs/accuracy.md.
 //
-//     accuracy [stride]     every stride-th float (default 251; 1: all of them, minutes)
+//     accuracy [stride]     takes every stride-th float (default 251; 1 takes all, for minutes)
 //
 // float32 is compared with double (libm), float64 with long double, at the same argument. An ULP is
-// the distance of neighbouring numbers of the type at the exact result, subnormals included.
-// Self-contained: it includes the kernels' source at the level that the compiler flags ask for, and
-// every level gives the same bits. Exit status 1 where an error is beyond its limit.
+// the distance of neighbouring numbers of the type at the exact result, subnormals included. The
+// program includes the source of the kernels, at the level that the compiler flags allow; every
+// level gives the same bits. The exit status is 1 if an error is beyond its limit.
 #include "../../csrc/kernels/kernels.h"
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
@@ -38,7 +38,8 @@ struct Function {
     double derivative32, derivative64; // relative to the larger of 1 and the exact value, in eps
 };
 
-// Limits: promised for exp, silu, gelu and tanh in float32; else what was measured, rounded up.
+// The limits for exp, silu, gelu and tanh in float32 are promised. The others are what was
+// measured, rounded up.
 const Function kFunctions[] = {
     {"exp", "e^x", -1, 1.5, 1.5, 0, 0},
     {"silu", "x sigma(x)", 6, 3, 4, 4, 4},
@@ -58,7 +59,7 @@ template <class R> R sigma(R x) {
     return x >= 0 ? 1 / (1 + std::exp(-x)) : std::exp(x) / (1 + std::exp(x));
 }
 
-// Value and derivative in a wider type; nothing here may cancel.
+// Value and derivative in a wider type, in formulas where nothing cancels.
 template <class T, class R> void reference(int kind, R x, R &f, R &d) {
     const R root = std::sqrt(R(2)), pi = std::acos(R(-1));
     switch (kind) {
@@ -125,7 +126,7 @@ template <class T> long double ulp(long double exact) {
 
 struct Worst {
     double value_ulp = 0, value_at = 0, derivative = 0, derivative_at = 0;
-    bool special = true; // NaN and inf where they belong
+    bool special = true; // NaN and inf occur where they should, and only there
 };
 
 template <class F>
@@ -163,7 +164,7 @@ template <class F, class R> void compare(int kind, std::vector<typename F::T> &x
             worst.special &= std::isinf(f[i]) || std::fabs(f[i]) == std::numeric_limits<T>::max();
             continue;
         }
-        // xielu has a second zero near -2.43: errors relative to its terms there.
+        // xielu has a second zero near -2.43; there, errors are relative to its terms.
         R size = kind == 12 && std::fabs(exact) < std::fabs(x[i]) / 4 ? R(x[i]) / 4 : exact;
         double error = double(std::fabs((long double)f[i] - exact) / ulp<T>(size));
         if (!(error <= worst.value_ulp)) worst.value_ulp = error, worst.value_at = x[i];
