@@ -2,10 +2,10 @@
 // 16 bits, the sums in float.
 //
 // Four warps have 64 x 64 of the tile each: 4 x 8 fragments of 16 x 8, in 128 registers of sums. A
-// step of 16 k takes 4 + 4 ldmatrix for 32 mma, so a warp reads less of shared memory for each FLOP
-// than one of 32 x 64 would. k goes in steps of 32 through a ring of four buffers. A buffer takes
-// 16 KiB, so two blocks fit on a multiprocessor. Three steps are being copied while one is used,
-// which covers the latency of global memory.
+// step of 16 k takes 4 + 4 ldmatrix for 32 mma, so a warp reads less shared memory for each FLOP
+// than a warp of 32 x 64 would. k goes in steps of 32 through a ring of four buffers. A buffer
+// takes 16 KiB, so two blocks fit on a multiprocessor. Three steps are being copied while one is
+// used, which covers the latency of global memory.
 //
 // In a gated product B is 64 columns of gate and the same 64 of up.
 #pragma once

@@ -119,7 +119,7 @@ def test_one_path(abi):
 def test_workspace_is_checked(abi, which):
     args = abi.args(which)
     assert abi.run(which, args, spare=-1) == abi.lib.FFNCORE_INVALID_ARGUMENT
-    assert "call.workspace is of" in abi.said()
+    assert "call.workspace has" in abi.said()
     abi.call.workspace += 8
     abi.call.workspace_bytes += 1024
     run = getattr(abi.lib, f"ffncore_cuda_{which}")
@@ -174,7 +174,7 @@ def test_refused_pointers(abi):
     abi.refused("forward", args, "weights are packed; expected matrices on a GPU")
     args = abi.args("forward")
     args.expert_ids = abi.ffi.NULL
-    abi.refused("forward", args, "expert_ids is NULL; expected both of a mixture, or none")
+    abi.refused("forward", args, "expert_ids is NULL; expected both (a mixture) or none")
     args = abi.args("forward")
     args.y.data = abi.ffi.NULL
     abi.refused("forward", args, "y is absent; expected shape (20, 8)")

@@ -175,12 +175,13 @@ def test_activation_refuses(field):
     names = ("gate", "up", "h", "grad_h", "grad_gate", "grad_up")
     arrays = {name: np.full((5, 23), 3, np.float32) for name in names}
     args = activation_args(lib.FFNCORE_SILU, **arrays)
-    set_field(field, ffi.NULL if field.endswith("data") else -1)(args)
-    name = field.split(".")[0]
+    name, what = field.split(".")
+    set_field(field, ffi.NULL if what == "data" else -1)(args)
+    sentence = f"{name} is absent" if what == "data" else f"{name} has shape"
     if not name.startswith("grad"):
-        refused(lib.ffncore_activation_forward(args), f"{name} has shape")
+        refused(lib.ffncore_activation_forward(args), sentence)
     if name != "h":
-        refused(lib.ffncore_activation_backward(args), f"{name} has shape")
+        refused(lib.ffncore_activation_backward(args), sentence)
     assert all((a == 3).all() for a in arrays.values())
 
 

@@ -76,7 +76,7 @@ def test_short_run(tmp_path):
     rows = [[float(n) for n in found] for found in re.findall(row, done.stdout, re.MULTILINE)]
     assert len(rows) == 6, done.stdout
     without, balanced = rows[:3], rows[3:]
-    unigram = float(re.search(r"\(loss ([\d.]+):", done.stdout)[1])
+    unigram = float(re.search(r"has a loss of ([\d.]+)\)", done.stdout)[1])
     for run in (without, balanced):
         assert run[0][0] > run[1][0] > run[2][0]
         assert run[2][1] < unigram - 1  # nats, of text held out
