@@ -71,7 +71,7 @@ def test_mixed_with_numpy(gpu):
     on_gpu, x = weights(gpu.array), gpu.array(zeros(2, D))
     with refused(TypeError, f"x is a numpy array; expected {place(gpu)}, as the other arrays"):
         fc.ffn(zeros(2, D), on_gpu, activation="silu")
-    with refused(TypeError, "weights are of numpy arrays; expected arrays of a GPU, as the others"):
+    with refused(TypeError, "weights are FFNWeights of numpy arrays; expected arrays on the GPU"):
         fc.ffn(x, weights(np.asarray), activation="silu")
     with refused(TypeError, "weights are packed for a CPU; expected FFNWeights of arrays of a GPU"):
         fc.ffn(x, fc.pack(weights(np.asarray)), activation="silu")
@@ -118,7 +118,7 @@ def test_shapes_and_dtypes(gpu):
         weights(gpu.array, dtype=np.int32)
     with refused(ValueError, "w.down has shape (6, 9); expected (6, 10) to match w.up (10, 6)"):
         weights(gpu.array, down=zeros(D, 9))
-    with refused(ValueError, "option limit belongs to gated blocks"):
+    with refused(ValueError, "option limit is for layers with a gate"):
         fc.ffn(x, w, activation=fc.Activation("silu", limit=1.0))
     with refused(TypeError, "logits has dtype float64; expected float32 on a GPU"):
         fc.route(gpu.array(zeros(2, N, dtype=np.float64)), K)

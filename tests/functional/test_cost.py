@@ -94,7 +94,7 @@ def test_parameters_of_the_activation_take_workspace():
     "layer, needs, sentence",
     [
         ({}, ("activation",), "needs has 'activation', but only xielu has trainable parameters"),
-        ({"gated": False}, ("gate",), "needs has 'gate', but the block has no w.gate"),
+        ({"gated": False}, ("gate",), "needs has 'gate', but the weights have no gate"),
         ({"packed": True}, ("x", "up"), "needs has 'up', but packed weights give the gradient of"),
     ],
 )

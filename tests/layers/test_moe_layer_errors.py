@@ -82,7 +82,9 @@ def test_out_must_not_overlap(rng):
 
 
 def test_a_block_and_experts_are_not_taken_for_each_other(rng):
-    with pytest.raises(ValueError, match="weights holds 6 experts; expected one block"):
+    with pytest.raises(
+        ValueError, match="weights are those of 6 experts; expected those of a single layer"
+    ):
         fc.FFN(make_experts(rng, E, D, F), "silu")
 
 

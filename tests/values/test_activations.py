@@ -112,7 +112,7 @@ def test_small_options_that_float32_holds_are_taken(rng):
 def test_options_survive_pickling_and_replacing(rng):
     act = pickle.loads(pickle.dumps(fc.Activation("silu", limit=0.5)))
     x = normal(rng, 5)
-    with pytest.raises(ValueError, match="option limit belongs to gated blocks"):
+    with pytest.raises(ValueError, match="option limit is for layers with a gate"):
         fc.activation(x, activation=act)
     assert (fc.activation(x, np.ones(5), activation=act) <= 0.5).all()
     other = dataclasses.replace(act, limit=None, clamp=None)

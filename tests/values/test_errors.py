@@ -197,11 +197,11 @@ BACKWARD = [
     ),
     (
         lambda s: backward(s, needs=("b_gate",)),
-        "needs has 'b_gate', but the block has no w.b_gate",
+        "needs has 'b_gate', but the weights have no b_gate",
     ),
     (
         lambda s: backward(s, saved=s.saved_plain, needs=("gate",)),
-        "needs has 'gate', but the block has no w.gate",
+        "needs has 'gate', but the weights have no gate",
     ),
     (
         lambda s: backward(s, needs=("activation",)),
@@ -209,7 +209,7 @@ BACKWARD = [
     ),
     (
         lambda s: backward(s, saved=s.saved_packed, needs=("x", "up")),
-        "needs has 'up', but packed weights give the gradient of x alone",
+        "needs has 'up', but packed weights give only the gradient of x",
     ),
     (
         lambda s: backward(s, out={"upp": f32(F, D)}),
@@ -238,7 +238,7 @@ BACKWARD = [
     ),
     (
         lambda s: backward(s, out={"x": s.saved._panels[:15].reshape(T, D)}),
-        "out.x overlaps what was saved; expected memory of its own",
+        "out.x overlaps the saved activations; expected memory of its own",
     ),
     (
         lambda s: backward(s, accumulate=True),
@@ -302,15 +302,15 @@ ACTIVATIONS = [
     ),
     (
         lambda s: ffn(s, w=s.plain, activation=fc.Activation("silu", limit=7)),
-        "option limit belongs to gated blocks; got Activation('silu', limit=7.0, clamp='pre')",
+        "option limit is for layers with a gate; got Activation('silu', limit=7.0, clamp='pre')",
     ),
     (
         lambda s: ffn(s, w=s.plain, activation=fc.Activation("silu", up_offset=1)),
-        "option up_offset belongs to gated blocks",
+        "option up_offset is for layers with a gate",
     ),
     (
         lambda s: fc.activation(s.x, activation=fc.Activation("silu", up_softcap=1)),
-        "option up_softcap belongs to gated blocks",
+        "option up_softcap is for layers with a gate",
     ),
 ]
 

@@ -97,16 +97,26 @@ ARGUMENTS = [
         lambda s: moe(s, f32()[...]),
         "x has shape (); expected [..., d_model]",
     ),
-    (lambda s: moe(s, w=s.block), "weights are those of one block; expected experts"),
-    (lambda s: moe(s, w=fc.pack(s.block)), "weights are those of one block; expected experts"),
-    (lambda s: moe(s, w=s.w.expert(1)), "weights are those of one block; expected experts"),
+    (
+        lambda s: moe(s, w=s.block),
+        "weights are those of a single layer; expected weights of experts",
+    ),
+    (
+        lambda s: moe(s, w=fc.pack(s.block)),
+        "weights are those of a single layer; expected weights of experts",
+    ),
+    (
+        lambda s: moe(s, w=s.w.expert(1)),
+        "weights are those of a single layer; expected weights of experts",
+    ),
     (
         lambda s: fc.ffn(s.x, s.w, activation="silu"),
-        "weights holds 4 experts; expected one block (weights.expert(e)), or fc.moe with a routing",
+        "weights are those of 4 experts; expected those of a single layer (weights.expert(e)), or "
+        "a call of fc.moe with a routing",
     ),
     (
         lambda s: fc.ffn_forward(s.x, s.packed, activation="silu"),
-        "weights holds 4 experts; expected one block",
+        "weights are those of 4 experts; expected those of a single layer",
     ),
     (
         lambda s: moe(s, w=backward(s, needs=("up",)).weights),
@@ -147,7 +157,7 @@ ARGUMENTS = [
     (lambda s: moe(s, activation="sillu"), "activation 'sillu' is not known; the nearest known"),
     (
         lambda s: moe(s, w=s.plain, activation=fc.Activation("silu", limit=7)),
-        "option limit belongs to gated blocks; got Activation('silu', limit=7.0, clamp='pre')",
+        "option limit is for layers with a gate; got Activation('silu', limit=7.0, clamp='pre')",
     ),
     (
         lambda s: forward(s, save="everything"),
@@ -206,11 +216,11 @@ BACKWARD = [
     ),
     (
         lambda s: backward(s, needs=("b_gate",)),
-        "needs has 'b_gate', but the block has no w.b_gate",
+        "needs has 'b_gate', but the weights have no b_gate",
     ),
     (
         lambda s: backward(s, saved=s.saved_plain, needs=("gate",)),
-        "needs has 'gate', but the block has no w.gate",
+        "needs has 'gate', but the weights have no gate",
     ),
     (
         lambda s: backward(s, needs=("activation",)),
@@ -218,7 +228,7 @@ BACKWARD = [
     ),
     (
         lambda s: backward(s, saved=s.saved_packed, needs=("x", "up")),
-        "needs has 'up', but packed weights give the gradient of x and routing_weights alone",
+        "needs has 'up', but packed weights give only the gradient of x and routing_weights",
     ),
     (
         lambda s: fc.ffn_backward(
@@ -263,7 +273,7 @@ BACKWARD = [
     ),
     (
         lambda s: backward(s, out={"x": s.saved._panels[:15].reshape(T, D)}),
-        "out.x overlaps what was saved; expected memory of its own",
+        "out.x overlaps the saved activations; expected memory of its own",
     ),
     (
         lambda s: backward(s, out={"routing_weights": s.routing.weights}),
@@ -294,11 +304,11 @@ TYPES = [
     ),
     (
         lambda s: moe(s, routing=routed(s, weights=s.routing.weights.astype(np.float64))),
-        "routing.weights has dtype float64; expected float32 beside float32 x",
+        "routing.weights has dtype float64; expected float32 for x of dtype float32",
     ),
     (
         lambda s: moe(s, s.x.astype(np.float64), w=s.double),
-        "routing.weights has dtype float32; expected float64 beside float64 x",
+        "routing.weights has dtype float32; expected float64 for x of dtype float64",
     ),
     (lambda s: moe(s, [[1.0] * D] * T), "x is of type list; expected a numpy array"),
     (lambda s: moe(s, np.ma.array(s.x)), "x is a masked array; expected a plain numpy array"),
@@ -350,7 +360,7 @@ TYPES = [
     ),
     (
         lambda s: backward(s, out={"activation": 3.0}),
-        "out.activation is no pair of numbers; expected (alpha_p, alpha_n)",
+        "out.activation is not a pair of numbers; expected (alpha_p, alpha_n)",
     ),
     (lambda s: fc.MoESaved(), "MoESaved is made by moe_forward"),
 ]

@@ -147,10 +147,10 @@ def _wanted(needs: object, exist: tuple[str, ...], packed: bool) -> tuple[str, .
         if name in exist:
             continue
         if packed:
-            raise ValueError(f"needs has {name!r}, but packed weights give the gradient of x alone")
+            raise ValueError(f"needs has {name!r}, but packed weights give only the gradient of x")
         if name == "activation":
             raise ValueError("needs has 'activation', but only xielu has trainable parameters")
-        raise ValueError(f"needs has {name!r}, but the block has no w.{name}")
+        raise ValueError(f"needs has {name!r}, but the weights have no {name}")
     return wanted
 
 
