@@ -73,7 +73,9 @@ def test_mixed_with_numpy(gpu):
         fc.ffn(zeros(2, D), on_gpu, activation="silu")
     with refused(TypeError, "weights are FFNWeights of numpy arrays; expected arrays on the GPU"):
         fc.ffn(x, weights(np.asarray), activation="silu")
-    with refused(TypeError, "weights are packed for a CPU; expected FFNWeights of arrays of a GPU"):
+    with refused(
+        TypeError, "weights are packed for a CPU; expected FFNWeights of arrays on the GPU"
+    ):
         fc.ffn(x, fc.pack(weights(np.asarray)), activation="silu")
     with refused(TypeError, f"weights.up is {place(gpu)}; expected numpy arrays"):
         fc.pack(on_gpu)
@@ -84,7 +86,7 @@ def test_mixed_with_numpy(gpu):
     with refused(TypeError, "w.down is of type"):
         fc.FFNWeights(up=zeros(F, D), down=gpu.array(zeros(D, F)))
     routing = fc.Routing(experts=zeros(2, K, dtype=np.int32), weights=zeros(2, K))
-    with refused(TypeError, f"routing is of numpy arrays; expected {place(gpu)}"):
+    with refused(TypeError, f"routing is made of numpy arrays; expected {place(gpu)}"):
         fc.moe(x, routing, weights(gpu.array, N), activation="silu")
     ids = gpu.array(zeros(2, K, dtype=np.int32))
     routing = fc.Routing(experts=ids, weights=gpu.array(zeros(2, K)))

@@ -95,7 +95,11 @@ def test_parameters_of_the_activation_take_workspace():
     [
         ({}, ("activation",), "needs has 'activation', but only xielu has trainable parameters"),
         ({"gated": False}, ("gate",), "needs has 'gate', but the weights have no gate"),
-        ({"packed": True}, ("x", "up"), "needs has 'up', but packed weights give the gradient of"),
+        (
+            {"packed": True},
+            ("x", "up"),
+            "needs has 'up', but packed weights give only the gradient of",
+        ),
     ],
 )
 def test_gradients_that_do_not_exist(layer, needs, sentence):

@@ -161,7 +161,7 @@ def test_a_mixture_with_its_router(rng):
 
 def test_a_kink_within_the_step_is_named(rng):
     x = np.array([1e-9, 0.5])
-    with pytest.raises(AssertionError, match="a kink of the function, like that of relu at 0"):
+    with pytest.raises(AssertionError, match="a kink of the function, such as that of relu at 0"):
         fc.check_gradients(lambda x: (np.maximum(x, 0), lambda grad: grad * (x > 0)), [x])
 
 
@@ -194,7 +194,7 @@ def test_says_what_is_wrong(rng):
     a = normal(rng, 3)
     with pytest.raises(TypeError, match="float64, because"):
         fc.check_gradients(product, [a.astype(np.float32)])
-    with pytest.raises(TypeError, match=r"expected \(y, backward\)"):
+    with pytest.raises(TypeError, match=r"expected a pair \(y, backward\)"):
         fc.check_gradients(lambda a: a, [a])
     with pytest.raises(TypeError, match="expected a function of grad_y"):
         fc.check_gradients(lambda a: (a, 3), [a])

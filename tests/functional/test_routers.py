@@ -198,7 +198,7 @@ Z = np.zeros((3, 4))
         (lambda: fc.switch_capacity(Z, capacity=1, top_k=3), ValueError,
          "top_k is 3; expected 1 or 2"),
         (lambda: fc.switch_capacity(Z[:, :1], capacity=1, top_k=2), ValueError,
-         "top_k is 2; expected 1 to 1, as many as there are experts"),
+         "top_k is 2; expected 1 to 1, the number of experts"),
     ],
 )  # fmt: skip
 def test_bad_input(call, error, sentence):

@@ -101,7 +101,7 @@ def test_a_narrow_bias_of_selection_is_widened(rng):
 @pytest.mark.parametrize(
     "options, error, sentence",
     [
-        ({"top_k": E + 1}, ValueError, "top_k is 7; expected 1 to 6, as many as there are experts"),
+        ({"top_k": E + 1}, ValueError, "top_k is 7; expected 1 to 6, the number of experts"),
         ({"top_k": 1, "logit_softcap": 0.0}, ValueError, r"logit_softcap is 0\.0; expected a num"),
         (
             {"top_k": 1, "bias": np.ones(D)},

@@ -169,17 +169,20 @@ SHAPES = [
     ),
     (
         lambda s: fc.activation_backward(s.x, s.x, activation="silu", out=(None, s.out)),
-        "out has an array for up; expected None there",
+        "out has an array for up, but up is None; expected None in its place",
     ),
-    (lambda s: fc.cost(1, d_model=0, d_ff=3), "d_model is 0; expected a number from 1 on"),
-    (lambda s: fc.cost(-1, s.w), "tokens is -1; expected a number from 0 on"),
-    (lambda s: fc.cost(1, s.w, d_ff=3), "d_model and d_ff are given beside weights"),
+    (lambda s: fc.cost(1, d_model=0, d_ff=3), "d_model is 0; expected at least 1"),
+    (lambda s: fc.cost(-1, s.w), "tokens is -1; expected at least 0"),
+    (
+        lambda s: fc.cost(1, s.w, d_ff=3),
+        "weights and d_model or d_ff are given; expected weights, or d_model and d_ff",
+    ),
     (
         lambda s: fc.cost(1, s.w, op="ffn_back"),
         "op is 'ffn_back'; expected one of ffn, ffn_forward",
     ),
     (lambda s: fc.cost(2**50, d_model=2**20, d_ff=1), "tokens and the layer's dimensions make"),
-    (lambda s: fc.cost(1, s.w, needs=("x",)), "needs is given for ffn; expected it with op="),
+    (lambda s: fc.cost(1, s.w, needs=("x",)), "needs is given and op is 'ffn'; expected op="),
 ]
 
 BACKWARD = [
@@ -217,7 +220,7 @@ BACKWARD = [
     ),
     (
         lambda s: backward(s, out={"up": f32(F, D)}, needs=("x",)),
-        "out.up is given, but needs is ('x',); expected 'up' in it",
+        "out.up is given, but needs is ('x',); expected 'up' in needs",
     ),
     (
         lambda s: backward(s, out={"down": f32(F, D)}),
@@ -323,5 +326,5 @@ def test_value_errors(call, sentence):
 def test_partial_gradients_are_no_weights():
     s = Setting()
     grads = fc.ffn_backward(s.x, s.saved, needs=("up",))
-    with pytest.raises(ValueError, match="holds gradients of which some are None"):
+    with pytest.raises(ValueError, match="are gradients, some of which are None"):
         fc.ffn(s.x, grads.weights, activation="silu")

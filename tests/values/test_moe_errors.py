@@ -120,7 +120,7 @@ ARGUMENTS = [
     ),
     (
         lambda s: moe(s, w=backward(s, needs=("up",)).weights),
-        "weights holds gradients of which some are None; expected all of them",
+        "weights are gradients, some of which are None; expected all of them",
     ),
     (
         lambda s: moe(s, routing=part(s.routing, slice(2))),
@@ -140,7 +140,7 @@ ARGUMENTS = [
     ),
     (
         lambda s: moe(s, routing=routed(s, n_experts=E + 1)),
-        "routing.n_experts is 5; expected 4, the experts of the weights",
+        "routing.n_experts is 5; expected 4, the number of experts in weights",
     ),
     (
         lambda s: moe(s, routing=routed(s, np.full((T, K), E))),
@@ -242,7 +242,7 @@ BACKWARD = [
     ),
     (
         lambda s: backward(s, out={"up": f32(E, F, D)}, needs=("x",)),
-        "out.up is given, but needs is ('x',); expected 'up' in it",
+        "out.up is given, but needs is ('x',); expected 'up' in needs",
     ),
     (
         lambda s: backward(s, out={"down": f32(D, F)}),
@@ -332,15 +332,15 @@ TYPES = [
     (lambda s: moe(s, out=np.empty((T, D))), "out has dtype float64; expected float32 to match x"),
     (
         lambda s: fc.moe_backward(s.x, {"x": s.x}),
-        "saved is of type dict; expected what moe_forward returned",
+        "saved is of type dict; expected the second result of moe_forward",
     ),
     (
         lambda s: backward(s, saved=fc.ffn_forward(s.x, s.block, activation="silu")[1]),
-        "saved is of type Saved; expected what moe_forward returned",
+        "saved is of type Saved; expected the second result of moe_forward",
     ),
     (
         lambda s: fc.ffn_backward(s.x, s.saved),
-        "saved is of type MoESaved; expected what ffn_forward returned",
+        "saved is of type MoESaved; expected the second result of ffn_forward",
     ),
     (
         lambda s: backward(s, s.x.astype(np.float64)),
@@ -384,7 +384,7 @@ def test_dtypes_beside_16_bits(narrow, rng):
     w, routing = make_experts(rng, E, D, F, dtype=narrow), make_routing(rng, T, E, K, narrow)
     x = normal(rng, T, D, dtype=narrow)
     double = fc.Routing(experts=routing.experts, weights=routing.weights.astype(np.float64))
-    with pytest.raises(TypeError, match=f"expected float32 beside {narrow} x"):
+    with pytest.raises(TypeError, match=f"expected float32 for x of dtype {narrow}"):
         fc.moe(x, double, w, activation="silu")
     with pytest.raises(TypeError, match=f"out has dtype float32; expected {narrow} to match x"):
         fc.moe(x, routing, w, activation="silu", out=f32(T, D))

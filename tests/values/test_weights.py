@@ -131,7 +131,7 @@ def test_experts_are_refused_where_one_block_is_expected(rng):
         for e in (3, -1):
             with pytest.raises(ValueError, match=f"e is {e}; expected an expert from 0 to 2"):
                 weights.expert(e)
-        with pytest.raises(TypeError, match="e is of type float; expected an expert's number"):
+        with pytest.raises(TypeError, match="e is of type float; expected the number of an expert"):
             weights.expert(1.0)
         with pytest.raises(ValueError, match="the weights are those of a single layer"):
             weights.expert(0).expert(0)
