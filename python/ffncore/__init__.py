@@ -1,4 +1,4 @@
-"""ffncore: the feed-forward half of a transformer, as kernels called from numpy.
+"""ffncore: the feed-forward layers of transformers, forward and backward, on numpy arrays.
 
     import ffncore as fc
 
@@ -11,12 +11,18 @@
     y = fc.ffn(x, p, activation="silu")                         # the same bits
 
     routing = fc.route(logits, 8)                               # experts, weights [..., 8]
+    y = fc.moe(x, routing, experts, activation="silu")          # experts: FFNWeights [E, ...]
 
-float32, float64, float16 and bfloat16 (of ml_dtypes); float32 x goes with 16-bit weights, too. For
-each dtype the result has the same bits for any instruction set, number of threads, batch, plan, and
-for packed or raw weights. `ffncore.reference` says in plain numpy what every function computes;
+Dense layers          ffn, ffn_forward, ffn_backward, FFNWeights, Activation, pack
+Mixtures of experts   route, moe, moe_forward, moe_backward, route_backward, Routing
+Layer objects         FFN, MoE, Router, load, load_packed
+Checks and settings   check_gradients, cost, show_config, set_num_threads, using_isa
+
+Arrays are float32, float64, float16 or bfloat16 (of ml_dtypes); x may be float32 with 16-bit
+weights. For each dtype the result has the same bits for every instruction set, number of threads
+and batch, with packed or raw weights. `ffncore.reference` computes every function in plain numpy.
 `python -m ffncore` checks and measures an installation. fc.ffn, fc.moe, fc.route and their backward
-passes also take torch CUDA tensors and CuPy arrays, where the package was built with its CUDA part.
+passes also accept torch CUDA tensors and CuPy arrays, if the package was built with its CUDA part.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -54,7 +60,7 @@ if TYPE_CHECKING:
     from .models import load
     from .models.load_packed import load_packed
 
-# Loaded when they are asked for: modules, and the names that they have.
+# Modules that are imported when one of their public names is first used, and these names.
 _LAZY = {
     "functional.gradcheck": ("GradientError", "GradientReport", "check_gradients"),
     "functional.losses": (

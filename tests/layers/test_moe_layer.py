@@ -282,7 +282,7 @@ def test_gradient_of_a_loss_on_logits(rng):
     x = normal(rng, B, S, D)
     ids, weights = made.router(x).experts, made.router(x).weights
     _, saved = made.forward(x, routing=fc.Routing(experts=ids, weights=weights))
-    with pytest.raises(ValueError, match="grad_logits is given, and so was the routing"):
+    with pytest.raises(ValueError, match="grad_logits is given, but forward got a routing"):
         made.backward(x, saved, grad_logits=g)
 
 

@@ -375,7 +375,9 @@ def test_errors(rng, tmp_path):
         stored = built.tensors.pop(f"model.layers.{MOE}.mlp.experts.{name}")
         built.tensors[f"model.layers.{MOE}.mlp.experts.{name}_blocks"] = stored
     write(tmp_path, built)
-    with pytest.raises(ValueError, match="_proj_blocks is packed by MXFP4, which is not read"):
+    with pytest.raises(
+        ValueError, match="_proj_blocks is quantised by MXFP4, which is not supported"
+    ):
         fc.load(tmp_path, layer=MOE)
     built = deepseek_v2(rng, "noaux_tc")
     write(tmp_path, built)

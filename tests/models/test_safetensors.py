@@ -85,9 +85,9 @@ def test_bfloat16_needs_ml_dtypes(file, monkeypatch):
         (packed(b"\xff{}", b""), "its header is not in UTF-8"),
         (packed(b"[" * 100_000, b""), "its header is nested too deeply|not JSON"),
         (packed(b'{"a": ' * 100_000, b""), "its header is nested too deeply|not JSON"),
-        (packed(b"[]", b""), "its header holds a JSON array; expected an object"),
-        (packed(b"null", b""), "holds a JSON null"),
-        (packed(b"3.5", b""), "holds a JSON number"),
+        (packed(b"[]", b""), "its header is a JSON array; expected an object"),
+        (packed(b"null", b""), "is a JSON null"),
+        (packed(b"3.5", b""), "is a JSON number"),
         (packed(b'{"a": ' + b"9" * 5000 + b"}", b""), "its header is not JSON"),
     ],
 )
@@ -103,10 +103,10 @@ def test_no_file_at_all(tmp_path):
         SafetensorsFile(tmp_path)
     link = tmp_path / "link.safetensors"
     link.symlink_to(tmp_path / "gone.safetensors")
-    with pytest.raises(ValueError, match="is no file, nor does it lead to one"):
+    with pytest.raises(ValueError, match="is neither a file nor a link to a file"):
         SafetensorsFile(link)
     os.mkfifo(tmp_path / "pipe.safetensors")  # opening it would wait for a writer
-    with pytest.raises(ValueError, match="is no file"):
+    with pytest.raises(ValueError, match="is neither a file"):
         SafetensorsFile(tmp_path / "pipe.safetensors")
 
 

@@ -73,15 +73,15 @@ def test_what_is_no_such_file(rng, tmp_path):
     for damaged, sentence in (
         (b"", "is not a safetensors file"),
         (good[:-1], "expected them within"),
-        (good.replace(b"ffncore packed", b"another packed"), "holds no packed weights"),
+        (good.replace(b"ffncore packed", b"another packed"), "has no packed weights"),
         (good.replace(b'"layout": "1"', b'"layout": "9"'), "pack the weights again"),
-        (edited(good, sizes=[8, 90, True, False, False, False]), "describes no packed weights"),
-        (edited(good, sizes=[-8, 9, True, False, False, False]), "describes no packed weights"),
-        (edited(good, sizes=None), "describes no packed weights"),
-        (edited(good, sizes=[2**70, 9, True, False, False, False]), "describes no packed weights"),
-        (edited(good, dtype="int3"), "describes no packed weights"),
-        (edited(good, biases={"b_up": "float32"}), "describes no packed weights"),
-        (edited(good, more=1), "describes no packed weights"),
+        (edited(good, sizes=[8, 90, True, False, False, False]), "has damaged metadata"),
+        (edited(good, sizes=[-8, 9, True, False, False, False]), "has damaged metadata"),
+        (edited(good, sizes=None), "has damaged metadata"),
+        (edited(good, sizes=[2**70, 9, True, False, False, False]), "has damaged metadata"),
+        (edited(good, dtype="int3"), "has damaged metadata"),
+        (edited(good, biases={"b_up": "float32"}), "has damaged metadata"),
+        (edited(good, more=1), "has damaged metadata"),
     ):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=sentence):

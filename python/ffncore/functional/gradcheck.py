@@ -113,7 +113,9 @@ def check_gradients(
     >>> def layer(x, up, down):
     ...     w = fc.FFNWeights(up=up, down=down)
     ...     return fc.ffn_forward(x, w, activation="gelu")
-    >>> print(fc.check_gradients(layer, {"x": x, "up": up, "down": down}))
+    >>> arrays = {"x": x, "up": weights.up, "down": weights.down}
+    >>> arrays = {name: array.astype("f8") for name, array in arrays.items()}
+    >>> print(fc.check_gradients(layer, arrays))
     """
     named = isinstance(arrays, Mapping)
     copies: dict[Key, Array | None] = {

@@ -12,8 +12,8 @@ With all options, in this order:
     u = up_softcap * tanh(u / up_softcap)
     h = a * (u + up_offset)
 
-functional/elementwise.py applies an activation to arrays; reference/dense.py has every formula in
-numpy. Tests: tests/values/test_activations.py.
+functional/elementwise.py applies an activation to arrays. reference/activations.py has the formulas
+in numpy. Tests: tests/values/test_activations.py.
 """
 
 from __future__ import annotations
