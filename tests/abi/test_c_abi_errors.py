@@ -1,4 +1,4 @@
-"""The C ABI given what it cannot take: a status, one sentence, and nothing changed."""
+"""Bad input of the C ABI: an error status, one sentence, and nothing is changed."""
 
 import numpy as np
 import pytest
@@ -185,7 +185,7 @@ def test_activation_refuses(field):
 
 
 def test_cost_reads_nothing():
-    """Pointers are tested for NULL alone: here they lead nowhere."""
+    """Pointers are only compared with NULL: here they are invalid addresses."""
     nowhere = ffi.cast("void *", 8)
     cost = ffi.new("ffncore_cost *", {"size": ffi.sizeof("ffncore_cost")})
     args = ffi.new("ffncore_backward_args *")

@@ -1,4 +1,4 @@
-"""What a call with arrays of a GPU refuses, and in which words."""
+"""The errors of calls with arrays on a GPU, and their sentences."""
 
 import re
 
@@ -147,7 +147,7 @@ def test_strides_that_no_kernel_reads(gpu):
     )
     with refused(ValueError, sentence):
         fc.ffn(x, turned, activation="silu")
-    # A dimension of one element has no stride.
+    # The stride of a dimension with one element does not matter.
     row = np.zeros((D, 2), np.float32)[:, :1].T
     fc.ffn(x, fc.FFNWeights(up=gpu.array(row), down=gpu.array(zeros(D, 1))), activation="silu")
 
@@ -183,7 +183,7 @@ def test_tensors_that_torch_records(gpu):
         fc.FFNWeights(up=x, down=x)
     gpu.module.is_grad_enabled = lambda: False
     fc.ffn(x, w, activation="silu")
-    # What the forward pass took is not asked again.
+    # The arguments of the forward pass are not checked again.
     _, saved = fc.ffn_forward(x, w, activation="silu")
     gpu.module.is_grad_enabled = lambda: True
     assert fc.ffn_backward(gpu.array(zeros(2, D)), saved).x.shape == (2, D)

@@ -1,6 +1,6 @@
-"""No byte before or behind an array of a mixture is touched: each lies against a page that faults.
+"""Mixtures: kernels touch no byte before or after an array, which is next to a page that faults.
 
-A failure here is a crash of the test run. See test_guard_pages.py.
+A failure here crashes the test run. See test_guard_pages.py.
 """
 
 # ruff: noqa: ARG001 (a test names the fixtures that it runs under)
@@ -25,7 +25,7 @@ SIZES = [
 
 
 def against(w, end, transposed):
-    """The experts' arrays in the order of _core; matrices [E, in, out] where transposed."""
+    """The arrays of the experts in the order of _core; matrices [E, in, out] if transposed."""
     arrays = []
     for name in NAMES:
         a = getattr(w, name)

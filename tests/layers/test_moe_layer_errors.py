@@ -1,4 +1,4 @@
-"""Every wrong use of fc.MoE has one sentence."""
+"""Every error of fc.MoE, each one sentence."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Checkpoints of many files: the index, and which files a layer needs."""
+"""Checkpoints of many files: their index, and the files that a layer needs."""
 
 import json
 
@@ -23,7 +23,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def by_layer(tensors):
-    """A file for each layer, and the index."""
+    """A folder with a file for each layer and an index."""
     files, weight_map = {}, {}
     for number in sorted({name.split(".")[2] for name in tensors}):
         file = f"layer-{number}.safetensors"
@@ -35,7 +35,7 @@ def by_layer(tensors):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two layers, a file each."""
+    """A checkpoint of two layers in two files."""
     files, weight_map = by_layer(llama())
     write_files(tmp_path, files)
     (tmp_path / "config.json").write_text(json.dumps(LLAMA), "utf-8")
@@ -185,12 +185,12 @@ def test_config_json_that_is_no_file(folder):
         fc.load(folder)
 
 
-# ---- work, counted: nothing depends on how many layers there are besides the one ----------------
+# ---- counts of work: loading a layer does not depend on the number of other layers ---------------
 
 
 @pytest.fixture
 def work(monkeypatch):
-    """How often files are opened, names sorted into layers, and tensors looked at and read."""
+    """Counts how often files are opened, names are grouped, and tensors are checked and read."""
     counts = dict.fromkeys(("files", "grouped", "entries", "reads"), 0)
 
     def counted(owner, name, key):

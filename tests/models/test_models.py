@@ -1,4 +1,4 @@
-"""fc.load and fc.FFN: small checkpoints of every family, made here, against plain numpy."""
+"""fc.load and fc.FFN: small checkpoints of every family against plain numpy."""
 
 import json
 import math
@@ -70,7 +70,7 @@ def llama(rng, dtype=np.float32):
 
 
 def formula(tensors, layer, x):
-    """The layer in plain numpy, from the tensors' own names."""
+    """The layer in plain numpy, from the tensors by their names."""
     t = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
     start = f"bert.encoder.layer.{layer}."
     if start + "output.dense.bias" in t:
@@ -95,7 +95,7 @@ def write(folder, tensors, config=None):
 
 
 def write_shards(folder, tensors, config):
-    """Two files and their index, every other tensor in the second."""
+    """Two files and their index; every other tensor is in the second file."""
     names = sorted(tensors)
     files = {
         "model-00001-of-00002.safetensors": names[::2],
@@ -127,7 +127,7 @@ def test_families(make, save, dtype, rng, tmp_path):
 
 def test_gpt2_is_not_copied(rng, tmp_path):
     layer = fc.load(write(tmp_path, *gpt2(rng)), layer=1)
-    assert layer.weights.up.T.flags.c_contiguous  # a view of what the file holds
+    assert layer.weights.up.T.flags.c_contiguous  # a view of the stored matrix
 
 
 def test_single_file_and_its_config(rng, tmp_path):
@@ -189,7 +189,7 @@ def test_gemma_uses_its_own_key(rng, tmp_path):
     assert fc.load(tmp_path).activation.name == "gelu_tanh"
     write(
         tmp_path, tensors, {"model_type": "gemma", "hidden_act": "gelu"}
-    )  # the old files' mistake
+    )  # the mistake of old files
     assert fc.load(tmp_path).activation.name == "gelu_tanh"
 
 
@@ -276,7 +276,7 @@ def test_layers(rng, tmp_path):
     assert info.parameters == 3 * D * F
     assert info.gated
     assert info.ratio == F / D
-    # A plain layer of that ratio has the same number of parameters.
+    # A layer without a gate and with that ratio has the same number of parameters.
     assert 2 * D * (info.matched_ratio * D) == info.parameters
 
 

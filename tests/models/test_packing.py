@@ -1,4 +1,4 @@
-"""Quantised weights are recognised, by names, dtypes and config.json; nothing of them is read."""
+"""Quantised weights are recognised by names, dtypes and config.json, and refused."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ F16 = np.ones((1, 4), np.float16)
 F32 = np.ones(3, np.float32)
 FP8 = ("F8_E4M3", np.zeros((6, 4), np.uint8))
 
-# What stands for one weight [6, 4], by what follows the matrix' name.
+# The tensors that replace a weight [6, 4], by the ends of their names.
 PACKINGS = {
     "bitsandbytes": {
         "weight": U8,
@@ -128,7 +128,7 @@ def test_packed_experts(tmp_path):
 
 
 def test_what_is_no_packing(tmp_path):
-    """int64 holds no codes; a scale beside plain weights is a part that we do not know."""
+    """int64 tensors are not codes, and a scale with plain weights is an unknown tensor."""
     tensors = llama()
     tensors["model.layers.0.mlp.up_proj.weight"] = np.ones((6, 4), np.int64)
     write(tmp_path, tensors, LLAMA)

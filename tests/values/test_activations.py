@@ -1,4 +1,4 @@
-"""fc.Activation: defaults, aliases, values, and options that a type cannot hold."""
+"""fc.Activation: defaults, aliases, values, and options that do not fit into a dtype."""
 
 import dataclasses
 import pickle
@@ -53,7 +53,7 @@ def test_numpy_numbers_are_numbers():
     assert type(fc.Activation("silu", alpha=np.int64(2)).alpha) is float
 
 
-# ---- options that are numbers, but not in the type that is computed in -------------------------
+# ---- options that become 0 or infinite in the dtype of the computation -------------------------
 
 TOO_SMALL = [
     {"gate_softcap": 1e-300},
@@ -64,7 +64,7 @@ TOO_SMALL = [
 ]
 TOO_LARGE = [
     {"limit": 1e39},
-    {"alpha": 3e38},  # in base 2
+    {"alpha": 3e38},  # as an exponent of 2
     {"alpha": -1e300},
     {"up_offset": -1e40},
     {"gate_softcap": 1e100},

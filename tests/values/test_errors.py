@@ -1,4 +1,4 @@
-"""Bad values and shapes: one clear sentence each, ValueError, and nothing changed."""
+"""Bad values and shapes: a ValueError with one clear sentence, and nothing is changed."""
 
 # ruff: noqa: ARG005 (every case is called with the setting)
 
@@ -101,7 +101,7 @@ SHAPES = [
         lambda s: ffn(s, w=fc.FFNWeights(up=s.base[0, :1], down=f32(D, 1)), out=s.base[0]),
         "out overlaps w.up; expected memory of its own",
     ),
-    # Arrays that have the memory themselves, and views of those.
+    # Arrays that own their memory, and views of those.
     (
         lambda s: ffn(s, f32(F, D), out=s.w.up),
         "out overlaps w.up; expected memory of its own",

@@ -1,4 +1,4 @@
-"""The mixture given what it cannot take: one clear sentence each, and nothing changed."""
+"""Bad arguments of mixtures: an error with one clear sentence, and nothing is changed."""
 
 # ruff: noqa: ARG005 (every case is called with the setting)
 
@@ -14,7 +14,7 @@ E, K = 4, 2
 
 
 class Setting:
-    """Arrays that a call may name; all are looked at again after the error."""
+    """Arrays for a call; after the error all of them are compared with their old content."""
 
     def __init__(self):
         rng = np.random.default_rng(0)
@@ -70,14 +70,14 @@ def with_id(s, expert):
 
 
 def over_weights(s):
-    """x, and an out that has the memory of the routing weights."""
+    """x, and an out that shares memory with the routing weights."""
     room = np.ones((T, D), np.float32)
     routing = routed(s, weights=room.reshape(-1)[: T * K].reshape(T, K))
     return {"routing": routing, "out": room}
 
 
 def over_ids(s):
-    """The same with the memory of the experts' numbers."""
+    """x, and an out that shares memory with the ids of the experts."""
     room = np.zeros((T, D), np.float32)
     ids = room.reshape(-1)[: T * K].view(np.int32).reshape(T, K)
     return {"routing": routed(s, experts=ids), "out": room}

@@ -1,4 +1,4 @@
-"""PackedWeights.save and fc.load_packed: the same bits, and a sentence for what is no such file."""
+"""PackedWeights.save and fc.load_packed: the same bits, and errors for other or damaged files."""
 
 import json
 
@@ -54,7 +54,7 @@ def test_an_expert_alone(rng, tmp_path):
 
 
 def edited(data, **changes):
-    """The file's bytes with other facts."""
+    """The bytes of the file with changed metadata."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     facts = json.loads(header["__metadata__"]["weights"])

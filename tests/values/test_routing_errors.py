@@ -1,4 +1,4 @@
-"""What routing cannot take: a ValueError or TypeError of one sentence, and nothing changed."""
+"""Bad arguments of routing: a ValueError or TypeError with one sentence, and nothing is changed."""
 
 import numpy as np
 import pytest
@@ -84,7 +84,7 @@ VALUES = [
     (route(n_group=2, group_mask_value=-1.0), "group_mask_value is -1.0; expected -inf or 0"),
     (route(e_score_correction_bias=BIAS[:7]),
      "e_score_correction_bias has shape (7,); expected (8,) to match logits (3, 8)"),
-    # What the case does not use.
+    # Options that have no effect together with the others.
     (route(norm_topk_prob=False, norm_eps=1e-20),
      "norm_eps is 1e-20 with norm_topk_prob=False; expected 0"),
     (route(norm_topk_prob=False, norm_min=0.5),
@@ -102,7 +102,7 @@ VALUES = [
      "e_score_correction_bias and experts are both given; expected only one of them"),
     (route(experts=IDS, n_group=2),
      "n_group and experts are both given; expected only one of them"),
-    # Experts that are given.
+    # The argument experts.
     (route(experts=IDS[:2]),
      "experts has shape (2, 2); expected (3, 2) to match logits (3, 8)"),
     (route(experts=IDS, top_k=3),

@@ -1,4 +1,4 @@
-"""Wrong types and dtypes: one clear sentence each, TypeError, and nothing changed."""
+"""Wrong types and dtypes: a TypeError with one clear sentence, and nothing is changed."""
 
 # ruff: noqa: ARG005 (every case is called with the setting)
 

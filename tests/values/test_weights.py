@@ -1,4 +1,4 @@
-"""FFNWeights of one block and of experts, and from_gate_up."""
+"""FFNWeights of a single layer and of experts, and from_gate_up."""
 
 import copy
 import dataclasses
