@@ -108,7 +108,7 @@ FAMILIES = {
     "a.x-k2": deepseek_v3(
         *("axk2", "AXK2Config", "AXK2MoE"),
         routing={**SIGMOID_V3, **GROUPED, "group_mask_value": 0.0},
-        # Masked experts all have 0. If they are chosen they tie, and torch does not define who wins.
+        # Masked experts all have 0. If chosen they tie, and torch does not define who wins.
         selection=0.0,
     ),
     "afmoe": Family(

@@ -92,8 +92,7 @@ VALUES = [
     (route(score_fn="softmax_topk", norm_min=0.5),
      "norm_min is 0.5, which softmax_topk does not use; expected 0"),
     (route(score_fn="softmax_topk", norm_topk_prob=False),
-     "norm_topk_prob is False, but the weights of softmax_topk always add up to 1; "
-     "expected True"),
+     "norm_topk_prob is False, but softmax_topk always normalizes the weights; expected True"),
     (route(group_score="max"), "group_score is 'max', but n_group is 1; expected it with groups"),
     (route(group_mask_value=0), "group_mask_value is 0, but n_group is 1; expected it with groups"),
     (route(experts=IDS, select_on="logits"),

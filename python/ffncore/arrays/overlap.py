@@ -111,7 +111,7 @@ def check_out(
         raise ValueError(f"{name} is read-only; expected a writable array")
     if not array.flags.num & ALIGNED:
         raise ValueError(
-            f"{name} has strides {array.strides}, or an address, that are not multiples of the "
+            f"{name} has strides {array.strides} and an address that are not all multiples of the "
             f"element size; expected an aligned array"
         )
     if overlaps_itself(array):

@@ -261,14 +261,14 @@ class Router:
         return f"Router({', '.join([f'{self.d_model} -> {self.n_experts}', *words])})"
 
 
-def check_precision(name: str, array: Array, beside: np.dtype[Any], other: str) -> None:
+def check_precision(name: str, array: Array, expected_like: np.dtype[Any], other: str) -> None:
     """Arrays that numpy computes with are float64 together, or any of float32 and 16 bits.
 
     float32 and 16-bit arrays may be mixed, because they are widened, which is exact.
     """
     dtype = check_dtype(name, array)
-    if (dtype is FLOAT64) != (beside is FLOAT64):
-        expected = "float64" if beside is FLOAT64 else "float32 or 16 bits"
+    if (dtype is FLOAT64) != (expected_like is FLOAT64):
+        expected = "float64" if expected_like is FLOAT64 else "float32 or 16 bits"
         raise TypeError(f"{name} has dtype {dtype.name}; expected {expected} to match {other}")
 
 

@@ -86,15 +86,15 @@ class LayerTensors:
                 "is a tensor that ffncore does not use in such a layer; expected no such tensor",
             )
 
-    def same_dtype(self, names: Iterable[str], beside: tuple[str, ...] = ()) -> None:
-        """Check that `names` have one dtype; those of `beside` have it, too, or are float32 where
+    def same_dtype(self, names: Iterable[str], biases: tuple[str, ...] = ()) -> None:
+        """Check that `names` have one dtype; those of `biases` have it, too, or are float32 where
         it has 16 bits.
         """
         names = list(names)
-        for name in (*names, *beside):
+        for name in (*names, *biases):
             first, found = self.taken[names[0]], self.taken[name]
             narrow = first in ("float16", "bfloat16") and found == "float32"
-            if found != first and not (narrow and name in beside):
+            if found != first and not (narrow and name in biases):
                 raise self._mixed(name, names[0])
 
     def same_precision(self, name: str, other: str, *, widened: bool) -> None:

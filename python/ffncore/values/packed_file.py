@@ -33,8 +33,8 @@ PAGE = 4096
 def write(path: str | os.PathLike[str], buffer: Array, facts: dict[str, Any]) -> None:
     """Write the file, wholly or not at all.
 
-    It is written beside its place and then renamed, so that a process that has mapped the old file
-    keeps its bytes.
+    It is written under another name in the same folder, and then renamed. So a process that has
+    mapped the old file keeps the old bytes.
     """
     n = int(buffer.nbytes)
     metadata = {"format": FORMAT, "layout": str(LAYOUT), "weights": json.dumps(facts)}

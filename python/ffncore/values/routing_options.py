@@ -95,7 +95,7 @@ class Options(NamedTuple):
             )
         if self.score_fn == "softmax_topk" and not self.norm_topk_prob:
             raise ValueError(
-                "norm_topk_prob is False, but the weights of softmax_topk always add up to 1; "
+                "norm_topk_prob is False, but softmax_topk always normalizes the weights; "
                 "expected True"
             )
         for name in ("norm_eps", "norm_min"):
