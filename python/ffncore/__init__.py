@@ -1,4 +1,4 @@
-"""ffncore: the feed-forward layers of transformers, forward and backward, on numpy arrays.
+"""ffncore: the feed-forward half of a transformer, as kernels called from numpy.
 
     import ffncore as fc
 
@@ -11,18 +11,12 @@
     y = fc.ffn(x, p, activation="silu")                         # the same bits
 
     routing = fc.route(logits, 8)                               # experts, weights [..., 8]
-    y = fc.moe(x, routing, experts, activation="silu")          # experts: FFNWeights [E, ...]
 
-Dense layers          ffn, ffn_forward, ffn_backward, FFNWeights, Activation, pack
-Mixtures of experts   route, moe, moe_forward, moe_backward, route_backward, Routing
-Layer objects         FFN, MoE, Router, load, load_packed
-Checks and settings   check_gradients, cost, show_config, set_num_threads, using_isa
-
-Arrays are float32, float64, float16 or bfloat16 (of ml_dtypes); x may be float32 with 16-bit
-weights. For each dtype the result has the same bits for every instruction set, number of threads
-and batch, with packed or raw weights. `ffncore.reference` computes every function in plain numpy.
+float32, float64, float16 and bfloat16 (of ml_dtypes); float32 x goes with 16-bit weights, too. For
+each dtype the result has the same bits for any instruction set, number of threads, batch, plan, and
+for packed or raw weights. `ffncore.reference` says in plain numpy what every function computes;
 `python -m ffncore` checks and measures an installation. fc.ffn, fc.moe, fc.route and their backward
-passes also accept torch CUDA tensors and CuPy arrays, if the package was built with its CUDA part.
+passes also take torch CUDA tensors and CuPy arrays, where the package was built with its CUDA part.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,6 +1,6 @@
 """The C ABI, called through cffi from the installed header and library, against the Python API.
 
-Both run the same kernels, so results are compared bit by bit. test_c_abi_errors.py has bad input.
+Both ways run the same kernels, so results are compared bit by bit. Bad input: test_c_abi_errors.py.
 """
 
 import os
@@ -201,7 +201,7 @@ def test_unpack_of_a_part():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("gated", [True, False])
 def test_equal_weights_make_equal_bytes(dtype, gated):
-    """For any strides, threads, instruction set and number of tasks, no old content is left."""
+    """Any strides, threads and instruction set; several tasks; nothing of the old content stays."""
     rng = np.random.default_rng(1)
     f, d = 150, 2061
     values = {"up": (f, d), "down": (d, f), "b_up": (f,), "b_down": (d,)}
@@ -319,6 +319,6 @@ def test_isa_and_threads():
     assert lib.ffncore_isa_use(b"avx9") == lib.FFNCORE_UNSUPPORTED
     assert b'"avx9"' in ffi.string(lib.ffncore_last_error())
     with fc.num_threads(3):
-        assert lib.ffncore_num_threads() == 3  # both use the same thread pool
+        assert lib.ffncore_num_threads() == 3  # one pool, whichever door
     assert lib.ffncore_set_num_threads(-1) == lib.FFNCORE_INVALID_ARGUMENT
     lib.ffncore_clear_workspace()

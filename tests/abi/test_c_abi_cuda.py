@@ -1,5 +1,5 @@
-"""The C ABI of the CUDA part, emulated on a CPU: its errors, which leave everything unchanged, and
-the size of the workspace, which is exactly what a call uses."""
+"""The C ABI of the CUDA part, emulated: what it refuses, in which words, and that nothing is
+written then; the workspace that it asks for is what it takes."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ D, F, T, N, K = 8, 12, 20, 3, 2
 
 
 class Abi:
-    """The arguments of a mixture and of a dense layer, in numpy's memory."""
+    """A mixture's arguments, and a dense layer's, by numpy's memory."""
 
     def __init__(self):
         self.cuda = cuda_library.cuda()
@@ -45,7 +45,7 @@ class Abi:
         return args
 
     def run(self, which, args, spare=0):
-        """The status of a call with a workspace of the requested size."""
+        """The status, with a workspace of the bytes asked for."""
         ask = getattr(self.lib, f"ffncore_cuda_{which}_workspace")
         nbytes = ask(args, self.call)
         assert nbytes >= 0, self.said()
@@ -100,13 +100,13 @@ def test_forward(abi, dense, tokens):
 
 
 def test_backward_without_gradients(abi):
-    """Every array may be missing."""
+    """Everything may be absent."""
     abi.cuda.check(abi.run("backward", abi.args("backward")))
     abi.cuda.check(abi.run("backward", abi.args("backward", dense=True)))
 
 
 def test_one_path(abi):
-    """Few tokens take a path with less workspace, unless the call asks for another path."""
+    """Few tokens have a path with less workspace, unless there is to be one."""
     abi.x, abi.y = abi.x[:2], abi.y[:2]
     abi.ids, abi.factors = abi.ids[:2], abi.factors[:2]
     args = abi.args("forward")

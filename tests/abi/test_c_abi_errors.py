@@ -1,4 +1,4 @@
-"""Bad input of the C ABI: an error status, one sentence, and nothing is changed."""
+"""The C ABI given what it cannot take: a status, one sentence, and nothing changed."""
 
 import numpy as np
 import pytest
@@ -185,7 +185,7 @@ def test_activation_refuses(field):
 
 
 def test_cost_reads_nothing():
-    """Pointers are only compared with NULL: here they are invalid addresses."""
+    """Pointers are tested for NULL alone: here they lead nowhere."""
     nowhere = ffi.cast("void *", 8)
     cost = ffi.new("ffncore_cost *", {"size": ffi.sizeof("ffncore_cost")})
     args = ffi.new("ffncore_backward_args *")

@@ -1,4 +1,4 @@
-"""Mixtures through the C ABI and cffi: the bits of the Python API, and errors."""
+"""The mixture through the C ABI and cffi: the Python API's bits, and what is refused."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def saved_bytes(x, ids, w):
 
 
 def room(count):
-    """Bytes that begin at a cache line."""
+    """Bytes at a cache line."""
     memory = np.zeros(count + 64, np.uint8)
     return memory[-memory.ctypes.data % 64 :]
 
@@ -55,7 +55,7 @@ def bytes_of(array):
 
 
 def only(name, array):
-    """The struct of experts with one array."""
+    """experts with one array."""
     first = vector(array[0]) if name.startswith("b_") else matrix(array[0])
     block = {"size": ffi.sizeof("ffncore_weights"), name: first}
     return {**experts(None), f"{name}_stride": array[0].size, "first": block}
@@ -149,7 +149,7 @@ def test_packed(dtype, gated):
 
 
 def test_saved_bytes():
-    """The rows of each expert in panels of 64 tokens, the last one rounded up to 16."""
+    """Every expert's rows as a block's: panels of 64 tokens, the last one rounded up to 16."""
     x, _, ids, _, w = mixture(np.float32)
     counts = [int((ids == e).sum()) for e in range(w.n_experts)]
     alone = [lib.ffncore_saved_bytes(lib.FFNCORE_FLOAT32, t, w.d_ff, 1) for t in counts]

@@ -1,4 +1,4 @@
-"""The benchmark and its tools: arguments, arithmetic, output. No test asserts a time."""
+"""The bench and its tools: arguments, arithmetic, output. No time is asserted."""
 
 import argparse
 import importlib.util
@@ -26,7 +26,7 @@ in_tree = pytest.mark.skipif(not (BENCH / "compare.py").exists(), reason="bench/
 
 
 def tool(name):
-    """Import a script of bench/ as a module."""
+    """A script of bench/ as a module."""
     if str(BENCH) not in sys.path:
         sys.path.insert(0, str(BENCH))
     spec = importlib.util.spec_from_file_location(name, BENCH / f"{name}.py")
@@ -96,7 +96,7 @@ def test_peak_is_checked():
 
     Limits("avx2", "float64", 2, off_by(1.02)).check_peak()
     assert Limits("avx2", "float64", 2, off_by(0.5)).check_peak()["units"] == 1
-    for factor in (0.9, 1.1, 1000):  # 1000 is the figure of a loop that the compiler has deleted
+    for factor in (0.9, 1.1, 1000):  # 1000: a loop that was deleted
         with pytest.raises(LimitError, match="FMA peak"):
             Limits("avx2", "float64", 2, off_by(factor)).check_peak()
     with pytest.raises(LimitError, match="cannot be measured"):
@@ -104,7 +104,7 @@ def test_peak_is_checked():
 
 
 def test_native_measurements_answer():
-    """The C++ loops run and return positive numbers, whose size depends on the machine."""
+    """The C++ loops run and give positive numbers; how large they are is the machine's business."""
     isa = fc.active_isa()
     for what, nbytes in (("fma", 0), ("clock", 0), ("read", 1 << 20), ("issue", 0)):
         if isa == "scalar" and "fma" not in fc.cpu_features() and what != "read":
@@ -189,7 +189,7 @@ def test_run_writes_rows(dtype, x_dtype, tmp_path, capsys, monkeypatch):
 
 
 def test_only_quiet_rounds_count():
-    """Every second measurement of the issue rate shows other load; then eight show none."""
+    """Every second look at the issue rate finds a neighbour; then eight looks find none."""
     looks = iter([1e9] * 3 + [1e9, 5e8] * 3 + [1e9] * 100)
 
     def shared(what, *rest):
@@ -200,7 +200,7 @@ def test_only_quiet_rounds_count():
     looks = iter([1e9, 5e8] * 2 + [1e9] * 100)
     shape = shapes.find_shape("8x24")
     row = bench_rows.measure_case(shape, 1, "raw", lambda: None, "float32", limits, 1e-9)
-    assert (row["rounds"], row["quiet_rounds"]) == (5, 1)  # the limit of attempts is reached
+    assert (row["rounds"], row["quiet_rounds"]) == (5, 1)  # patience is at its end
     row = bench_rows.measure_case(shape, 1, "raw", lambda: None, "float32", limits, 0.05)
     assert row["quiet_rounds"] >= 5
 
@@ -294,7 +294,7 @@ def test_table_between_markers():
 
 @in_tree
 def test_pictures_of_any_token_counts(tmp_path, capsys):
-    """Results are written to the file of --out, and to no file of the project."""
+    """They go where --out says, and to no file of the project."""
     pytest.importorskip("matplotlib")
     plot = tool("plot")
     machine = {"kind": "machine", "cpu": "CPU", "isa": "avx2", "threads": 2, "ffncore": "1"}
@@ -314,7 +314,7 @@ def test_pictures_of_any_token_counts(tmp_path, capsys):
 
 @in_tree
 def test_peers_do_the_same_work():
-    """The formulas in numpy against ffncore, forward and backward; other libraries if installed."""
+    """numpy's own formulas, forward and backward, against ours; the other peers where installed."""
     worker = tool("peer_worker")
     for activation, gated, bias in (
         ("gelu", False, True),

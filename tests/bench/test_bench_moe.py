@@ -1,4 +1,4 @@
-"""The benchmark of mixtures: shapes, routings, costs, options, rows. No test asserts a time."""
+"""The bench of mixtures: shapes, routings, costs, options, rows. No time is asserted."""
 
 import json
 from contextlib import ExitStack
@@ -90,13 +90,11 @@ def test_costs():
     assert forward == mixture_shapes.moe_cost(shape, counts, "packed", 4)
     assert forward.flops == 6 * 14 * 400
     assert forward.forward_activations == 14 * 40
-    assert forward.bytes == forward.footprint == 3 * 1200 * 4  # of the three experts with tokens
+    assert forward.bytes == forward.footprint == 3 * 1200 * 4  # of the three that are hit
     train = mixture_shapes.moe_cost(shape, counts, "train", 2)
     assert train.flops == 3 * forward.flops
     assert train.backward_activations == 14 * 40
-    assert (
-        train.bytes == (2 * 3 + 6) * 1200 * 2
-    )  # weights are read twice, and gradients written for every expert
+    assert train.bytes == (2 * 3 + 6) * 1200 * 2  # twice read; every expert's gradients
     assert train.footprint == (3 + 6) * 1200 * 2
 
 
@@ -279,12 +277,12 @@ def peer_shape(activation="silu", options=(), **changes):
 @in_tree
 @pytest.mark.parametrize("options", [(), mixture_shapes.GPT_OSS])
 def test_peers_do_the_same_work(options):
-    """A loop over experts against ffncore; other libraries if installed (bench/peers.py)."""
+    """The loop over experts against ours; the other peers where installed (bench/peers.py)."""
     peer_moe = tool("peer_moe")
     assert options in ((), tuple(peer_moe.GPT_OSS.items()))
     shape = peer_shape(options=options)
     weights, x, grad_y = peer_moe.arrays(shape)
-    routing = mixture_shapes.make_routing(tiny("24x40:5/2"), 9, "zipf")  # expert 5 has no tokens
+    routing = mixture_shapes.make_routing(tiny("24x40:5/2"), 9, "zipf")  # expert 5 is never hit
     for mode, results in (("infer", 1), ("train", 5)):
         spec = {**shape, "mode": mode, "threads": 1}
         spec |= {"ids": routing.experts, "factors": routing.weights}
@@ -377,7 +375,7 @@ def test_groups_hold_what_memory_holds(capsys):
 
 @in_tree
 def test_a_worker_runs_a_mixture(monkeypatch):
-    """From the message to the row, with ffncore and numpy in separate processes."""
+    """From the message to the row, with ffncore and numpy as processes of their own."""
     peers = tool("peers")
     monkeypatch.setattr(peers, "ROUND_SECONDS", 1e-4)
     limits = Limits("avx2", "float32", 1, machine)

@@ -1,4 +1,4 @@
-"""examples/minilm.py with the real weights, if the package that has them is installed."""
+"""examples/minilm.py on the real weights, where the package that carries them is installed."""
 
 import importlib.metadata
 import subprocess

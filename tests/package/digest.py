@@ -1,9 +1,8 @@
-"""A hash for each function and dtype: of the bits of its results for small fixed arguments.
+"""One hash for each function and dtype: the bits of its results on small fixed arguments.
 
-`python tests/package/digest.py` writes digest.json into this folder. Results have the same bits on
-every machine, so that it is written again only if the arithmetic itself is to change. Parts that
-numpy computes (the router and the latent projections of fc.MoE) are left out, because their bits
-depend on its BLAS.
+`python tests/package/digest.py` writes digest.json beside this file. A result has the same bits on
+every machine, so it is written once, and again only where the arithmetic itself is to change.
+What plain numpy computes (routers, latent projections of fc.MoE) is left out: its bits are BLAS's.
 Tests: test_digest.py.
 """
 
@@ -21,13 +20,13 @@ import ffncore as fc
 
 FILE = Path(__file__).with_suffix(".json")
 
-# Tokens after a whole panel, sums that are longer than a block of 512, and few experts, so that
-# some have several tokens and one has none.
+# Tokens beside a whole panel; sums that are longer than a block of 512; few experts, so that each
+# has several tokens and one has none.
 T, D, F, E, K = 67, 24, 520, 5, 2
 
 
 def numbers(seed: int, *shape: int, dtype: object = np.float32, width: float = 1.0) -> np.ndarray:
-    """Integers times a power of two, which are the same on every machine."""
+    """Whole multiples of a power of two: the same on every machine."""
     whole = np.random.default_rng(seed).integers(-512, 513, shape)
     return (whole * (width / 512)).astype(dtype)
 

@@ -1,7 +1,7 @@
-"""The built site in a browser: the home page, the search, and a page of the API.
+"""The built site in a browser: the home page, the search, one page of the API.
 
-`make docs` builds the site into build/site and runs these tests with playwright and Debian's
-Chromium. Without these they are skipped.
+`make docs` builds it into build/site and runs this with playwright and Debian's Chromium; elsewhere
+it is skipped.
 """
 
 import functools
@@ -47,7 +47,7 @@ def page(address):
             "request", lambda request: request.url.startswith(address) or wrong.append(request.url)
         )
         yield page
-        assert wrong == []  # no errors, no missing files, nothing loaded from other hosts
+        assert wrong == []  # no error, nothing missing, nothing fetched from elsewhere
         browser.close()
 
 
@@ -72,4 +72,4 @@ def test_api(page):
     page.goto("/api/functions/")
     assert page.locator("#ffncore\\.ffn_backward").count() == 1
     text = page.locator("article").inner_text()
-    assert "Gradients of x, the weights and xielu's parameters" in text
+    assert "gradients of x, the weights and xielu's parameters" in text
