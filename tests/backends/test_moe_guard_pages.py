@@ -25,7 +25,7 @@ SIZES = [
 
 
 def against(w, end, transposed):
-    """The arrays of the experts in the order of _core; matrices [E, in, out] if transposed."""
+    """The experts' arrays in the order of _core; matrices [E, in, out] where transposed."""
     arrays = []
     for name in NAMES:
         a = getattr(w, name)

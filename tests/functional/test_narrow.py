@@ -73,7 +73,7 @@ def test_rounding_to_16_bits(isa, narrow):
         expected = up.astype(narrow)
     w = fc.FFNWeights(up=up, down=np.zeros(up.shape[::-1], np.float32))
     p = fc.pack(fc.FFNWeights(up=np.zeros_like(w.up), down=w.down), dtype=narrow)
-    # fc.pack refuses numbers that become infinite; the kernels and the C ABI round them.
+    # fc.pack refuses what becomes infinite; the kernels round it, as the C ABI does.
     _core.pack(narrow.name, w._core_arrays(), p._buffer)
     assert same_bits(p.unpack().up, expected)
 

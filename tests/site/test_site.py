@@ -72,4 +72,4 @@ def test_api(page):
     page.goto("/api/functions/")
     assert page.locator("#ffncore\\.ffn_backward").count() == 1
     text = page.locator("article").inner_text()
-    assert "gradients of x, the weights and xielu's parameters" in text
+    assert "Gradients of x, the weights and xielu's parameters" in text

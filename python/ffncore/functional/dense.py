@@ -150,7 +150,7 @@ def ffn_backward(
     out: FFNGrads | Mapping[str, Any] | None = None,
     accumulate: bool = False,
 ) -> FFNGrads:
-    """Compute gradients of x, the weights and xielu's parameters from the gradient of y.
+    """Gradients of x, the weights and xielu's parameters, from the gradient of y.
 
     grad_y      [..., d_model], with the shape and dtype of y
     saved       the Saved that fc.ffn_forward returned
