@@ -159,8 +159,8 @@ def route_backward(grad_weights: Array, routing: Routing) -> Array:
     """Compute the gradient of the logits from the gradient of the routing weights.
 
     grad_weights  [..., k], with the shape and dtype of routing.weights
-    routing       a Routing that fc.route, fc.sparsemixer, fc.switch_capacity or an fc.Router made;
-                  its logits must not have been changed
+    routing       a Routing that fc.route, fc.sparsemixer or fc.switch_capacity made, whose logits
+                  have not been changed since
 
     Returns grad_logits [..., n_experts], with the dtype of the logits.
 

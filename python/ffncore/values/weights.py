@@ -88,8 +88,8 @@ class FFNWeights(Copied):
     torch CUDA tensors and CuPy arrays of one device are accepted, too. Calls with such weights run
     on that GPU, and need matrices whose rows or columns are contiguous.
 
-    Raises ValueError for shapes that do not match and for a missing gate, and TypeError for dtypes
-    and types.
+    Raises ValueError for shapes that do not match and for b_gate without gate, and TypeError for
+    dtypes and types.
 
     >>> w = fc.FFNWeights(gate=gate, up=up, down=down)
     >>> w.d_model, w.d_ff, w.gated
