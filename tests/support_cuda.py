@@ -19,7 +19,7 @@ FLAGS = ["-std=c++20", "-O2", "-ffp-contract=off", "-fPIC", "-Wno-unknown-pragma
 
 
 def build_library(folder):
-    """A libffncore_cuda.so whose device is the CPU."""
+    """libffncore_cuda.so, whose device is the machine itself."""
     if CXX is None or not SOURCES:
         pytest.skip("no C++ compiler, or no sources")
 

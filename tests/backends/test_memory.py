@@ -96,11 +96,11 @@ CALLS = (
 )  # memory that threads share is tightest for one thread, workspace for many
 def test_the_plan_stays_within_the_promise(threads, isa, dtype, gated):
     limit = (64 + 4 * threads) * 2**20
-    # More tokens make more chunks, with the same workspace.
+    # More tokens are more chunks, with the same scratch.
     counts = (1, 16, 1000, 65536, 2**20) if threads == 1 else (1, 16, 1000)
     with fc.num_threads(threads):
         for (d, f), tokens, call in itertools.product(SHAPES, counts, CALLS):
-            if tokens == 2**20 and d > 384:  # as with 64k tokens, but that takes seconds to count
+            if tokens == 2**20 and d > 384:  # as 64k tokens, but seconds to count
                 continue
             plan = fc.cost(tokens, d_model=d, d_ff=f, gated=gated, dtype=dtype, **call)
             allowed = limit

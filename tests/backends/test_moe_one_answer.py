@@ -127,7 +127,7 @@ def test_plans_and_save_modes(size, gated, dtype, rng, plan):
 
 
 def test_large(gated, on_input, rng, plan):
-    """Several blocks, chunks, batches and threads at once, without the scalar level."""
+    """Several blocks, chunks, batches and threads at once; the fast levels alone."""
     isas = [isa for isa in fc.available_isas() if isa != "scalar"]
     if not isas:
         pytest.skip("the scalar level is too slow for this size")

@@ -107,7 +107,7 @@ def test_plans_and_save_modes(size, gated, dtype, rng, plan):
 
 
 def test_large(gated, rng, plan):
-    """Several blocks, chunks and threads in all dimensions at once, without the scalar level."""
+    """Several blocks, chunks and threads in all dimensions at once; the fast levels alone."""
     isas = [isa for isa in fc.available_isas() if isa != "scalar"]
     if not isas:
         pytest.skip("the scalar level is too slow for this size")

@@ -1,7 +1,7 @@
-"""10,000 damaged checkpoints: a layer is loaded with its old bits, or refused with our sentence.
+"""10,000 damaged checkpoints: a layer is loaded as it was, or refused in a sentence of ours.
 
-A layer has to be loaded with the same bits if the damage does not touch its own tensors, nor the
-headers, the index and config.json that describe them.
+What must hold is told by what a damage touches: a layer whose own tensors, and the headers, index
+and config.json that describe them, are as they were has to be there with the same bits.
 """
 
 import json

@@ -144,7 +144,7 @@ def test_many_rows_of_an_expert(chunk, isa, plan, rng):
 @pytest.mark.parametrize("dtype", [*BFLOAT16, np.dtype(np.float16)], ids=str)
 @pytest.mark.parametrize("accumulate", [False, True])
 def test_narrow_gradients_of_many_tokens(dtype, accumulate, isa, plan, rng):
-    # A 16-bit gradient is the float32 gradient, rounded once; with these numbers h is exact.
+    # A gradient of 16 bits is the float32 one, rounded once; numbers are such that h is exact.
     w = layer(rng, 2, 3)
     w = fc.FFNWeights(**{n: np.round(a * 2).astype(dtype) for n, a in w.arrays().items()})
     x, grad_y = (np.round(normal(rng, LONG, 2) * 2).astype(dtype) for _ in range(2))
@@ -162,8 +162,8 @@ def test_narrow_gradients_of_many_tokens(dtype, accumulate, isa, plan, rng):
 
 
 def test_many_tokens_of_a_wide_layer(rng):
-    # Partial sums of the whole layer would exceed the workspace, so that dx is computed first, then
-    # the gradients of a few units at a time. A corner of each gradient is compared.
+    # The layer's partial sums would fill the workspace: dx is computed first, then a few units'
+    # gradients at a time. A corner of each gradient is compared.
     if fc.available_isas() == ("scalar",):
         pytest.skip("takes minutes in the scalar level")
     tokens, d, f = PARTIAL_SUM + BLOCK + 3, 600, 3500
@@ -185,7 +185,7 @@ def test_many_tokens_of_a_wide_layer(rng):
 
 
 def check_every_way(w, tokens, chunks, plan, rng):
-    """Tokens as panels and as rows, with raw and with packed weights."""
+    """Tokens as panels and as rows, raw and packed weights."""
     x, grad_y = (normal(rng, tokens, w.d_model, dtype=np.float32) for _ in range(2))
     want_y, want = expected(x, grad_y, w)
     for rows in (0, 1):
