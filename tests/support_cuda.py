@@ -1,4 +1,4 @@
-"""The CUDA library on a CPU, for tests of the Python side: its kernels, CUDA's words emulated."""
+"""The CUDA library on a CPU, where CUDA is emulated, for tests of the Python side."""
 
 import concurrent.futures
 import os
@@ -37,7 +37,7 @@ def build_library(folder):
 
 
 class Gpu:
-    """A library of arrays, faked, and what tests do with it."""
+    """A stand-in for an array library, and what tests do with it."""
 
     def __init__(self, name, module, array):
         self.name, self.module, self.array = name, module, array
@@ -55,17 +55,18 @@ class Gpu:
 
 
 def numbers(array):
-    """What an array of the device holds, in float64."""
+    """The numbers of an array on the device, in float64."""
     assert isinstance(array, Wrapped)
     return array.numpy_array.astype(np.float64)
 
 
-# Of the largest entry: sums of float32 in another order; h, and outputs of experts, rounded once.
+# Relative to the largest entry: float32 sums have another order; h and the outputs of experts are
+# rounded once.
 TOLERANCE = {"float32": 2e-5, "float16": 4e-3, "bfloat16": 3e-2}
 
 
 def assert_close(array, expected, dtype):
-    """dtype: the narrowest one that numbers went through."""
+    """dtype: the narrowest dtype in the computation."""
     expected = np.asarray(expected, np.float64)
     found = numbers(array)
     assert found.shape == expected.shape

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from .models import load
     from .models.load_packed import load_packed
 
-# Loaded when they are asked for: modules, and the names that they have.
+# Modules that are imported when one of their public names is first used, and these names.
 _LAZY = {
     "functional.gradcheck": ("GradientError", "GradientReport", "check_gradients"),
     "functional.losses": (

@@ -1,4 +1,4 @@
-"""The CUDA kernels on a CPU: each program of tests/cuda, CUDA's words emulated."""
+"""The CUDA kernels on a CPU: runs each program of tests/cuda, which emulates CUDA."""
 
 import os
 import shutil

@@ -1,7 +1,7 @@
-"""No byte before or behind an array is touched: each one lies against a page that faults.
+"""Kernels touch no byte before or after an array: each array is next to a page that faults.
 
-A failure here is a crash of the test run. Everything goes through _core, because the preactivations
-that are saved and the packed buffer have to lie against guard pages too.
+A failure here crashes the test run. The tests call _core, because the saved activations and the
+packed buffer have to be next to guard pages, too.
 """
 
 # ruff: noqa: ARG001 (a test names the fixtures that it runs under)

@@ -1,9 +1,9 @@
-"""A mixture has one answer: the same bits for every ISA, thread count, batch, packing, save mode
-and plan; and an expert's rows are a dense layer's.
+"""A mixture has the same bits for every ISA, thread count, batch, packing, save mode and plan, and
+the rows of an expert have the bits of a dense layer.
 
-The rule is that of csrc/README.md. The sizes reach several blocks of 512 in each summed dimension,
-rows of an expert too, and several chunks and batches. A case is computed once as it comes, and then
-in every other way. Small calls stay on one thread elsewhere; here they do not.
+csrc/README.md has the rule. The sizes reach several blocks of 512 in each summed dimension, also in
+the rows of an expert, and several chunks and batches. Each case is computed once with the defaults,
+and then in every other way. Here small calls use several threads, too.
 """
 
 # ruff: noqa: ARG001 (a test names the fixtures that it runs under)
@@ -30,8 +30,8 @@ pytestmark = pytest.mark.usefixtures("always_threads")
 
 THREADS = (1, 2, 3, 5)
 
-# (token_chunk, ff_chunk, token_slice, tokens_in_rows): 0 and -1 leave the plan its own. Chunks are
-# of tokens in the forward pass, of whole blocks of 512 rows in the backward pass.
+# (token_chunk, ff_chunk, token_slice, tokens_in_rows); 0 and -1 stand for the plan's own values.
+# Chunks are tokens in the forward pass, and whole blocks of 512 rows in the backward pass.
 PLANS = {
     "chunks of 100 tokens": (100, 0, 0, -1),
     "small chunks, tokens in rows": (37, 1, 1, 1),
@@ -40,8 +40,8 @@ PLANS = {
     "whole, tokens in panels": (HUGE, HUGE, HUGE, 0),
 }
 
-# T, E, k, d, f: an expert with more rows than two blocks, alone and beside others; then several
-# blocks of one of the other dimensions each.
+# T, E, k, d, f: an expert with more rows than two blocks, alone and among others; then several
+# blocks of each of the other dimensions.
 SIZES = [
     *((1, 3, 2, 33, 70), (1150, 1, 1, 9, 11), (420, 2, 3, 7, 9), (9, 3, 2, 1100, 17)),
     *((9, 3, 2, 17, 1100), (130, 3, 2, 35, 67), (9, 2, 2, 7, 1700)),
@@ -55,7 +55,7 @@ def place(size, gated):
 
 
 class Case:
-    """One mixture, its input, and the answer as it comes."""
+    """A mixture, its input, and its results with the defaults."""
 
     def __init__(self, rng, size, gated, dtype, on_input):
         t, n, k, d, f = size
@@ -70,7 +70,7 @@ class Case:
         return both(self.x, self.routing, self.w, self.grad_y, **self.options, **options)
 
     def in_float32(self):
-        """16-bit gradients before they are rounded, by another way: batches end within experts."""
+        """16-bit gradients before they are rounded, where batches end within experts."""
         if self.x.dtype.itemsize > 2:
             return {}
         _, saved = forward(self.x, self.routing, self.w, **self.options)
@@ -121,7 +121,7 @@ def test_plans_and_save_modes(size, gated, dtype, rng, plan):
         with fc.using_isa(isa), fc.num_threads(2):
             case.check(f"{isa}, {name}")
             case.check_packed(f"{isa}, {name}, save='input'", save="input")
-            if sizes[0] != HUGE:  # batches are computed again apart, and saved by chunks
+            if sizes[0] != HUGE:  # batches are recomputed separately, and saved by chunks
                 case.check(f"{isa}, {name}, save='input'", save="input")
                 case.check_packed(f"{isa}, {name}")
 
@@ -140,11 +140,11 @@ def test_large(gated, on_input, rng, plan):
             case.check_packed(f"{isa}, {threads} threads")
 
 
-# ---- what a token's numbers depend on ------------------------------------------------------------
+# ---- a token does not depend on the others -------------------------------------------------------
 
 
 def check_rows(case, index, weights):
-    """The same tokens in another call: forward, and the gradients that are of a token."""
+    """The same tokens in another call: the forward pass, and the gradients of a token."""
     x, routing = case.x[index], part(case.routing, index)
     y, grads = both(x, routing, weights, case.grad_y[index], **case.options)
     assert same_bits(y, case.y[index])
@@ -208,7 +208,7 @@ def test_the_callers_float_mode_does_not_matter(bits, threads, isa, dtype, on_in
 
 
 def test_calls_from_several_threads(dtype, on_input, rng):
-    """Scratch memory and the pool are one call's at a time."""
+    """Concurrent calls do not share workspace or threads."""
     cases = [Case(rng, (60, 3, 2, 17, 35), i % 2 == 0, dtype, on_input) for i in range(3)]
     wrong = []
 
@@ -260,10 +260,10 @@ def test_one_expert_with_weight_1_is_the_dense_layer(tokens, isa, dtype, gated, 
 
 @pytest.mark.parametrize("size", [(40, 5, 3, 17, 35), (230, 3, 2, 67, 40), (400, 1, 3, 9, 11)])
 def test_a_mixture_is_made_of_dense_layers(size, isa, dtype, gated, on_input, rng):
-    """Weights that are powers of two change no rounding: all is what dense layers say.
+    """Routing weights that are powers of two do not round: results are those of dense layers.
 
-    The slots' outputs are added in order, gradients of x in the order of experts. Sums of 16-bit
-    numbers are not known before they are rounded: there a token has one slot.
+    The outputs of slots are added in their order, gradients of x in the order of experts. In 16
+    bits the unrounded terms of a sum are not available, so that a token has only one slot.
     """
     t, n, k, d, f = size
     k = 1 if dtype.itemsize == 2 else k

@@ -1,9 +1,9 @@
-"""One answer: the same bits for every ISA, thread count, batch, packing, save mode and plan.
+"""Results have the same bits for every ISA, thread count, batch, packing, save mode and plan.
 
-The rule is that of csrc/README.md. The sizes reach several blocks of 512 in each summed dimension,
-several chunks and several threads; what is large in one dimension is small in the others, so that
-the scalar level can take part. A case is computed once as it comes, and then in every other way.
-Small calls stay on one thread elsewhere; here they do not.
+csrc/README.md has the rule. The sizes reach several blocks of 512 in each summed dimension, several
+chunks and several threads. A case that is large in one dimension is small in the others, so that
+the scalar level is fast enough. Each case is computed once with the defaults, and then in every
+other way. Here small calls use several threads, too.
 """
 
 # ruff: noqa: ARG001 (a test names the fixtures that it runs under)
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("always_threads")
 THREADS = (1, 2, 3, 5)
 HUGE = 2**40
 
-# (token_chunk, ff_chunk, token_slice, tokens_in_rows): 0 and -1 leave the plan its own.
+# (token_chunk, ff_chunk, token_slice, tokens_in_rows); 0 and -1 stand for the plan's own values.
 PLANS = {
     "default": (0, 0, 0, -1),
     "smallest, tokens in rows": (1, 1, 1, 1),
@@ -45,7 +45,7 @@ ACTIVATIONS = {
 
 
 class Case:
-    """One layer, its input, and the answer as it comes."""
+    """A layer, its input, and its results with the defaults."""
 
     def __init__(self, rng, size, gated, dtype, save="preactivations"):
         t, d, f = size
@@ -182,9 +182,9 @@ def test_nan_and_infinity_stay_in_their_rows(isa, gated, dtype, rng):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_callers_float_mode_does_not_matter(threads, isa, dtype, rng):
-    """Results that are subnormal would be zero in a flush-to-zero mode, in any thread.
+    """Subnormal results would be zero in a flush-to-zero mode, in any thread.
 
-    In bfloat16's own arithmetic they are zero, whatever the caller's mode.
+    The arithmetic of bfloat16 makes them zero in any mode.
     """
     keeps = dtype.name != "bfloat16"
     tiny = np.finfo(dtype).tiny if keeps else 2.0**-126

@@ -106,7 +106,7 @@ def test_inspect_tells_how_many_experts_there_are(tmp_path, capsys):
 
 
 def test_inspect_of_damaged_layers(tmp_path, capsys):
-    """Sound ones are listed, and the others with what is wrong."""
+    """Layers that can be read are listed, and the others with their problem."""
     tensors = llama(4)
     del tensors["model.layers.2.mlp.up_proj.weight"]
     tensors["model.layers.3.mlp.up_proj.weight"] = np.ones((6, 5), np.float32)

@@ -1,4 +1,4 @@
-"""The package shows the names and signatures of public_names.txt, no fewer and no others."""
+"""The public names and signatures of the package are exactly those of public_names.txt."""
 
 import importlib
 import subprocess
@@ -31,7 +31,7 @@ def test_module_paths_of_a_flat_package_still_lead_somewhere(name):
 
 
 def test_a_module_path_hides_no_function():
-    """Three names are those of a function, and of a module that one may import."""
+    """Three names are both those of a function and those of a module that can be imported."""
     code = (
         "import ffncore.moe, ffncore.cost, ffncore as fc; "
         "assert callable(fc.moe) and callable(fc.cost); "

@@ -1,7 +1,7 @@
-"""The order of sums: the numpy specification by itself, and the kernels against it, bit by bit.
+"""The order of sums: tests of the numpy specification, and of the kernels against it, bit by bit.
 
-Sums over hidden units and inputs reach several partial sums, as those over tokens do, and the plan
-cuts them at other places than these end.
+Sums over hidden units, inputs and tokens all have several partial sums, and the chunks of the plan
+do not end where partial sums end.
 """
 
 # ruff: noqa: ARG001 (a test names the fixtures that it runs under)
@@ -17,20 +17,20 @@ import ffncore as fc
 from ffncore import reference
 from ffncore.reference.sums import BLOCK, PARTIAL_SUM, additions, fma
 
-# One or two whole partial sums and a part of another, which ends in the middle of a block.
+# One or two complete partial sums and another one that ends in the middle of a block.
 LONG = 2 * PARTIAL_SUM + 3 * BLOCK + 77
 WIDE = PARTIAL_SUM + 3 * BLOCK + 77
 
 
 def rounded(exact):
-    """A Fraction, rounded to float32 once."""
+    """Round a Fraction to float32, once."""
     near = np.float32(float(exact))
     around = [np.nextafter(near, np.float32(-np.inf)), near, np.nextafter(near, np.float32(np.inf))]
     return min(around, key=lambda x: (abs(Fraction(float(x)) - exact), int(x.view(np.int32)) % 2))
 
 
 def test_fma_rounds_once(rng):
-    # Neighbours of a tie, which a sum rounded to float64 first would lose: 1 + 2^-24 + tiny.
+    # Sums close to a tie, 1 + 2^-24 + tiny, which rounding to float64 first would make a tie.
     ties = np.array([[1 + 2**-12, 1 + 2**-12, 2**-60], [1 + 2**-23, 1, 2**-70]], np.float32)
     numbers = rng.standard_normal((500, 3)).astype(np.float32)
     numbers[:, 2] *= 2.0 ** rng.integers(-40, 20, 500)
@@ -73,13 +73,13 @@ def test_error_bound():
 
 
 def layer(rng, d, f, dtype=np.float32):
-    """A plain block without activation: its sums are those of its factors."""
+    """A layer without gate and activation, whose sums are those of its factors."""
     arrays = {"up": (f, d), "down": (d, f), "b_up": (f,), "b_down": (d,)}
     return fc.FFNWeights(**{n: normal(rng, *shape, dtype=dtype) for n, shape in arrays.items()})
 
 
 def expected(x, grad_y, w):
-    """y and every gradient of such a block, in the contract's order."""
+    """y and every gradient of such a layer, summed in the specified order."""
     h = reference.product_in_order(x.T, w.up.T) + w.b_up
     y = reference.product_in_order(h.T, w.down.T) + w.b_down
     dh = reference.product_in_order(grad_y.T, w.down)
@@ -108,7 +108,7 @@ def test_many_tokens(chunks, isa, plan, rng):
 
 @pytest.mark.parametrize("tokens", [PARTIAL_SUM, PARTIAL_SUM + 1, LONG])
 def test_many_tokens_added_to_a_gradient(tokens, isa, rng):
-    # The first partial sum is added to the gradient block by block, the others whole.
+    # The first partial sum is added to the gradient block by block, the others as a whole.
     w = layer(rng, 2, 3)
     x, grad_y = (normal(rng, tokens, 2, dtype=np.float32) for _ in range(2))
     saved = fc.ffn_forward(x, w, activation="identity")[1]
@@ -213,8 +213,8 @@ def test_many_inputs(tokens, isa, plan, rng):
 
 @pytest.mark.parametrize("dtype", BFLOAT16, ids=str)
 def test_long_sums_of_pairs(dtype, plan, rng):
-    # Every level adds pairs of bfloat16 in one order, which numpy does not have: bits agree, and
-    # the error is within the bound, of float64's sum.
+    # All levels add pairs of bfloat16 in the same order, which the numpy specification does not
+    # have: their bits are equal, and their error is within the bound.
     w = layer(rng, 2, WIDE, dtype)
     x = normal(rng, 70, 2, dtype=dtype)
     exact = reference.ffn(x, w, activation="identity")
@@ -246,7 +246,7 @@ def test_gradients_of_four_million_tokens(equal, isa, rng):
         x, grad_y = normal(rng, n, 1, dtype=np.float32), normal(rng, n, 1, dtype=np.float32)
     saved = fc.ffn_forward(x, w, activation="identity")[1]
     grads = fc.ffn_backward(grad_y, saved, needs=("up", "down", "b_up", "b_down"))
-    # The factors as the kernels have them, so that the sums alone are looked at.
+    # The factors are those of the kernels, so that only the sums are tested.
     h = (x * w.up[0, 0] + w.b_up).astype(np.float64)
     dh = (grad_y * w.down[0, 0]).astype(np.float64)
     factors = {

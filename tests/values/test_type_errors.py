@@ -1,4 +1,4 @@
-"""Wrong types and dtypes: one clear sentence each, TypeError, and nothing changed."""
+"""Wrong types and dtypes: a TypeError with one clear sentence, and nothing is changed."""
 
 # ruff: noqa: ARG005 (every case is called with the setting)
 
@@ -95,11 +95,11 @@ TYPES = [
     ),
     (
         lambda s: fc.ffn_backward(s.x, {"x": s.x}),
-        "saved is of type dict; expected what ffn_forward returned",
+        "saved is of type dict; expected the second result of ffn_forward",
     ),
     (
         lambda s: fc.ffn_backward(s.saved, s.x),
-        "saved is of type ndarray; expected what ffn_forward returned",
+        "saved is of type ndarray; expected the second result of ffn_forward",
     ),
     (
         lambda s: backward(s, s.x.astype(np.float64)),
@@ -127,8 +127,8 @@ TYPES = [
         lambda s: fc.activation_backward(s.x, s.x, activation="silu", out=s.out),
         "out is of type ndarray; expected a tuple (x, up)",
     ),
-    (lambda s: fc.cost(1.5, s.w), "tokens is of type float; expected a whole number"),
-    (lambda s: fc.cost(1, d_model=5), "d_ff is of type NoneType; expected a whole number"),
+    (lambda s: fc.cost(1.5, s.w), "tokens is of type float; expected an integer"),
+    (lambda s: fc.cost(1, d_model=5), "d_ff is of type NoneType; expected an integer"),
 ]
 
 

@@ -1,6 +1,10 @@
-"""The passes of a layer, dense or a mixture: arguments are checked, and a backend computes.
+"""The steps that dense layers and mixtures share: choose the backend, call it, wrap its results.
 
-dense.py and mixtures.py are what users call. Tests: tests/functional/test_functional.py,
+    forward         LayerArguments -> y [..., d]
+    forward_saved   LayerArguments -> y and a Saved (or MoESaved)
+    backward        grad_y and a Saved -> FFNGrads (or MoEGrads)
+
+The public functions are in dense.py and mixtures.py. Tests: tests/functional/test_functional.py,
 tests/functional/test_moe.py, tests/backends/test_device.py.
 """
 
@@ -32,10 +36,10 @@ def forward_saved(layer: LayerArguments, save: object, out: object) -> tuple[Arr
 def backward(
     grad_y: object, saved: object, needs: object, out: object, accumulate: object, of: type[Saved]
 ) -> Any:
-    """FFNGrads, or MoEGrads of a mixture. of: what saved has to be, Saved or MoESaved."""
+    """FFNGrads, or MoEGrads for a mixture. of: the expected class of saved, Saved or MoESaved."""
     if not isinstance(saved, of) or isinstance(saved, MoESaved) != (of is MoESaved):
         raise TypeError(
-            f"saved is of type {type(saved).__name__}; expected what {of._maker} returned"
+            f"saved is of type {type(saved).__name__}; expected the second result of {of._maker}"
         )
     layer = saved._arguments
     asked = Asked(grad_y, saved, needs, out, accumulate)

@@ -1,8 +1,8 @@
-"""Both passes of a layer on a CPU, dense or a mixture.
+"""The forward and the backward pass of a layer on the CPU, dense or a mixture of experts.
 
-Leading dimensions are merged to rows, in place where strides allow it, else in blocks
-(arrays/rows.py). What sums over all tokens, or fills one array for all of them, runs as one block:
-a forward pass that saves, a backward pass with gradients of weights, and every mixture.
+Leading dimensions are merged to rows: in place if the strides allow it, else copied in blocks
+(arrays/rows.py). A forward pass that saves, a backward pass with gradients of weights, and every
+mixture run as one block, because they sum over all tokens or fill one array for all of them.
 Tests: tests/functional/test_functional.py, tests/functional/test_moe.py.
 """
 
@@ -20,7 +20,7 @@ from ...values.asked import Asked
 
 
 def forward(layer: LayerArguments, y: Made, keep: bool) -> MaybeArray:
-    """Writes y; returns what the backward pass needs where it is to be kept."""
+    """Write y. Return the saved activations if keep is true, else None."""
     weights, activation = layer.weights._core_weights(), layer.core
     panels = reusable(layer.saved_bytes()).view(layer.seen.dtype) if keep else None
     if layer.routing is None:
@@ -41,7 +41,7 @@ def forward(layer: LayerArguments, y: Made, keep: bool) -> MaybeArray:
 
 
 def backward(layer: LayerArguments, asked: Asked, panels: MaybeArray) -> tuple[float, float] | None:
-    """Writes what is asked for; returns xielu's two numbers where they are."""
+    """Write the requested gradients. Return those of xielu's parameters, or None."""
     weights, activation = layer.weights._core_weights(), layer.core
     grads, add, xielu = asked.arrays, asked.accumulate, asked.xielu
     outputs = [grads.get("x")]
