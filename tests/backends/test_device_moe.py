@@ -56,7 +56,7 @@ def compare(gpu, x, routing, w, **options):
     return saved, saved_gpu
 
 
-@pytest.mark.parametrize("number, tokens", enumerate([0, 1, 7, 60]))
+@pytest.mark.parametrize("number, tokens", [(0, 0), (1, 1), (2, 7), (3, 60)])
 def test_both_passes(gpu, dtype, gated, number, tokens, rng):
     on_input = (number + gated) % 2 == 1  # each number of tokens with both
     x, w = draw(rng, (tokens, D), dtype), experts(rng, dtype, gated)
