@@ -68,11 +68,16 @@ demo: $(VENV)/package.done $(VENV)/demo.done
 moe: $(VENV)/package.done $(VENV)/bench.done
 	$(BIN)/python examples/moe_training.py $(ARGS)
 
-test: $(VENV)/package.done $(VENV)/test.done
-	$(BIN)/python -m pytest $(ARGS)
+# Two processes: most of the time is Python's, and the kernels have threads of their own.
+PYTEST = $(BIN)/python -m pytest -n 2
 
-# Installs the packages of the demo, without which test_minilm.py is skipped.
-test-all: $(VENV)/demo.done test
+# Every function, instruction set, dtype and error message. test-all adds the tests marked slow, and
+# installs the packages of the demo, without which test_minilm.py is skipped.
+test: $(VENV)/package.done $(VENV)/test.done
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: $(VENV)/package.done $(VENV)/test.done $(VENV)/demo.done
+	$(PYTEST) $(ARGS)
 
 # Compares ffncore with the models of the transformers library, in an environment of its own,
 # because torch is large, and mypy must not follow it. torch is installed first and alone, so that

@@ -1,12 +1,13 @@
 """Fixtures: every instruction set, seeded numbers, and settings that are restored after a test."""
 
+import os
 import sys
 import zlib
 
 import numpy as np
 import pytest
 from fake_device import LIBRARIES
-from support import DTYPES, debug_plan
+from support import DTYPES, debug_plan, own_kernels
 from support_cuda import Gpu, build_library
 
 import ffncore as fc
@@ -22,6 +23,16 @@ else:
     # The same examples in every run, so that a failure can be repeated everywhere.
     settings.register_profile("ffncore", deadline=None, derandomize=True, database=None)
     settings.load_profile("ffncore")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items):
+    """A level repeats another's kernels for some dtypes: that is left to the long run."""
+    for item in items:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        dtype = params.get("dtype", params.get("narrow"))
+        if "isa" in params and dtype is not None and params["isa"] not in own_kernels(dtype):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(params=fc.available_isas())
@@ -71,7 +82,10 @@ def always_threads():
 @pytest.fixture(scope="session")
 def emulated_cuda(tmp_path_factory):
     """The path of the CUDA library, built for the CPU."""
-    return build_library(tmp_path_factory.mktemp("cuda"))
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # one for all workers
+        folder = folder.parent
+    return build_library(folder / "cuda")
 
 
 @pytest.fixture(params=sorted(LIBRARIES))

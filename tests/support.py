@@ -219,6 +219,16 @@ def yardsticks(x, w, grad_y, activation, round_results=True):
     return rounded(y).reshape(x.shape), {name: rounded(a) for name, a in grads.items()}
 
 
+def own_kernels(dtype):
+    """The instruction sets whose kernels for a dtype are no other's.
+
+    avx512bf16 is a copy of avx512's table with other products of bfloat16 in it
+    (csrc/kernels/isa_avx512bf16.cpp).
+    """
+    isas = fc.available_isas()
+    return [isa for isa in isas if isa != "avx512bf16" or dtype in BFLOAT16]
+
+
 def in_every_isa(compute):
     """Check that compute(), a tuple of arrays, has the same bits in every instruction set."""
     answers = {}

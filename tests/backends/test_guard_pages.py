@@ -18,8 +18,8 @@ from ffncore.values.routing_options import Options
 SIZES = [
     *((1, 1, 1), (1, 33, 65), (3, 5, 7), (13, 17, 31), (16, 32, 64), (17, 15, 33), (65, 9, 97)),
     *((2, 63, 16), (31, 64, 1), (70, 1, 40)),
-    # Several blocks of 512 of each summed dimension.
-    *((9, 1100, 35), (9, 35, 1100), (530, 3, 9)),
+    # Two blocks of 512 of each summed dimension.
+    *((9, 530, 15), (9, 15, 530), (530, 3, 9)),
 ]
 
 

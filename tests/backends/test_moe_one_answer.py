@@ -19,6 +19,7 @@ from support import (
     make_experts,
     mxcsr_bits,
     normal,
+    own_kernels,
     same_bits,
 )
 from support_moe import backward, both, forward, make_routing, moe, part, to_one
@@ -103,7 +104,7 @@ class Case:
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_isas_and_threads(size, gated, dtype, rng):
     case = Case(rng, size, gated, dtype, place(size, gated))
-    for isa, threads in itertools.product(fc.available_isas(), THREADS):
+    for isa, threads in itertools.product(own_kernels(dtype), THREADS):
         if isa == "scalar" and threads != 3:
             continue
         with fc.using_isa(isa), fc.num_threads(threads):
@@ -114,7 +115,7 @@ def test_isas_and_threads(size, gated, dtype, rng):
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_plans_and_save_modes(size, gated, dtype, rng, plan):
     case = Case(rng, size, gated, dtype, place(size, gated))
-    for isa, (name, sizes) in itertools.product(fc.available_isas(), PLANS.items()):
+    for isa, (name, sizes) in itertools.product(own_kernels(dtype), PLANS.items()):
         if isa == "scalar" and not name.startswith("small"):
             continue
         plan(*sizes)
@@ -128,10 +129,11 @@ def test_plans_and_save_modes(size, gated, dtype, rng, plan):
 
 def test_large(gated, on_input, rng, plan):
     """Several blocks, chunks, batches and threads at once; the fast levels alone."""
-    isas = [isa for isa in fc.available_isas() if isa != "scalar"]
+    dtype = np.dtype(np.float32)
+    isas = [isa for isa in own_kernels(dtype) if isa != "scalar"]
     if not isas:
         pytest.skip("the scalar level is too slow for this size")
-    case = Case(rng, LARGE, gated, np.dtype(np.float32), on_input)
+    case = Case(rng, LARGE, gated, dtype, on_input)
     for isa, (threads, chunk) in itertools.product(isas, ((2, 0), (5, 300))):
         plan(chunk)
         with fc.using_isa(isa), fc.num_threads(threads):

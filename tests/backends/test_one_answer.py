@@ -12,7 +12,15 @@ import itertools
 
 import numpy as np
 import pytest
-from support import FLUSH_TO_ZERO, all_biases, make_weights, mxcsr_bits, normal, same_bits
+from support import (
+    FLUSH_TO_ZERO,
+    all_biases,
+    make_weights,
+    mxcsr_bits,
+    normal,
+    own_kernels,
+    same_bits,
+)
 
 import ffncore as fc
 
@@ -36,7 +44,7 @@ PLANS = {
 # T, d, f: several blocks of 512 of one dimension each, then all of them at once in the fast levels.
 # From 1536 on the micro-kernel takes a sum over packed weights in steps.
 SIZES = [(1, 33, 70), (9, 1100, 35), (9, 35, 1100), (1090, 19, 23), (70, 67, 130), (17, 7, 1700)]
-LARGE = (1090, 530, 1700)
+LARGE = (530, 530, 1600)
 
 ACTIVATIONS = {
     True: fc.Activation("silu", alpha=1.702, limit=0.9, up_offset=1.0),
@@ -85,7 +93,7 @@ class Case:
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_isas_and_threads(size, gated, dtype, rng):
     case = Case(rng, size, gated, dtype)
-    for isa, threads in itertools.product(fc.available_isas(), THREADS):
+    for isa, threads in itertools.product(own_kernels(dtype), THREADS):
         if isa == "scalar" and threads not in (1, 3):
             continue
         with fc.using_isa(isa), fc.num_threads(threads):
@@ -96,7 +104,7 @@ def test_isas_and_threads(size, gated, dtype, rng):
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_plans_and_save_modes(size, gated, dtype, rng, plan):
     case = Case(rng, size, gated, dtype)
-    for isa, (name, sizes) in itertools.product(fc.available_isas(), PLANS.items()):
+    for isa, (name, sizes) in itertools.product(own_kernels(dtype), PLANS.items()):
         if isa == "scalar" and not name.startswith(("default", "smallest")):
             continue
         plan(*sizes)
@@ -106,33 +114,26 @@ def test_plans_and_save_modes(size, gated, dtype, rng, plan):
             case.check(f"{isa}, {name}, save='input'", save="input")
 
 
-def test_large(gated, rng, plan):
+@pytest.mark.parametrize(
+    "dtype",
+    [np.dtype("float32"), pytest.param(np.dtype("float64"), marks=pytest.mark.slow)],
+    ids=str,
+)
+def test_large(gated, dtype, rng, plan):
     """Several blocks, chunks and threads in all dimensions at once; the fast levels alone."""
-    isas = [isa for isa in fc.available_isas() if isa != "scalar"]
+    isas = [isa for isa in own_kernels(dtype) if isa != "scalar"]
     if not isas:
         pytest.skip("the scalar level is too slow for this size")
-    case = Case(rng, LARGE, gated, np.float32)
-    for isa, threads in itertools.product(isas, (1, 2, 5)):
+    case = Case(rng, LARGE, gated, dtype)
+    ways = list(zip(PLANS.items(), itertools.cycle((1, 2, 5))))
+    for isa, ((name, sizes), threads) in itertools.product(isas, ways):
+        plan(*sizes)
+        where = f"{isa}, {name}, {threads} threads"
         with fc.using_isa(isa), fc.num_threads(threads):
-            case.check(f"{isa}, {threads} threads")
-    for isa, name in itertools.product(isas, PLANS):
-        plan(*PLANS[name])
-        with fc.using_isa(isa):
-            case.check_packed(f"{isa}, {name}")
-            if name.startswith(("default", "smallest")):
-                case.check(f"{isa}, {name}, save='input'", save="input")
-
-
-def test_large_in_float64(gated, rng, plan):
-    isas = [isa for isa in fc.available_isas() if isa != "scalar"]
-    if not isas:
-        pytest.skip("the scalar level is too slow for this size")
-    case = Case(rng, LARGE, gated, np.float64)
-    for isa, name in itertools.product(isas, ("default", "smallest, tokens in panels")):
-        plan(*PLANS[name])
-        with fc.using_isa(isa), fc.num_threads(3):
-            case.check_packed(f"{isa}, {name}")
-            case.check(f"{isa}, {name}, save='input'", save="input")
+            case.check_packed(where)
+            if name.startswith(("default", "smallest")):  # with 1, 2 and 5 threads
+                case.check(where)
+                case.check(f"{where}, save='input'", save="input")
 
 
 def test_a_token_alone_and_among_others(isa, gated, dtype, rng):

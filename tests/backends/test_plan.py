@@ -15,6 +15,7 @@ def sliding(rng, rows, columns):
     return np.lib.stride_tricks.as_strided(line, (rows, columns), line.strides * 2)
 
 
+@pytest.mark.slow
 def test_grad_x_apart(rng):
     # 512 tokens of dx in float64 take 59 MiB here, and all hidden units 57 MiB, so that dx is
     # computed separately, with dh once more. Only the backward pass runs; preactivations are 0.

@@ -15,8 +15,8 @@ from support import BFLOAT16
 
 import ffncore as fc
 from ffncore import _core
+from ffncore.bench import measure, printing, shapes
 from ffncore.bench import plan as plans
-from ffncore.bench import printing, shapes
 from ffncore.bench import rows as bench_rows
 from ffncore.bench.limits import LimitError, Limits, machine_facts
 from ffncore.cli import bench as command
@@ -161,6 +161,7 @@ def test_run_writes_rows(dtype, x_dtype, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         bench_rows, "Limits", lambda _isa, dtype, threads: Limits("avx2", dtype, threads, machine)
     )
+    monkeypatch.setattr(measure, "ROUND_SECONDS", 1e-4)
     file = tmp_path / "out.jsonl"
     words = ("--shapes", "8x24:silu:gated,odd", "--tokens", "1,3", "--seconds", "0")
     words += ("--dtype", dtype, "--parts", "cases", "--json", str(file))

@@ -154,6 +154,7 @@ def test_run_writes_rows(dtype, x_dtype, tmp_path, capsys, monkeypatch):
         bench_rows, "Limits", lambda _isa, dtype, threads: Limits("avx2", dtype, threads, machine)
     )
     monkeypatch.setattr(mixtures, "BESIDE_TOKENS", 5)
+    monkeypatch.setattr(measure, "ROUND_SECONDS", 1e-4)
     file = tmp_path / "out.jsonl"
     words = ("--shapes", TINY, "--tokens", "1,5", "--seconds", "0", "--parts", "cases")
     words += ("--dtype", dtype, "--json", str(file))

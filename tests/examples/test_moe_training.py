@@ -65,6 +65,7 @@ def test_held_out_text_is_new(example):
     assert not any(part in text[: len(ids)] for part in long)
 
 
+@pytest.mark.slow
 def test_short_run(tmp_path):
     picture = tmp_path / "picture.png"
     command = [sys.executable, str(EXAMPLE), "--steps", "240", "--every", "80"]

@@ -183,7 +183,8 @@ def test_forward(case, gated, dtype, rng):
 @cases
 def test_gradients(case, gated, rng):
     arrays = case.arrays(rng, gated=gated)
-    fc.check_gradients(case.passes(), {"x": normal(rng, B, S, D), **arrays})
+    # The random direction reaches every entry; single ones tell which is wrong.
+    fc.check_gradients(case.passes(), {"x": normal(rng, B, S, D), **arrays}, samples=16)
 
 
 def test_gradients_of_xielu(gated, rng):

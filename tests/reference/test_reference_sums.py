@@ -6,6 +6,7 @@ do not end where partial sums end.
 
 # ruff: noqa: ARG001 (a test names the fixtures that it runs under)
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -93,17 +94,19 @@ def expected(x, grad_y, w):
     return y, gradients
 
 
-@pytest.mark.parametrize("chunks", [(0, 0), (5 * BLOCK, 0), (BLOCK, BLOCK)], ids=str)
-def test_many_tokens(chunks, isa, plan, rng):
+def test_many_tokens(plan, rng):
     w = layer(rng, 2, 3)
     x, grad_y = normal(rng, LONG, 2, dtype=np.float32), normal(rng, LONG, 2, dtype=np.float32)
-    plan(*chunks)
-    y, saved = fc.ffn_forward(x, w, activation="identity")
-    grads = fc.ffn_backward(grad_y, saved)
     want_y, want = expected(x, grad_y, w)
-    assert same_bits(y, want_y)
-    for name, gradient in grads.arrays().items():
-        assert same_bits(gradient, want[name]), name
+    for where in itertools.product(fc.available_isas(), [(0, 0), (5 * BLOCK, 0), (BLOCK, BLOCK)]):
+        isa, chunks = where
+        plan(*chunks)
+        with fc.using_isa(isa):
+            y, saved = fc.ffn_forward(x, w, activation="identity")
+            grads = fc.ffn_backward(grad_y, saved)
+        assert same_bits(y, want_y), where
+        for name, gradient in grads.arrays().items():
+            assert same_bits(gradient, want[name]), (name, where)
 
 
 @pytest.mark.parametrize("tokens", [PARTIAL_SUM, PARTIAL_SUM + 1, LONG])
@@ -143,24 +146,27 @@ def test_many_rows_of_an_expert(chunk, isa, plan, rng):
 
 @pytest.mark.parametrize("dtype", [*BFLOAT16, np.dtype(np.float16)], ids=str)
 @pytest.mark.parametrize("accumulate", [False, True])
-def test_narrow_gradients_of_many_tokens(dtype, accumulate, isa, plan, rng):
+def test_narrow_gradients_of_many_tokens(dtype, accumulate, plan, rng):
     # A gradient of 16 bits is the float32 one, rounded once; numbers are such that h is exact.
     w = layer(rng, 2, 3)
     w = fc.FFNWeights(**{n: np.round(a * 2).astype(dtype) for n, a in w.arrays().items()})
     x, grad_y = (np.round(normal(rng, LONG, 2) * 2).astype(dtype) for _ in range(2))
     wide = fc.FFNWeights(**{n: a.astype(np.float32) for n, a in w.arrays().items()})
     want = expected(x.astype(np.float32), grad_y.astype(np.float32), wide)[1]
-    saved = fc.ffn_forward(x, w, activation="identity")[1]
     names = ("up", "down", "b_up", "b_down")
-    for chunks in [(0, 0), (5 * BLOCK, 0), (BLOCK, BLOCK)]:
+    for where in itertools.product(fc.available_isas(), [(0, 0), (5 * BLOCK, 0), (BLOCK, BLOCK)]):
+        isa, chunks = where
         plan(*chunks)
         out = {n: np.full(a.shape, 3, dtype) for n, a in w.arrays().items()}
-        fc.ffn_backward(grad_y, saved, needs=names, out=out, accumulate=accumulate)
+        with fc.using_isa(isa):
+            saved = fc.ffn_forward(x, w, activation="identity")[1]
+            fc.ffn_backward(grad_y, saved, needs=names, out=out, accumulate=accumulate)
         for name in names:
             exact = want[name] + np.float32(3) if accumulate else want[name]
-            assert same_bits(out[name], exact.astype(dtype)), (name, chunks)
+            assert same_bits(out[name], exact.astype(dtype)), (name, where)
 
 
+@pytest.mark.slow
 def test_many_tokens_of_a_wide_layer(rng):
     # The layer's partial sums would fill the workspace: dx is computed first, then a few units'
     # gradients at a time. A corner of each gradient is compared.
@@ -185,30 +191,32 @@ def test_many_tokens_of_a_wide_layer(rng):
 
 
 def check_every_way(w, tokens, chunks, plan, rng):
-    """Tokens as panels and as rows, raw and packed weights."""
+    """Every level and plan, tokens as panels and as rows, raw and packed weights."""
     x, grad_y = (normal(rng, tokens, w.d_model, dtype=np.float32) for _ in range(2))
     want_y, want = expected(x, grad_y, w)
-    for rows in (0, 1):
-        plan(*chunks, 0, rows)
-        y, saved = fc.ffn_forward(x, w, activation="identity")
-        assert same_bits(y, want_y), rows
-        grads = fc.ffn_backward(grad_y, saved)
-        for name, gradient in grads.arrays().items():
-            assert same_bits(gradient, want[name]), (name, rows)
-    y, saved = fc.ffn_forward(x, fc.pack(w), activation="identity")
-    assert same_bits(y, want_y)
-    assert same_bits(fc.ffn_backward(grad_y, saved).x, want["x"])
+    for where in itertools.product(fc.available_isas(), chunks, (0, 1)):
+        isa, (of_tokens, of_units), rows = where
+        plan(of_tokens, of_units, 0, rows)
+        with fc.using_isa(isa):
+            y, saved = fc.ffn_forward(x, w, activation="identity")
+            assert same_bits(y, want_y), where
+            grads = fc.ffn_backward(grad_y, saved)
+            for name, gradient in grads.arrays().items():
+                assert same_bits(gradient, want[name]), (name, where)
+            y, saved = fc.ffn_forward(x, fc.pack(w), activation="identity")
+            assert same_bits(y, want_y), where
+            assert same_bits(fc.ffn_backward(grad_y, saved).x, want["x"]), where
 
 
 @pytest.mark.parametrize("tokens", [1, 70], ids="T={}".format)
-@pytest.mark.parametrize("chunks", [(0, 0), (0, 5 * BLOCK), (0, BLOCK)], ids=str)
-def test_many_hidden_units(tokens, chunks, isa, plan, rng):
+def test_many_hidden_units(tokens, plan, rng):
+    chunks = [(0, 0), (0, 5 * BLOCK), (0, BLOCK)]
     check_every_way(layer(rng, 2, WIDE), tokens, chunks, plan, rng)
 
 
 @pytest.mark.parametrize("tokens", [1, 70], ids="T={}".format)
-def test_many_inputs(tokens, isa, plan, rng):
-    check_every_way(layer(rng, WIDE, 2), tokens, (0, 0), plan, rng)
+def test_many_inputs(tokens, plan, rng):
+    check_every_way(layer(rng, WIDE, 2), tokens, [(0, 0)], plan, rng)
 
 
 @pytest.mark.parametrize("dtype", BFLOAT16, ids=str)
@@ -237,6 +245,7 @@ def test_long_sums_of_pairs(dtype, plan, rng):
 # ---- the bound ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("equal", [True, False], ids=["equal", "random"])
 def test_gradients_of_four_million_tokens(equal, isa, rng):
     n = 4_000_000
