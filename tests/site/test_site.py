@@ -1,4 +1,4 @@
-"""The built site in a browser: the home page, the search, one page of the API.
+"""The built site in a browser: the home page, the search, one page of the API, a drawn picture.
 
 `make docs` builds it into build/site and runs this with playwright and Debian's Chromium; elsewhere
 it is skipped.
@@ -73,3 +73,9 @@ def test_api(page):
     assert page.locator("#ffncore\\.ffn_backward").count() == 1
     text = page.locator("article").inner_text()
     assert "Gradients of x, the weights and xielu's parameters" in text
+
+
+def test_picture(page):
+    page.goto("/how-it-works/")
+    picture = page.get_by_role("img", name="panels, register tiles, blocks and chunks")
+    assert picture.evaluate("image => image.complete && image.naturalWidth") == 760
