@@ -123,8 +123,8 @@ found, beside the argument at which they occur:
   1 and the exact derivative.
 - special: NaN gives NaN, and infinite arguments give what the formula gives.
 
-float32 is compared with double at one finite float in {machine["stride"]}, float64 with long double at two million
-arguments.
+float32 is compared with double at one finite float in {machine["stride"]}, float64 with long double
+at two million arguments.
 
 {functions(rows)}
 
@@ -143,8 +143,8 @@ on the dtype. It is the error of
 
 {layers(bench)}
 
-Measured on {other["cpu"]}, {other["isa"]}, {other["threads"]} threads, ffncore {other["ffncore"]}, numpy {other["numpy"]}.
-[The arithmetic contract](arithmetic.md) has the bound of a sum's error.
+Measured on {other["cpu"]}, {other["isa"]}, {other["threads"]} threads,
+ffncore {other["ffncore"]}, numpy {other["numpy"]}. [The arithmetic contract](arithmetic.md) has the bound of a sum's error.
 """
 
 
