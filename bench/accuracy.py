@@ -144,7 +144,8 @@ on the dtype. It is the error of
 {layers(bench)}
 
 Measured on {other["cpu"]}, {other["isa"]}, {other["threads"]} threads,
-ffncore {other["ffncore"]}, numpy {other["numpy"]}. [The arithmetic contract](arithmetic.md) has the bound of a sum's error.
+ffncore {other["ffncore"]}, numpy {other["numpy"]}.
+[The arithmetic contract](arithmetic.md) has the bound of a sum's error.
 """
 
 
