@@ -84,6 +84,37 @@ def test_programs_in_c_run(number, tmp_path):
     assert len(done.stdout.splitlines()) == 1
 
 
+def test_code_for_a_gpu_uses_names_that_exist():
+    (code,) = blocks("gpu.md")
+    compile(code, "gpu.md", "exec")
+    assert [name for name in re.findall(r"\bfc\.(\w+)", code) if not hasattr(fc, name)] == []
+
+
+def commands():
+    """Lines of the pages' shell blocks."""
+    return sorted(
+        {line for page in PAGES for block in blocks(page, "sh") for line in block.split("\n")}
+    )
+
+
+def test_commands_name_what_is_there():
+    root = DOCS.parent
+    makefile = (root / "Makefile").read_text("utf-8")
+    seen = set()
+    for line in commands():
+        words = line.split("#")[0].split()
+        if not words:
+            continue
+        seen.add(words[0])
+        if words[0] == "make":
+            assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), line
+        if words[:3] == ["python", "-m", "ffncore"]:
+            assert (root / "python" / "ffncore" / "cli" / f"{words[3]}.py").exists(), line
+        paths = [word for word in words if re.match(r"(tests|bench|docs)/", word)]
+        assert [path for path in paths if not (root / path).exists()] == [], line
+    assert {"make", "python", "pytest", "pip", "cc"} <= seen
+
+
 def test_every_public_name_has_its_entry():
     pages = "".join((DOCS / page).read_text("utf-8") for page in PAGES if page.startswith("api/"))
     told = set(re.findall(r"^::: ffncore\.(\w+)$", pages, re.MULTILINE))
