@@ -32,14 +32,10 @@ def test_the_page_of_accuracy():
 
 def test_the_page_of_speed_and_the_readme():
     plot = tool("plot")
-    bench, peers = (plot.read(BENCH / "results" / f"{name}.jsonl") for name in ("bench", "peers"))
-    errors = {
-        (plot.dtype_of(row), row["shape"]): f"{row['error']:.1e} ({row['numpy_error']:.1e})"
-        for row in bench["shape"]
-    }
+    peers = plot.read(BENCH / "results" / "peers.jsonl")
     text = (DOCS / "speed.md").read_text("utf-8")
     mixtures = plot.mixtures(BENCH / "results" / "moe.jsonl")
-    assert text == plot.page(plot.table(peers, errors), mixtures)
+    assert text == plot.page(plot.table(peers), mixtures)
     assert peers["machine"][-1]["cpu"] in text
     readme = (ROOT / "README.md").read_text("utf-8")
     assert readme == plot.insert(readme, plot.table(peers, only=plot.SHORT))
