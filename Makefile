@@ -92,7 +92,7 @@ conformance: $(VENV)/venv.done $(CONFORMANCE)/venv.done
 	$(CONFORMANCE)/bin/python -m pytest tests/conformance $(ARGS)
 
 # The documentation site, in build/site, and where there is a Chromium a look at it. What the pages
-# show in code runs in tests/package/test_docs.py.
+# show in code runs in tests/test_docs.py.
 DOCS := build/docs-venv
 $(DOCS)/venv.done: pyproject.toml
 	$(PYTHON) -m venv $(DOCS)

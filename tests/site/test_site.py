@@ -68,14 +68,14 @@ def test_search(page):
     sync_api.expect(page.locator("article")).to_contain_text("load_packed")
 
 
+def test_picture(page):
+    page.goto("/how-it-works/")
+    picture = page.get_by_role("img", name="panels, register tiles, blocks and chunks")
+    assert picture.evaluate("image => image.complete && image.naturalWidth") == 760
+
+
 def test_api(page):
     page.goto("/api/functions/")
     assert page.locator("#ffncore\\.ffn_backward").count() == 1
     text = page.locator("article").inner_text()
     assert "Gradients of x, the weights and xielu's parameters" in text
-
-
-def test_picture(page):
-    page.goto("/how-it-works/")
-    picture = page.get_by_role("img", name="panels, register tiles, blocks and chunks")
-    assert picture.evaluate("image => image.complete && image.naturalWidth") == 760
