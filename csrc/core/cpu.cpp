@@ -58,7 +58,8 @@ Machine look() {
     const bool ymm = (saved & 0x06) == 0x06;                        // xmm, ymm
     const bool zmm = (saved & 0xE6) == 0xE6; // and opmask, zmm0-15 upper halves, zmm16-31
 
-    bool all[kLevels] = {true, true, true, true};
+    bool all[kLevels];
+    for (bool &level : all) level = true;
     const auto feature = [&](const char *name, uint32_t word, int bit, bool state, int level) {
         const bool has = state && (word >> bit & 1);
         if (has) (m.features += m.features.empty() ? "" : " ") += name;
