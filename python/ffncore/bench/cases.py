@@ -6,13 +6,15 @@ Test: tests/bench/test_bench.py.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 import ffncore as fc
 
-from ..arrays.dtypes import as_dtype, is_narrow
+from ..arrays.dtypes import is_narrow
+from .peers import peer_layers
 from .shapes import Shape
 
 FRESH_BYTES = 2**20  # from here on a new y is new pages, whose first touch is the system's time
@@ -22,11 +24,8 @@ class Case:
     """One shape's arrays; `call(mode)` is what is timed."""
 
     def __init__(self, shape: Shape, tokens: int, x_dtype: str, weights: fc.FFNWeights) -> None:
-        rng = np.random.default_rng(tokens)
         self.shape, self.weights = shape, weights
-        dtype = as_dtype("x_dtype", x_dtype)
-        self.x = rng.standard_normal((tokens, shape.d)).astype(dtype)
-        self.grad_y = rng.standard_normal((tokens, shape.d)).astype(dtype)
+        self.x, self.grad_y = peer_layers.inputs(asdict(shape), x_dtype, tokens)
 
     def forward(self, weights: Any) -> Callable[[], object]:
         x, activation = self.x, self.shape.function
@@ -39,9 +38,10 @@ class Case:
         x, grad_y, w, activation = self.x, self.grad_y, self.weights, self.shape.function
         y = np.empty_like(x)
 
-        def step() -> None:
+        def step() -> tuple[Any, ...]:
             _, saved = fc.ffn_forward(x, w, activation=activation, out=y)
             fc.ffn_backward(grad_y, saved, out=grads)
+            return y, grads.x, grads.weights.up
 
         return step
 
@@ -52,26 +52,8 @@ class Case:
 
 
 def make_weights(shape: Shape, name: str) -> fc.FFNWeights:
-    """Random weights that keep preactivations and outputs near 1."""
-    rng = np.random.default_rng(0)
-    dtype = as_dtype("dtype", name)
-
-    def matrix(rows: int, columns: int) -> Any:
-        m = rng.standard_normal((rows, columns), dtype=np.float32)
-        m *= columns**-0.5
-        return m.astype(dtype, copy=False)
-
-    def vector(length: int, wanted: bool) -> Any:
-        return rng.standard_normal(length).astype(dtype) if wanted else None
-
-    return fc.FFNWeights(
-        gate=matrix(shape.f, shape.d) if shape.gated else None,
-        up=matrix(shape.f, shape.d),
-        down=matrix(shape.d, shape.f),
-        b_gate=vector(shape.f, shape.gated and shape.bias),
-        b_up=vector(shape.f, shape.bias),
-        b_down=vector(shape.d, shape.bias),
-    )
+    """Random weights, of which every peer's process has the same."""
+    return fc.FFNWeights(**peer_layers.weights(asdict(shape), name))
 
 
 def errors(shape: Shape, weights: fc.FFNWeights, x_dtype: str, tokens: int = 4) -> dict[str, float]:

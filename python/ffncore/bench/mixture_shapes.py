@@ -22,7 +22,7 @@ import numpy as np
 import ffncore as fc
 
 from ..arrays.shapes import Array
-from .shapes import LARGEST_FOOTPRINT, Cost, Shape, find_shape
+from .shapes import FORM, LARGEST_FOOTPRINT, Cost, Shape, find_shape
 
 ROUTINGS = ("uniform", "zipf", "all-to-one")
 MOE_TOKENS = (1, 4, 64, 512, 4096)
@@ -100,10 +100,12 @@ def find_shapes(name: str) -> list[Shape]:
             return [find_shape(name)]
         except ValueError as error:
             known = ", ".join(shape.name for shape in MOE_SHAPES)
-            raise ValueError(f"{error}, {known}; mixtures are DxF[:...]:E/k, or {GROUP}") from None
+            if ":" in name:
+                raise
+            raise ValueError(f"{error}, {known}, or {GROUP} for these five") from None
     experts, _, k = ratio[0].partition("/")
     if len(ratio) > 1 or not (experts.isdigit() and k.isdigit() and 1 <= int(k) <= int(experts)):
-        raise ValueError(f"shape {name!r} is not known; expected DxF[:...]:E/k with k from 1 to E")
+        raise ValueError(f"shape {name!r} is not known; expected {FORM}:E/k with k from 1 to E")
     block = find_shape(":".join(word for word in words if word != ratio[0]))
     return [
         MoEShape(

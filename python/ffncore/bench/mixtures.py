@@ -40,6 +40,7 @@ from .measure import (
     timed,
 )
 from .mixture_shapes import MoEShape, make_routing, moe_cost
+from .peers.peer_layers import normal
 from .plan import Plan
 from .shapes import LARGEST_FOOTPRINT
 
@@ -97,12 +98,6 @@ def make_experts(shape: MoEShape, name: str) -> fc.FFNWeights:
         b_up=normal(5, (e, f), name) if bias else None,
         b_down=normal(6, (e, d), name) if bias else None,
     )
-
-
-def normal(seed: int, size: tuple[int, ...], name: str, scale: float = 1.0) -> Array:
-    numbers = np.random.default_rng(seed).standard_normal(size, dtype=np.float32)
-    numbers *= np.float32(scale)
-    return numbers.astype(as_dtype("dtype", name), copy=False)
 
 
 def tiled(size: tuple[int, ...], block: Array) -> Array:

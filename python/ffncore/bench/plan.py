@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import argparse
 
-import ffncore as fc
-
 from ..arrays.dtypes import as_dtype, is_narrow
-from . import shapes
-from .mixture_shapes import MOE_TOKENS, ROUTINGS, find_shapes
+from . import against, shapes
+from .mixture_shapes import MOE_TOKENS, ROUTINGS, MoEShape, find_shapes
+from .picture import pyplot
 
 PARTS = ("cases", "calls", "activations")
 
@@ -24,22 +23,46 @@ class Plan:
         default = shapes.QUICK_SHAPES if quick else [shape.name for shape in shapes.SHAPES]
         names = _split(args.shapes) or default
         self.shapes = [shape for name in names for shape in find_shapes(name)]
-        for shape in self.shapes:
-            fc.Activation(shape.activation)  # raises for an unknown one
         given = [_positive(word) for word in _split(args.tokens)]
         self.tokens = given or list(shapes.QUICK_TOKENS if quick else shapes.TOKENS)
         self.moe_tokens = given or list(shapes.QUICK_TOKENS if quick else MOE_TOKENS)
         self.routings = _among(args.routing, ROUTINGS, "--routing")
         self.modes = _among(args.modes, shapes.MODES, "--modes")
-        self.parts = _among(args.parts, PARTS, "--parts")
+        # Who asks for a shape does not ask for the cost of a call and the rates of activations.
+        self.parts = _among(args.parts, PARTS, "--parts", PARTS[:1] if args.shapes else PARTS)
         self.dtype: str = args.dtype
         as_dtype("--dtype", self.dtype)  # bfloat16 needs ml_dtypes
         self.x_dtype: str = args.x_dtype or self.dtype
         if self.x_dtype != self.dtype and not is_narrow(as_dtype("--dtype", self.dtype)):
             raise ValueError(f"--x-dtype {self.x_dtype} goes with weights of 16 bits alone")
+        self.against = _among(args.against, against.NAMES, "--against", ())
+        self._check_against()
+        if args.picture is not None:
+            if "cases" not in self.parts:
+                raise ValueError(
+                    f"--parts has no cases; expected them for --picture {args.picture}"
+                )
+            pyplot()  # raises where there is no matplotlib, before minutes of measuring
         self.isa: str | None = args.isa
         self.threads: int | None = args.threads
         self.seconds = args.seconds if args.seconds is not None else 0.25 if quick else 0.6
+
+    def _check_against(self) -> None:
+        if not self.against:
+            return
+        mixtures = [shape.name for shape in self.shapes if isinstance(shape, MoEShape)]
+        if mixtures:
+            raise ValueError(
+                f"--shapes has {mixtures[0]}; expected dense layers beside --against (mixtures are "
+                f"compared by bench/peers.py in a checkout)"
+            )
+        if self.x_dtype != self.dtype:
+            raise ValueError(f"--x-dtype is {self.x_dtype}; expected {self.dtype} beside --against")
+        if "numpy" in self.against and is_narrow(as_dtype("--dtype", self.dtype)):
+            raise ValueError(
+                f"--dtype is {self.dtype}; expected float32 or float64 beside --against numpy, "
+                f"which multiplies 16-bit matrices one number at a time"
+            )
 
 
 def _split(text: str | None) -> list[str]:
@@ -52,8 +75,11 @@ def _positive(word: str) -> int:
     return int(word)
 
 
-def _among(text: str | None, known: tuple[str, ...], option: str) -> tuple[str, ...]:
-    words = tuple(_split(text)) or known
+def _among(
+    text: str | None, known: tuple[str, ...], option: str, default: tuple[str, ...] | None = None
+) -> tuple[str, ...]:
+    """default: where there is no text; all that are known."""
+    words = tuple(dict.fromkeys(_split(text))) or (known if default is None else default)
     for word in words:
         if word not in known:
             raise ValueError(f"{option} has {word!r}; expected some of {', '.join(known)}")

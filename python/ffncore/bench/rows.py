@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from statistics import median
 from typing import Any
 
@@ -25,6 +26,7 @@ import ffncore as fc
 from .. import _core
 from ..arrays.dtypes import as_dtype
 from ..values.activation import KINDS
+from .against import Against
 from .cases import Case, errors, make_weights
 from .limits import Limits, machine_facts
 from .measure import MEMORY_SHARE, Row, facts, free_memory, measure_case, pack_row
@@ -40,8 +42,11 @@ def rows(plan: Plan) -> Iterator[Row]:
     yield machine_facts(limits.isa, limits.threads)
     yield {"kind": "peak", "isa": limits.isa, "dtype": plan.x_dtype, **limits.check_peak()}
     if "cases" in plan.parts:
-        for shape in plan.shapes:
-            yield from _shape_rows(shape, plan, limits)
+        with closing(Against(plan.against, limits.threads)) as against:
+            yield from against.facts()
+            for shape in plan.shapes:
+                yield from _shape_rows(shape, plan, limits, against)
+                against.drop()
         limits.release()
     if "calls" in plan.parts:
         for mode in ("packed", "raw"):
@@ -56,21 +61,26 @@ def rows(plan: Plan) -> Iterator[Row]:
 # Cases
 
 
-def _shape_rows(shape: Shape, plan: Plan, limits: Limits) -> Iterator[Row]:
+def _shape_rows(shape: Shape, plan: Plan, limits: Limits, against: Against) -> Iterator[Row]:
     if isinstance(shape, MoEShape):
         yield from moe_rows(shape, plan, limits)
         return
     itemsize = as_dtype("dtype", plan.dtype).itemsize
     # raw, packed, gradients, the buffer of the bandwidth; activations of the largest case
-    wanted = shape.parameters * itemsize * (5 if "train" in plan.modes else 3)
+    copies = 5 if "train" in plan.modes else 3
+    copies += len(plan.against) * (2 if "train" in plan.modes else 1)
+    wanted = shape.parameters * itemsize * copies
     wanted += shape.parameters * 4 if plan.x_dtype != plan.dtype else 0  # to be packed from
-    wanted += max(plan.tokens) * (5 * shape.d + 2 * shape.f) * max(4, itemsize)
+    rows_bytes = max(plan.tokens) * (5 * shape.d + 2 * shape.f) * max(4, itemsize)
+    wanted += rows_bytes * (1 + 2 * len(plan.against))  # numpy has an array for every step
     if wanted > MEMORY_SHARE * free_memory():
         yield {"kind": "skipped", "shape": shape.name, "reason": f"needs {wanted / 2**30:.1f} GiB"}
         return
     weights = make_weights(shape, plan.dtype)
     known = facts(shape, plan.dtype, limits)
-    yield {"kind": "shape", "shape": shape.name, **known, **errors(shape, weights, plan.x_dtype)}
+    names = {"against": list(plan.against)} if plan.against else {}
+    error = errors(shape, weights, plan.x_dtype)
+    yield {"kind": "shape", "shape": shape.name, **known, **error, **names}
     packed = fc.pack(weights) if "packed" in plan.modes else None
     gradients: Any = None
     for mode in plan.modes:
@@ -82,7 +92,10 @@ def _shape_rows(shape: Shape, plan: Plan, limits: Limits) -> Iterator[Row]:
                 call = case.train(gradients)
             else:
                 call = case.forward(packed if mode == "packed" else weights)
-            yield measure_case(shape, tokens, mode, call, plan.dtype, limits, plan.seconds)
+            peers = {}
+            if plan.against:
+                peers = against.calls(shape, tokens, mode, plan.dtype, call())
+            yield measure_case(shape, tokens, mode, call, plan.dtype, limits, plan.seconds, peers)
     if packed is not None:
         raw = weights if plan.x_dtype == plan.dtype else make_weights(shape, plan.x_dtype)
         yield pack_row(shape, raw, packed, limits)

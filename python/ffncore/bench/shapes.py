@@ -40,6 +40,10 @@ class Shape:
         return fc.Activation(self.activation, **options) if options else self.activation
 
     @property
+    def form(self) -> str:
+        return "gated" if self.gated else "plain"
+
+    @property
     def matrices(self) -> int:
         return 3 if self.gated else 2
 
@@ -90,18 +94,28 @@ QUICK_SHAPES = ("minilm", "bert-base", "smollm2-135m", "llama-3.2-1b")
 QUICK_TOKENS = (1, 16, 128, 512)
 
 
+FORM = "DxF[:activation][:gated or plain][:bias]"
+
+
 def find_shape(name: str) -> Shape:
-    """By name, or DxF[:activation[:gated]] such as 1000x2744:silu:gated."""
+    """By name, or as FORM says, such as 1000x2744:silu:gated; without "gated" it is plain."""
     for shape in SHAPES + ODD_SHAPES:
         if shape.name == name:
             return shape
-    size, *rest = name.split(":")
+    size, *words = name.split(":")
     d, _, f = size.partition("x")
     if not (d.isdigit() and f.isdigit() and int(d) and int(f)):
         known = ", ".join(shape.name for shape in SHAPES + ODD_SHAPES)
-        raise ValueError(
-            f"shape {name!r} is not known; expected DxF[:activation[:gated]] or one of {known}"
-        )
-    gated = "gated" in rest
-    kinds = [word for word in rest if word not in ("gated", "bias")]
-    return Shape(name, int(d), int(f), kinds[0] if kinds else "silu", gated, "bias" in rest)
+        raise ValueError(f"shape {name!r} is not known; expected {FORM} or one of {known}")
+    flags = [word for word in words if word in ("gated", "plain", "bias")]
+    others = [word for word in words if word not in flags]
+    extra = others[1:] or [word for word in flags if flags.count(word) > 1]
+    if extra:
+        raise ValueError(f"shape {name!r} has the extra field {extra[0]!r}; expected {FORM}")
+    if {"gated", "plain"} <= set(flags):
+        raise ValueError(f"shape {name!r} is gated and plain; expected {FORM}")
+    try:
+        kind = fc.Activation(others[0] if others else "silu").name
+    except ValueError as error:
+        raise ValueError(f"shape {name!r} is not {FORM}: {error}") from None
+    return Shape(name, int(d), int(f), kind, "gated" in flags, "bias" in flags)
