@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
@@ -19,31 +20,35 @@ from ..bench import against, picture, shapes
 from ..bench.against import PeerError
 from ..bench.limits import LimitError
 from ..bench.measure import Row
-from ..bench.mixture_shapes import ROUTINGS
+from ..bench.mixture_shapes import MOE_SHAPES, ROUTINGS
 from ..bench.plan import PARTS, Plan
 from ..bench.printing import describe, title
 from ..bench.rows import rows
 
 HELP = f"""\
-Measures the limits of this machine (the FMA peak and the read bandwidth), and then the share of
-them that each layer reaches. The run ends with an error if the measured peak cannot be right.
+Measures the speed of layers as a share of this machine's limit.
 
-A shape is a name ({", ".join(shape.name for shape in shapes.SHAPES)}),
-{shapes.FORM}, such as 1536x4096:silu:gated, or a mixture of experts:
-{shapes.FORM}:E/k with E experts and k of them per token.
-Without "gated" a layer is plain.
+The limits, the FMA peak and the read bandwidth, are measured first; the run
+ends with an error if the peak cannot be right. A shape is one of
+{textwrap.fill(", ".join(shape.name for shape in (*shapes.SHAPES, *MOE_SHAPES)), 78)},
+or {shapes.FORM}, with :E/k behind
+it for a mixture of E experts with k of them per token. Without "gated" a layer
+is plain.
 
 modes
-  packed  one forward pass with packed weights
-  raw     one forward pass with the weights as they are
-  train   a forward and a backward pass with the weights as they are, and all gradients
+  packed  a forward pass with packed weights
+  raw     a forward pass with weights that are not packed
+  train   a forward and a backward pass, not packed, with all gradients
 
 columns
   share   of the limit: the median over the rounds
-  best    the shortest limit over the shortest round
-  quiet   rounds in which nobody else worked on the cores, of all rounds
+  best    of the limit: the shortest limit over the shortest round
+  quiet   rounds in which nobody else worked on the cores / all rounds
   bound   whether FLOPs or bytes are the limit
-  takes   with --against: the other library's time over ffncore's, and its own share
+  takes   the other library's time over ffncore's, and its share of the limit
+  hit     of a mixture: experts that have at least one token
+  dense   of a mixture: time of a dense layer with as many FLOPs over its time
+  uniform of a mixture: time with uniform routing over its time
 """
 EXAMPLES = (
     "bench --quick",
@@ -85,7 +90,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"comma-separated (default: {','.join(PARTS)}; with --shapes: {PARTS[0]})",
     )
     add("--isa", metavar="NAME", help="instruction set (default: the one that ffncore would use)")
-    add("--threads", metavar="N", type=int, help="(default: as many as ffncore would use)")
+    add(
+        "--threads", metavar="N", type=int, help="of a call (default: as many as ffncore would use)"
+    )
     add("--seconds", metavar="S", type=float, help="for each case (default: 0.6, quick 0.25)")
 
 

@@ -105,6 +105,7 @@ class LayerInfo:
     nbytes: int = 0  # of its tensors in the files
     packing: str | None = None  # who quantised it: "GPTQ", say; such a layer is not read
     problem: str | None = None  # why fc.load refuses it, beside an activation that ffncore lacks
+    model_type: str | None = None  # of config.json
 
     @property
     def ratio(self) -> float:
