@@ -78,6 +78,7 @@ test: $(VENV)/package.done $(VENV)/test.done
 
 # With the demo's packages, without which test_minilm.py is skipped.
 test-all: $(VENV)/demo.done $(MINILM)/weights.done test
+	$(PIP) check
 
 # Beside the models of the transformers library, in an environment of its own: torch is large, and
 # lint must not follow it. torch alone first, so that what comes later takes the build chosen then.

@@ -2,8 +2,8 @@
 
     python bench/accuracy.py [--stride 61] [--print]
 
-Builds tests/cpp/accuracy.cpp, which includes the kernels' source, for the widest instruction set
-that this machine has. --stride 1 takes every float there is: about an hour.
+It builds tests/cpp/accuracy.cpp, which includes the source of the kernels, for the best instruction
+set of this machine. --stride 1 measures every float, which takes about an hour.
 """
 
 import argparse
@@ -19,14 +19,14 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "tests" / "cpp" / "accuracy.cpp"
 TABLE = ROOT / "docs" / "accuracy.md"
 
-# As CMakeLists.txt compiles the kernels: no contraction, an fma only where one is written.
+# As CMakeLists.txt compiles the kernels: an fma only where the source has one.
 FLAGS = ["-std=c++20", "-O3", "-ffp-contract=off", "-fno-math-errno"]
 AVX2 = ["avx2", "fma", "f16c"]
 AVX512 = [*AVX2, "avx512f", "avx512bw", "avx512vl", "avx512dq"]
 
 
 def features():
-    """-m flags of the widest level that this CPU has; none: the scalar level."""
+    """The -m flags of the best level of this CPU; none for the scalar level."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     found = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
     have = set(found.group(1).split()) if found else set()
@@ -36,8 +36,14 @@ def features():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--stride", type=int, default=61, help="take every n-th float")
-    parser.add_argument("--print", action="store_true", help="print the table, write no file")
+    parser.add_argument(
+        "--stride",
+        type=int,
+        default=61,
+        metavar="N",
+        help="measure every N-th float (default: %(default)s)",
+    )
+    parser.add_argument("--print", action="store_true", help="print the table and write no file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "accuracy"
@@ -51,7 +57,7 @@ def main():
         TABLE.write_text(run.stdout)
         print(f"wrote {TABLE.relative_to(ROOT)}")
     if run.returncode:
-        print("an error is beyond its limit (see tests/cpp/accuracy.cpp)", file=sys.stderr)
+        print("accuracy: an error is above its limit in tests/cpp/accuracy.cpp", file=sys.stderr)
     return run.returncode
 
 

