@@ -140,7 +140,7 @@ def test_memory_counts_the_peers(monkeypatch, capsys):
     assert command.run(arguments(*words)) == 0
     assert "left out" not in capsys.readouterr().out
     assert command.run(arguments(*words, "--against", "numpy")) == 0
-    assert "64x512: left out, needs" in capsys.readouterr().out
+    assert "64x512, plain: left out, needs" in capsys.readouterr().out
 
 
 def test_plan():

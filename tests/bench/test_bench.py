@@ -259,7 +259,9 @@ def test_every_kind_of_row_has_a_line():
     assert "takes 1.00 times as long" in printing.describe(
         bench_rows._activation_row("silu", True, limits)
     )
-    assert "left out" in printing.describe({"kind": "skipped", "shape": "s", "reason": "r"})
+    assert "left out" in printing.describe(
+        {"kind": "skipped", "shape": "s", "gated": True, "reason": "r"}
+    )
 
 
 def case(shape="s", share=0.9, tokens=1):

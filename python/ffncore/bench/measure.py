@@ -32,6 +32,12 @@ MEMORY_SHARE = 0.7  # of the free memory; a shape that needs more is left out
 LONG_SECONDS = 0.5
 
 
+def skipped_row(shape: Shape, wanted: float) -> Row:
+    """For a shape that needs more bytes than there are."""
+    reason = f"needs {wanted / 2**30:.1f} GiB"
+    return {"kind": "skipped", "shape": shape.name, "gated": shape.gated, "reason": reason}
+
+
 def pack_row(shape: Shape, weights: fc.FFNWeights, packed: fc.PackedWeights, limits: Limits) -> Row:
     """The time of packing into existing memory; the bytes are those that are read."""
     nbytes = sum(array.nbytes for array in weights.arrays().values())

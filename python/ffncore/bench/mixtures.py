@@ -37,6 +37,7 @@ from .measure import (
     free_memory,
     measure,
     pack_row,
+    skipped_row,
     timed,
 )
 from .mixture_shapes import MoEShape, make_routing, moe_cost
@@ -116,7 +117,7 @@ def one_expert(weights: fc.FFNWeights, e: int) -> fc.FFNWeights:
 def moe_rows(shape: MoEShape, plan: Plan, limits: Limits) -> Iterator[Row]:
     wanted = memory(shape, plan.moe_tokens, plan.dtype, plan.x_dtype)
     if wanted > MEMORY_SHARE * free_memory():
-        yield {"kind": "skipped", "shape": shape.name, "reason": f"needs {wanted / 2**30:.1f} GiB"}
+        yield skipped_row(shape, wanted)
         return
     weights = make_experts(shape, plan.dtype)
     sizes = {"experts": shape.n_experts, "top_k": shape.top_k}

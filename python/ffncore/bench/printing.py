@@ -72,7 +72,7 @@ def _pack(row: Row) -> str:
 
 
 def _skipped(row: Row) -> str:
-    return f"{row['shape']}: left out, {row['reason']}"
+    return f"{row['shape']}, {_form(row)}: left out, {row['reason']}"
 
 
 def _routing(row: Row) -> str:

@@ -30,7 +30,7 @@ from ..values.activation import KINDS
 from .against import Against
 from .cases import Case, errors, make_weights
 from .limits import Limits, machine_facts
-from .measure import MEMORY_SHARE, Row, facts, free_memory, measure_case, pack_row
+from .measure import MEMORY_SHARE, Row, facts, free_memory, measure_case, pack_row, skipped_row
 from .mixture_shapes import MoEShape
 from .mixtures import moe_rows
 from .plan import Plan
@@ -75,7 +75,7 @@ def _shape_rows(shape: Shape, plan: Plan, limits: Limits, against: Against) -> I
     rows_bytes = max(plan.tokens) * (5 * shape.d + 2 * shape.f) * max(4, itemsize)
     wanted += rows_bytes * (1 + 2 * len(plan.against))  # numpy has an array for every step
     if wanted > MEMORY_SHARE * free_memory():
-        yield {"kind": "skipped", "shape": shape.name, "reason": f"needs {wanted / 2**30:.1f} GiB"}
+        yield skipped_row(shape, wanted)
         return
     weights = make_weights(shape, plan.dtype)
     known = facts(shape, plan.dtype, limits)

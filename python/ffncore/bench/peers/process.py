@@ -39,12 +39,14 @@ def _end_with_parent() -> None:
 
 
 def _layers(path: Path) -> Any:
-    """The module at a path; no other file of its folder may stand for a module of a library."""
-    own, sys.path[:] = sys.path[:], [str(path.parent), *sys.path]
+    """The module at a path; later no file of these folders may hide a module of a library."""
+    folder = str(Path(__file__).parent)
+    others = [entry for entry in sys.path if entry != folder]
+    sys.path[:] = [str(path.parent), folder, *others]
     try:
         return importlib.import_module(path.stem)
     finally:
-        sys.path[:] = own[1:]
+        sys.path[:] = others
 
 
 class Peer:
