@@ -23,9 +23,9 @@ class Plan:
         default = shapes.QUICK_SHAPES if quick else [shape.name for shape in shapes.SHAPES]
         names = _split(args.shapes) or default
         self.shapes = [shape for name in names for shape in find_shapes(name)]
-        given = [_positive(word) for word in _split(args.tokens)]
-        self.tokens = given or list(shapes.QUICK_TOKENS if quick else shapes.TOKENS)
-        self.moe_tokens = given or list(shapes.QUICK_TOKENS if quick else MOE_TOKENS)
+        tokens = [_positive(word) for word in _split(args.tokens)]
+        self.tokens = tokens or list(shapes.QUICK_TOKENS if quick else shapes.TOKENS)
+        self.moe_tokens = tokens or list(shapes.QUICK_TOKENS if quick else MOE_TOKENS)
         self.routings = _among(args.routing, ROUTINGS, "--routing")
         self.modes = _among(args.modes, shapes.MODES, "--modes")
         # A user who names shapes wants their rows, and not those of calls and activations.
@@ -39,11 +39,10 @@ class Plan:
             )
         self.against = _among(args.against, against.NAMES, "--against", ())
         self._check_against()
+        for option, given in (("--picture", args.picture), ("--against", args.against)):
+            if given and "cases" not in self.parts:
+                raise ValueError(f"--parts has no cases; expected them for {option} {given}")
         if args.picture is not None:
-            if "cases" not in self.parts:
-                raise ValueError(
-                    f"--parts has no cases; expected them for --picture {args.picture}"
-                )
             pyplot()  # raises where there is no matplotlib, before minutes of measuring
         self.isa: str | None = args.isa
         self.threads: int | None = args.threads

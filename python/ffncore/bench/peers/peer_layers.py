@@ -85,20 +85,14 @@ def numpy_peer(w: dict[str, Any], x: Any, grad_y: Any, spec: dict[str, Any]) -> 
         return lambda: numpy_ffn(x, w, lambda v: activate(v)[0])
 
     def train() -> Any:
-        derivative: Any = None
-
-        def act(v: Any) -> Any:
-            nonlocal derivative
-            a, derivative = activate(v)
-            return a
-
         up = linear(x, w["up"], w["b_up"])
-        a = act(up if w["gate"] is None else linear(x, w["gate"], w["b_gate"]))
-        h = a if w["gate"] is None else a * up
+        gate = None if w["gate"] is None else linear(x, w["gate"], w["b_gate"])
+        a, derivative = activate(up if gate is None else gate)
+        h = a if gate is None else a * up
         y = linear(h, w["down"], w["b_down"])
         grad_h = grad_y @ w["down"]
         grads = {"down": grad_y.T @ h}
-        if w["gate"] is None:
+        if gate is None:
             grad_up = grad_h * derivative()
             grad_x = grad_up @ w["up"]
         else:
