@@ -1,7 +1,7 @@
 """The peers of bench/peers.py for dense layers, and for mixtures those of peer_moe.py.
 
 What a peer is: python/ffncore/bench/peers/peer_layers.py, which has numpy's and torch's. The file
-runs in each peer's process (process.py beside that one), perhaps with an interpreter that has no
+runs in each peer's process (process.py in the same folder), perhaps with an interpreter that has no
 ffncore. All returned results are finished, and not promises.
 """
 

@@ -14,7 +14,7 @@ Results are compared with ffncore's before any timing.
 
 Modes are those of `python -m ffncore bench`: packed, raw, train. A peer that can prepare weights
 does so in the mode packed. Mixtures of experts are shapes, too, and run with a given routing. Where
-memory does not hold the weights of all peers, ffncore runs beside as many peers as it holds.
+memory does not hold the weights of all peers, ffncore runs with as many peers at a time as fit.
 What the peers run: peer_dense.py, peer_moe.py.
 """
 
@@ -181,16 +181,16 @@ def run_shape(workers, shape, mode, args, limits):
     tokens = args.tokens or (MOE_TOKENS if mixture else TOKENS)
     kinds = args.routing if mixture else [None]
     workers = [worker for worker in workers if worker.name in peers_of(shape)]
-    told = set()
+    seen = set()
     for group in groups(workers, shape, mode, args.dtype, free_memory()):
         for count, kind in product(tokens, kinds):
             print(f"{shape.name}, {count} tokens, {mode}{', ' + kind if kind else ''}", flush=True)
             rows = run_case(group, shape, count, mode, args.dtype, limits, args.rounds, kind)
             for row in rows:
-                if row["peer"] != "ffncore" or (count, kind) not in told:
+                if row["peer"] != "ffncore" or (count, kind) not in seen:
                     yield row
             if rows:
-                told.add((count, kind))
+                seen.add((count, kind))
         if mixture:
             for worker in group:
                 worker.ask(do="drop")

@@ -153,7 +153,7 @@ def table(rows, errors=None, only=None):
         others = [(cells[(*case, p)]["ratio"], p) for p in PEERS[1:] if (*case, p) in cells]
         return "{:.2f} x ({})".format(*min(others)) if others else "-"
 
-    def told(dtype, case):
+    def cells_of(dtype, case):
         row = cells.get((dtype, *case, "ffncore"))
         if row is None:
             return " - |" * len(columns(dtype))
@@ -166,7 +166,7 @@ def table(rows, errors=None, only=None):
         if any((dtype, *case, "ffncore") in cells for dtype in dtypes):
             shape, mode, count = case
             start = f"| {shapes[shape]} | {MODES[mode]} | {count} |"
-            lines.append(start + "".join(told(dtype, case) for dtype in dtypes))
+            lines.append(start + "".join(cells_of(dtype, case) for dtype in dtypes))
     return "\n".join([*lines, "", f"{caption(rows)}. {disturbance(rows)}."])
 
 
@@ -218,8 +218,8 @@ def main(argv=None):
             rows = read(args.bench)
             roofline(rows, out / "roofline.png")
             for row in rows["shape"]:
-                told = f"{row['error']:.1e} ({row['numpy_error']:.1e})"
-                errors[dtype_of(row), row["shape"]] = told
+                text = f"{row['error']:.1e} ({row['numpy_error']:.1e})"
+                errors[dtype_of(row), row["shape"]] = text
         if args.peers.is_file():
             rows = read(args.peers)
             chart(rows, out / "share.png")

@@ -53,11 +53,11 @@ def test_rows_have_the_ratio(tmp_path, capsys):
     "words, sentence",
     [
         (("--against", "nympy"), "--against has 'nympy'; expected some of numpy, torch"),
-        (("--against", "numpy", "--dtype", "float16"), "expected float32 or float64 beside"),
+        (("--against", "numpy", "--dtype", "float16"), "expected float32 or float64 with"),
         (("--against", "numpy", "--shapes", "minilm,olmoe"), "--shapes has olmoe; expected dense"),
         (
             ("--against", "torch", "--dtype", "float16", "--x-dtype", "float32"),
-            "--x-dtype is float32; expected float16 beside --against",
+            "--x-dtype is float32; expected float16 with --against",
         ),
     ],
 )

@@ -1,8 +1,8 @@
-"""Other libraries beside ffncore, for `python -m ffncore bench --against`.
+"""Other libraries in comparison with ffncore: `python -m ffncore bench --against`.
 
-Each runs the same layer in a process of its own (peers/), which stands still while ffncore or the
-machine's limit is measured. It takes its turn in every round (measure.py), and its numbers are
-compared with ffncore's before any timing. Tests: tests/bench/test_against.py.
+Each runs the same layer in a process of its own (peers/), which is stopped while ffncore or the
+machine's limit is measured. It runs once in every round (measure.py), and its numbers are compared
+with ffncore's before any timing. Tests: tests/bench/test_against.py.
 """
 
 from __future__ import annotations

@@ -54,14 +54,14 @@ class Plan:
         mixtures = [shape.name for shape in self.shapes if isinstance(shape, MoEShape)]
         if mixtures:
             raise ValueError(
-                f"--shapes has {mixtures[0]}; expected dense layers beside --against (mixtures are "
+                f"--shapes has {mixtures[0]}; expected dense layers with --against (mixtures are "
                 f"compared by bench/peers.py in a checkout)"
             )
         if self.x_dtype != self.dtype:
-            raise ValueError(f"--x-dtype is {self.x_dtype}; expected {self.dtype} beside --against")
+            raise ValueError(f"--x-dtype is {self.x_dtype}; expected {self.dtype} with --against")
         if "numpy" in self.against and is_narrow(as_dtype("--dtype", self.dtype)):
             raise ValueError(
-                f"--dtype is {self.dtype}; expected float32 or float64 beside --against numpy, "
+                f"--dtype is {self.dtype}; expected float32 or float64 with --against numpy, "
                 f"which multiplies 16-bit matrices one number at a time"
             )
 

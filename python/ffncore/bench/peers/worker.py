@@ -1,7 +1,7 @@
-"""The parent's side of a peer's process (process.py): questions, answers, and standing still.
+"""The parent's side of a peer's process (process.py): questions and answers.
 
-A worker is stopped by a signal unless it is asked, because the threads of some libraries spin for
-long after a call, and would take the cores of whoever runs next. Tests: tests/bench/test_peers.py.
+A signal stops the process between two questions, because the threads of some libraries spin for
+long after a call, and would use the cores that the next call needs. Tests: tests/bench/test_peers.py.
 """
 
 from __future__ import annotations
