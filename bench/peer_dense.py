@@ -1,8 +1,8 @@
 """The peers of bench/peers.py for dense layers, and for mixtures those of peer_moe.py.
 
-What a peer is: python/ffncore/bench/peers/peer_layers.py, which has numpy's and torch's. The file
-runs in each peer's process (process.py in the same folder), perhaps with an interpreter that has no
-ffncore. All returned results are finished, and not promises.
+python/ffncore/bench/peers/peer_layers.py says what a peer is, and has numpy's and torch's. This
+file runs in the process of each peer (process.py there), perhaps with an interpreter that has no
+ffncore. A call returns when its results are finished.
 """
 
 import sys

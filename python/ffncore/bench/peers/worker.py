@@ -1,7 +1,8 @@
 """The parent's side of a peer's process (process.py): questions and answers.
 
 A signal stops the process between two questions, because the threads of some libraries spin for
-long after a call, and would use the cores that the next call needs. Tests: tests/bench/test_peers.py.
+long after a call, and would use the cores that the next call needs.
+Tests: tests/bench/test_peers.py.
 """
 
 from __future__ import annotations
