@@ -10,7 +10,7 @@ Row = dict[str, Any]
 def describe(row: Row) -> str:
     """A result as the line that is printed; "" where there is nothing to say."""
     line = LINES.get(row["kind"])
-    return "" if line is None else line(row)
+    return "" if line is None else line(row).rstrip()
 
 
 def title(row: Row) -> str:
@@ -78,8 +78,8 @@ def _skipped(row: Row) -> str:
 def _routing(row: Row) -> str:
     share = row["layer_share"]
     return (
-        f"    routing {row['tokens']} tokens to {row['top_k']} of {row['experts']} experts: "
-        f"{1e3 * row['seconds']:.4f} ms"
+        f"    routing of {_count(row['tokens'], 'token')} to {row['top_k']} of {row['experts']} "
+        f"experts: {1e3 * row['seconds']:.4f} ms"
         + ("" if share is None else f", {100 * share:.2f} % of the layer's time")
     )
 
@@ -120,7 +120,11 @@ def _form(row: Row) -> str:
 
 
 def _threads(row: Row) -> str:
-    return f"{row['threads']} thread{'s' * (row['threads'] != 1)}"
+    return _count(row["threads"], "thread")
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'s' * (n != 1)}"
 
 
 def _ratio(value: float | None, width: int) -> str:
