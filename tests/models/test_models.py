@@ -250,8 +250,11 @@ def test_sentences_of_a_first_try(rng, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError) as caught:
         fc.load("folder/model.safetensors")
     assert "hub" not in str(caught.value)
+    with pytest.raises(FileNotFoundError) as caught:
+        fc.load("./google/gemma-2-2b")
+    assert "hub" not in str(caught.value)
     up, down = rng.standard_normal((6, 4)), rng.standard_normal((4, 6))
-    with pytest.raises(ValueError, match=r"expected \(4, 6\) .* \(transposed\? pass w.down.T\)"):
+    with pytest.raises(ValueError, match=r"expected \(4, 6\) .* \(transposed\? pass down.T\)"):
         fc.FFNWeights(up=up, down=down.T)
 
 

@@ -12,48 +12,56 @@ import ffncore as fc
 WEIGHTS = [
     (
         lambda s: fc.FFNWeights(gate=f32(F, D), up=f32(F, D), down=f32(D, F + 1)),
-        "w.down has shape (5, 8); expected (5, 7) to match w.up (7, 5)",
+        "down has shape (5, 8); expected (5, 7) to match up (7, 5)",
+    ),
+    (
+        lambda s: fc.FFNWeights(up=f32(F, D), down=f32(F, D)),
+        "down has shape (7, 5); expected (5, 7) to match up (7, 5) (transposed? pass down.T)",
+    ),
+    (
+        lambda s: fc.FFNWeights.from_gate_up(f32(8, D), f32(4, D)),
+        "down has shape (4, 5); expected (5, 4) to match gate_up (8, 5) (transposed? pass down.T)",
     ),
     (
         lambda s: fc.FFNWeights(gate=f32(F, D + 1), up=f32(F, D), down=f32(D, F)),
-        "w.gate has shape (7, 6); expected (7, 5) to match w.up (7, 5)",
+        "gate has shape (7, 6); expected (7, 5) to match up (7, 5)",
     ),
     (
         lambda s: fc.FFNWeights(up=f32(F, 0), down=f32(0, F)),
-        "w.up has shape (7, 0); expected at least 1 in each dimension",
+        "up has shape (7, 0); expected at least 1 in each dimension",
     ),
     (
         lambda s: fc.FFNWeights(up=f32(F, D), down=f32(D, F), b_up=f32(D)),
-        "w.b_up has shape (5,); expected (7,) to match w.up (7, 5)",
+        "b_up has shape (5,); expected (7,) to match up (7, 5)",
     ),
     (
         lambda s: fc.FFNWeights(up=f32(1, 2, F, D), down=f32(D, F)),
-        "w.up has shape (1, 2, 7, 5); expected 2-dimensional [d_ff, d_model], or "
+        "up has shape (1, 2, 7, 5); expected 2-dimensional [d_ff, d_model], or "
         "[n_experts, d_ff, d_model]",
     ),
     (
         lambda s: fc.FFNWeights(up=f32(2, F, D), down=f32(D, F)),
-        "w.down has shape (5, 7); expected 3-dimensional [n_experts, d_model, d_ff]",
+        "down has shape (5, 7); expected 3-dimensional [n_experts, d_model, d_ff]",
     ),
     (
         lambda s: fc.FFNWeights(up=f32(2, F, D), down=f32(2, D, F), b_up=f32(F)),
-        "w.b_up has shape (7,); expected 2-dimensional [n_experts, d_ff]",
+        "b_up has shape (7,); expected 2-dimensional [n_experts, d_ff]",
     ),
     (
         lambda s: fc.FFNWeights(up=f32(2, F, D), down=f32(3, D, F)),
-        "w.down has shape (3, 5, 7); expected (2, 5, 7) to match w.up (2, 7, 5)",
+        "down has shape (3, 5, 7); expected (2, 5, 7) to match up (2, 7, 5)",
     ),
     (
         lambda s: fc.FFNWeights.from_gate_up(f32(2, 8, D), f32(2, D, 4), b_gate_up=f32(8)),
-        "b_gate_up has shape (8,); expected (2, 8) to match gate_up (2, 8, 5)",
+        "b_gate_up has shape (8,); expected 2-dimensional [n_experts, 2 * d_ff]",
     ),
     (
         lambda s: fc.FFNWeights(up=f32(F, D), down=f32(D, F), b_down=f32(1, D)),
-        "w.b_down has shape (1, 5); expected 1-dimensional [d_model]",
+        "b_down has shape (1, 5); expected 1-dimensional [d_model]",
     ),
     (
         lambda s: fc.FFNWeights(up=f32(F, D), down=f32(D, F), b_gate=f32(F)),
-        "w.b_gate is given and w.gate is None; expected w.gate too",
+        "b_gate is given and gate is None; expected gate, too",
     ),
     (
         lambda s: fc.FFNWeights.from_gate_up(f32(7, D), f32(D, 3)),
@@ -73,7 +81,7 @@ WEIGHTS = [
     ),
     (
         lambda s: fc.FFNWeights(up=huge(2**30, 2**29), down=huge(2**29, 2**30)),
-        "w.up's dimensions make 1073741824 x 536870912 elements; expected at most",
+        "the dimensions of up make 1073741824 x 536870912 elements; expected at most",
     ),
     (
         lambda s: fc.pack(s.double, out=fc.pack(make_weights(np.random.default_rng(0), D, F + 1))),

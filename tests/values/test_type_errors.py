@@ -34,23 +34,44 @@ TYPES = [
     ),
     (
         lambda s: fc.FFNWeights(up=f32(F, D), down=np.ones((D, F))),
-        "w.down has dtype float64; expected float32 to match w.up",
+        "down has dtype float64; expected float32 to match up",
     ),
     (
         lambda s: fc.FFNWeights(up=f32(F, D).astype(np.float16), down=f32(D, F)),
-        "w.down has dtype float32; expected float16 to match w.up",
+        "down has dtype float32; expected float16 to match up",
     ),
     (
         lambda s: fc.FFNWeights(up=f32(F, D), down=f32(D, F), b_up=f32(F).astype(np.float16)),
-        "w.b_up has dtype float16; expected float32 to match w.up",
+        "b_up has dtype float16; expected float32 to match up",
+    ),
+    (
+        lambda s: fc.FFNWeights(up=np.ones((F, D), "V2"), down=f32(D, F)),
+        f"up has dtype void16; expected {SUPPORTED} (bfloat16 stored as raw bytes? pass "
+        "up.view(ml_dtypes.bfloat16))",
+    ),
+    (
+        lambda s: ffn(s, s.x.astype(np.float16).view("V2")),
+        f"x has dtype void16; expected {SUPPORTED} (bfloat16 stored as raw bytes? pass x.view(",
+    ),
+    (
+        lambda s: fc.FFNWeights.from_gate_up(f32(2 * F, D).astype(int), f32(D, F)),
+        f"gate_up has dtype int64; expected {SUPPORTED}",
+    ),
+    (
+        lambda s: fc.FFNWeights.from_gate_up(f32(2 * F, D), np.ones((D, F))),
+        "down has dtype float64; expected float32 to match gate_up",
+    ),
+    (
+        lambda s: fc.FFNWeights.from_gate_up(f32(4, D), f32(D, 2), b_gate_up=np.ones(4)),
+        "b_gate_up has dtype float64; expected float32 to match gate_up",
     ),
     (
         lambda s: fc.FFNWeights(up=[[1.0]], down=f32(1, 1)),
-        "w.up is of type list; expected a numpy array",
+        "up is of type list; expected a numpy array",
     ),
     (
         lambda s: fc.FFNWeights(up=f32(F, D), down=None),
-        "w.down is of type NoneType; expected a numpy array",
+        "down is of type NoneType; expected a numpy array",
     ),
     (
         lambda s: ffn(s, w=(s.w.up, s.w.down)),

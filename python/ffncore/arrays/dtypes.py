@@ -139,7 +139,10 @@ def check_dtype(name: str, array: Array) -> np.dtype[Any]:
             f"{name} has dtype {given}, which is not this machine's byte order; "
             f"expected {SUPPORTED}"
         )
-    raise TypeError(f"{name} has dtype {given}; expected {SUPPORTED}")
+    # What numpy.savez makes of bfloat16.
+    raw = f" (bfloat16 stored as raw bytes? pass {name}.view(ml_dtypes.bfloat16))"
+    hint = raw if dtype == np.dtype("V2") else ""
+    raise TypeError(f"{name} has dtype {given}; expected {SUPPORTED}{hint}")
 
 
 def check_same_dtype(

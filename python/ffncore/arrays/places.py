@@ -158,4 +158,9 @@ def no_gpu_array(name: str, value: Any) -> None:
 
 def see(place: Place | None, name: str, value: Any) -> Array:
     """An argument as checks see it: the numpy array itself, or the ghost of one on a GPU."""
-    return as_array(name, value) if place is None else place.ghost(name, value)
+    if place is not None:
+        return place.ghost(name, value)
+    found = place_of(name, value)
+    if found is not None:
+        raise TypeError(f"{name} is {found}; expected a numpy array, as the other arrays")
+    return as_array(name, value)

@@ -133,6 +133,7 @@ class LayerInfo:
     nbytes: int = 0
     packing: str | None = None
     problem: str | None = None
+    model_type: str | None = None
 
     @property
     def ratio(self) -> float:

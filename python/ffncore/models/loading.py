@@ -305,6 +305,7 @@ def _info(found: _Found, config: Config) -> LayerInfo:
         nbytes=sum(e.end - e.begin for e in tensors.sound(row.blocks).values()),
         packing=None if packed is None else packed[0],
         problem=problems[0] if problems else None,
+        model_type=config.model_type if isinstance(config.model_type, str) else None,
     )
 
 

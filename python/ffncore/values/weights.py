@@ -25,14 +25,13 @@ import numpy as np
 from .. import _core
 from ..arrays.dtypes import FLOAT32, check_dtype, check_same_dtype, is_narrow
 from ..arrays.overlap import owners
-from ..arrays.places import Place, place_of
+from ..arrays.places import Place, place_of, see
 from ..arrays.shapes import (
     ALIGNED,
     MAX_ELEMENTS,
     Array,
     MaybeArray,
     aligned,
-    as_array,
     check_rank,
     check_shape,
     check_size,
@@ -115,14 +114,13 @@ class FFNWeights(Copied):
         _call: Call | None = field(init=False)  # None: ffn's fast path does not apply
 
     def __post_init__(self) -> None:
-        place = place_of("w.up", self.up)
-        see = as_array if place is None else place.ghost
-        up = see("w.up", self.up)
-        dtype = check_dtype("w.up", up)
+        place = place_of("up", self.up)
+        up = see(place, "up", self.up)
+        dtype = check_dtype("up", up)
         if up.ndim != 3:
-            check_rank("w.up", up, 2, _MEANING["up"])
+            check_rank("up", up, 2, _MEANING["up"])
         if not all(up.shape):
-            raise ValueError(f"w.up has shape {up.shape}; expected at least 1 in each dimension")
+            raise ValueError(f"up has shape {up.shape}; expected at least 1 in each dimension")
         *lead, f, d = up.shape
         checked: dict[str, Array] = {"up": up}
         for name, shape in (
@@ -135,15 +133,11 @@ class FFNWeights(Copied):
             value = getattr(self, name)
             if value is None and name != "down":
                 continue
-            array = see(f"w.{name}", value)
-            check_same_dtype(f"w.{name}", array, dtype, "w.up", or_float32=name.startswith("b_"))
-            meaning = _MEANING[name] if not lead else f"[n_experts, {_MEANING[name][1:]}"
-            check_rank(f"w.{name}", array, len(shape), meaning)
-            check_shape(f"w.{name}", array, shape, f"to match w.up {up.shape}")
-            checked[name] = array
+            checked[name] = array = see(place, name, value)
+            _check_beside(name, array, shape, "up", up)
         if "b_gate" in checked and "gate" not in checked:
-            raise ValueError("w.b_gate is given and w.gate is None; expected w.gate too")
-        check_size(math.prod(lead) * f, d, "w.up's dimensions")
+            raise ValueError("b_gate is given and gate is None; expected gate, too")
+        check_size(math.prod(lead) * f, d, "the dimensions of up")
         for name, checked_array in checked.items():
             if place is None:
                 object.__setattr__(self, name, checked_array)
@@ -197,16 +191,20 @@ class FFNWeights(Copied):
             if value not in known:
                 raise ValueError(f"{option} is {value!r}; expected {known[0]!r} or {known[1]!r}")
         place = place_of("gate_up", gate_up)
-        see = as_array if place is None else place.ghost
-        fused = see("gate_up", gate_up)
+        fused = see(place, "gate_up", gate_up)
+        check_dtype("gate_up", fused)
         if fused.ndim != 3:
-            check_rank("gate_up", fused, 2, "[2 * d_ff, d_model]")
-        rows = fused.shape[-2]
+            check_rank("gate_up", fused, 2, _MEANING["gate_up"])
+        *lead, rows, d = fused.shape
         if rows % 2:
             raise ValueError(f"gate_up has shape {fused.shape}; expected an even number of rows")
-        if b_gate_up is not None:
-            bias = see("b_gate_up", b_gate_up)
-            check_shape("b_gate_up", bias, fused.shape[:-1], f"to match gate_up {fused.shape}")
+        for name, given, shape in (
+            ("down", down, (*lead, d, rows // 2)),
+            ("b_gate_up", b_gate_up, (*lead, rows)),
+            ("b_down", b_down, (*lead, d)),
+        ):
+            if name == "down" or given is not None:
+                _check_beside(name, see(place, name, given), shape, "gate_up", fused)
         pair = (slice(rows // 2), slice(rows // 2, None))
         if layout == "interleaved":
             pair = (slice(0, None, 2), slice(1, None, 2))
@@ -280,13 +278,25 @@ class FFNWeights(Copied):
 
 
 _MEANING = {
+    "gate_up": "[2 * d_ff, d_model], or [n_experts, 2 * d_ff, d_model]",
     "gate": "[d_ff, d_model]",
     "up": "[d_ff, d_model], or [n_experts, d_ff, d_model]",
     "down": "[d_model, d_ff]",
+    "b_gate_up": "[2 * d_ff]",
     "b_gate": "[d_ff]",
     "b_up": "[d_ff]",
     "b_down": "[d_model]",
 }
+
+
+def _check_beside(
+    name: str, array: Array, shape: tuple[int, ...], other: str, matrix: Array
+) -> None:
+    """dtype and shape of an argument have to match those of another one, a matrix."""
+    check_same_dtype(name, array, check_dtype(other, matrix), other, or_float32=name[:2] == "b_")
+    meaning = _MEANING[name] if matrix.ndim == 2 else f"[n_experts, {_MEANING[name][1:]}"
+    check_rank(name, array, len(shape), meaning)
+    check_shape(name, array, shape, f"to match {other} {matrix.shape}")
 
 
 def check_expert(e: object, n_experts: int | None) -> int:

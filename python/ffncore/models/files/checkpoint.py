@@ -9,6 +9,7 @@ which it is stored, unless another one is requested. Tests: tests/models/test_ch
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ Groups = dict[tuple[str, int], list[str]]
 
 # The end of the error for a path like "google/gemma-2-2b".
 _HUB = " (a model's name on a hub is no path: download it, and pass the folder)"
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 # Longer numbers are not those of layers, and int() raises ValueError for very long ones.
 _MOST_DIGITS = 9
@@ -35,7 +37,7 @@ class Checkpoint:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        found = _find(self.path)
+        found = _find(self.path, os.fspath(path))
         self._folder = found.parent
         self._open: dict[str, SafetensorsFile | ValueError | FileNotFoundError] = {}
         self._groups: dict[str, Groups] = {}
@@ -151,11 +153,11 @@ def _is_number(text: str) -> bool:
     return short and (text[0] != "0" or text == "0")
 
 
-def _find(path: Path) -> Path:
-    """The one file, or the index of many."""
+def _find(path: Path, given: str) -> Path:
+    """The one file, or the index of many; given: the path as the caller wrote it."""
     if not os.path.exists(path):  # noqa: PTH110  # false, too, for a name that no file can have
-        a_file = path.is_absolute() or path.suffix in (".safetensors", ".json")
-        hub = _HUB if len(path.parts) == 2 and not a_file else ""
+        a_file = path.suffix in (".safetensors", ".json") or os.path.exists(path.parent)  # noqa: PTH110
+        hub = _HUB if _HUB_NAME.fullmatch(given) and not a_file else ""
         raise FileNotFoundError(
             f"{path} does not exist; expected a folder or a .safetensors file{hub}"
         )

@@ -238,8 +238,7 @@ def _numpy_dtype(name: str) -> np.dtype[Any]:
             from ml_dtypes import bfloat16
         except ImportError:
             raise ImportError(
-                "reading a checkpoint in bfloat16 needs ml_dtypes; "
-                'pip install "ffncore[models]" brings it'
+                "reading a checkpoint in bfloat16 needs ml_dtypes; pip install ml_dtypes brings it"
             ) from None
         return np.dtype(bfloat16)  # type: ignore[no-any-return]
     return np.dtype(name)
