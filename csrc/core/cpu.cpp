@@ -185,7 +185,7 @@ bool use_isa(const char *name) {
     }
     const KernelTable *const table = find(name);
     if (table == nullptr) {
-        problem = problem_with("isa", name);
+        problem = problem_with("name", name);
         return false;
     }
     chosen.store(table, std::memory_order_release);

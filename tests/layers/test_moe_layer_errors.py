@@ -54,6 +54,14 @@ def test_value_errors(rng):
             call()
 
 
+def test_types(rng):
+    experts = make_experts(rng, E, D, F)
+    with pytest.raises(TypeError, match="n_null_experts is of type float; expected an integer"):
+        fc.MoE(experts, "silu", None, n_null_experts=1.9)
+    with pytest.raises(TypeError, match="activation is of type int; expected a name"):
+        fc.FFN(experts.expert(0), 3)
+
+
 def test_what_a_router_is(rng):
     experts, weight = make_experts(rng, E, D, F), normal(rng, E, D)
     with pytest.raises(TypeError, match=r"router is of type ndarray; expected fc.Router\(weight"):

@@ -103,6 +103,8 @@ def test_a_narrow_bias_of_selection_is_widened(rng):
     [
         ({"top_k": E + 1}, ValueError, "top_k is 7; expected 1 to 6, the number of experts"),
         ({"top_k": 1, "logit_softcap": 0.0}, ValueError, r"logit_softcap is 0\.0; expected a num"),
+        ({"top_k": 1, "logit_scale": np.nan}, ValueError, "logit_scale is nan; expected a finite"),
+        ({"top_k": 1, "logit_scale": "2"}, TypeError, "logit_scale is of type str; expected a num"),
         (
             {"top_k": 1, "bias": np.ones(D)},
             ValueError,

@@ -12,7 +12,7 @@ from ..arrays.places import Made, Place
 from ..arrays.shapes import MaybeArray
 from ..backends import cpu
 from ..values.arguments import LayerArguments
-from ..values.asked import Asked
+from ..values.request import GradientRequest
 from ..values.routing_options import RouterCore
 
 
@@ -22,7 +22,7 @@ class Backend(Protocol):
     def forward(self, layer: LayerArguments, y: Made, keep: bool) -> Any:
         """Write y. Return the saved activations if keep is true, else None."""
 
-    def backward(self, layer: LayerArguments, asked: Asked, panels: MaybeArray) -> Any:
+    def backward(self, layer: LayerArguments, request: GradientRequest, panels: MaybeArray) -> Any:
         """Write the requested gradients. Return those of xielu's parameters, or None."""
 
     def route(

@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from .. import _core
 from ..arrays.dtypes import FLOAT32, as_dtype, is_narrow
+from ..arrays.scalars import check_names
 from ..arrays.shapes import check_size
-from ..arrays.words import check_names
 from ..values.activation import KINDS, Activation, as_core
 from ..values.gradients import GRADIENTS
 from ..values.packed import PackedWeights, check_block

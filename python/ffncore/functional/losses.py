@@ -18,8 +18,8 @@ import math
 import numpy as np
 
 from ..arrays.dtypes import FLOAT64
+from ..arrays.scalars import known, number
 from ..arrays.shapes import Array, check_shape
-from ..arrays.words import known, number
 from ..values.routing import Part, Routing
 from ..values.routing_options import Options, RouterCore, check_logits
 from .routing import backward_of_part, weigh

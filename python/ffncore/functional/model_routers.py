@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..arrays.dtypes import check_same_dtype
+from ..arrays.scalars import integer, number
 from ..arrays.shapes import Array, MaybeArray, as_array, check_shape
-from ..arrays.words import integer, number
 from ..values.routing import Part, Routing
 from ..values.routing_options import Options, check_logits, check_logits_dtype
 from .routing import weigh

@@ -14,8 +14,8 @@ from typing import Any
 
 from ..arrays.shapes import Array
 from ..values.arguments import LayerArguments
-from ..values.asked import Asked
 from ..values.gradients import FFNGrads, MoEGrads, mirror
+from ..values.request import GradientRequest
 from ..values.saved import MoESaved, Saved, keeps_preactivations
 from .backend import backend_of
 
@@ -42,11 +42,11 @@ def backward(
             f"saved is of type {type(saved).__name__}; expected the second result of {of._maker}"
         )
     layer = saved._arguments
-    asked = Asked(grad_y, saved, needs, out, accumulate)
+    request = GradientRequest(grad_y, saved, needs, out, accumulate)
     found = None
-    if asked.wanted:
-        found = backend_of(layer.place).backward(layer, asked, saved._panels)
-    own, numbers = asked.own, asked.numbers(found)
+    if request.wanted:
+        found = backend_of(layer.place).backward(layer, request, saved._panels)
+    own, numbers = request.own, request.numbers(found)
     grad_x, grad_factors = own.pop("x", None), own.pop("routing_weights", None)
     weights = mirror(own, layer.weights, out)
     if layer.routing is None:

@@ -22,8 +22,8 @@ import numpy as np
 from ..arrays.dtypes import FLOAT32, check_same_dtype
 from ..arrays.places import Made, place_of, see
 from ..arrays.rows import row_count
+from ..arrays.scalars import integer
 from ..arrays.shapes import Array, MaybeArray, check_shape, check_size
-from ..arrays.words import integer
 from ..backends.cpu import routing as kernels
 from ..values.routing import Part as Part
 from ..values.routing import Routing, see_ids

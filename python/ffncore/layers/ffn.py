@@ -15,7 +15,7 @@ import numpy as np
 
 from ..arrays.shapes import Array
 from ..functional.dense import ffn, ffn_backward, ffn_forward
-from ..values.activation import Activation
+from ..values.activation import Activation, as_activation
 from ..values.packed import PackedWeights, check_block, pack
 from ..values.weights import FFNWeights
 
@@ -45,7 +45,7 @@ class FFN:
         name: str = "",
     ) -> None:
         self.weights = check_block(weights)
-        self.activation = Activation(activation) if isinstance(activation, str) else activation
+        self.activation = as_activation(activation)
         self.name = name
 
     def __call__(self, x: Array, *, out: Array | None = None) -> Array:

@@ -17,8 +17,8 @@ import numpy as np
 
 from ..arrays.dtypes import FLOAT64
 from ..arrays.overlap import check_apart, check_out
+from ..arrays.scalars import check_names
 from ..arrays.shapes import Array, MaybeArray
-from ..arrays.words import check_names
 from ..values.gradients import XieluGrads
 from ..values.routing import Routing
 from ..values.weights import FFNWeights

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from ..arrays.dtypes import FLOAT32, FLOAT64
+from ..arrays.scalars import integer, number
 from ..arrays.shapes import Array, MaybeArray, as_array, check_rank, check_shape
-from ..arrays.words import number
 from ..values.activation import Activation, as_activation
 from ..values.packed import PackedWeights, check_weights
 from ..values.weights import FFNWeights
@@ -68,7 +68,7 @@ class MoEParts:
         self.latent_in, self.latent_out = latent_in, latent_out
         self.b_latent_in, self.b_latent_out = b_latent_in, b_latent_out
         self.shared_gate, self.output_bias = shared_gate, output_bias
-        self.n_null_experts = int(n_null_experts)
+        self.n_null_experts = integer("n_null_experts", n_null_experts)
         self.null_experts = null_experts
         self.apply_router_weight_on_input = bool(apply_router_weight_on_input)
         self.name = name

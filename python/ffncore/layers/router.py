@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays.dtypes import FLOAT32, FLOAT64, check_dtype
+from ..arrays.scalars import number
 from ..arrays.shapes import Array, MaybeArray, as_array, check_rank, check_shape, check_width
 from ..functional.routing import route as _route
 from ..functional.routing import route_backward
@@ -105,12 +106,14 @@ class Router:
                 check_precision(label, value, dtype, "router.weight")
                 reason = f"to match router.weight {self.weight.shape}"
                 check_shape(label, value, self.weight.shape[:1], reason)
-        if logit_softcap is not None and not logit_softcap > 0:
-            raise ValueError(f"logit_softcap is {logit_softcap}; expected a number above 0")
         self.bias = bias
         self.per_expert_scale = per_expert_scale
-        self.logit_scale = float(logit_scale)
-        self.logit_softcap = None if logit_softcap is None else float(logit_softcap)
+        self.logit_scale = number("logit_scale", logit_scale)
+        self.logit_softcap = (
+            None if logit_softcap is None else number("logit_softcap", logit_softcap)
+        )
+        if self.logit_softcap is not None and self.logit_softcap <= 0:
+            raise ValueError(f"logit_softcap is {logit_softcap}; expected a number above 0")
         self.route = _route if route is None else route
         self.options = options
         if route is None and "top_k" not in options:

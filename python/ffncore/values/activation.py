@@ -27,7 +27,7 @@ import numpy as np
 
 from .. import _core
 from ..arrays.dtypes import FLOAT32, FLOAT64
-from ..arrays.words import nearest
+from ..arrays.scalars import nearest
 from .copied import Copied
 
 # The numbers are those of the enum ffncore_activation_kind in ffncore.h.

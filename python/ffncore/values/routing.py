@@ -17,8 +17,8 @@ import numpy as np
 
 from ..arrays.dtypes import check_same_dtype, dtype_name
 from ..arrays.places import Made, Place, place_of, see
+from ..arrays.scalars import integer
 from ..arrays.shapes import Array, MaybeArray, as_array, check_shape
-from ..arrays.words import integer
 from .copied import Copied
 from .routing_options import (
     MOST_EXPERTS,

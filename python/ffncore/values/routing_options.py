@@ -19,8 +19,8 @@ import numpy as np
 
 from .. import _core
 from ..arrays.dtypes import FLOAT32, FLOAT64, check_same_dtype, dtype_name
+from ..arrays.scalars import integer, known, number
 from ..arrays.shapes import Array, MaybeArray, aligned, as_array, check_shape
-from ..arrays.words import integer, known, number
 
 # The numbers are those of the enums ffncore_score_fn and ffncore_group_score in ffncore.h.
 SCORE_FNS = {"softmax": 0, "sigmoid": 1, "sqrtsoftplus": 2, "softmax_topk": 3}

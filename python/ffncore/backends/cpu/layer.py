@@ -16,7 +16,7 @@ from ...arrays.places import Made
 from ...arrays.rows import over_rows
 from ...arrays.shapes import Array, MaybeArray
 from ...values.arguments import LayerArguments
-from ...values.asked import Asked
+from ...values.request import GradientRequest
 
 
 def forward(layer: LayerArguments, y: Made, keep: bool) -> MaybeArray:
@@ -40,10 +40,12 @@ def forward(layer: LayerArguments, y: Made, keep: bool) -> MaybeArray:
     return panels
 
 
-def backward(layer: LayerArguments, asked: Asked, panels: MaybeArray) -> tuple[float, float] | None:
+def backward(
+    layer: LayerArguments, request: GradientRequest, panels: MaybeArray
+) -> tuple[float, float] | None:
     """Write the requested gradients. Return those of xielu's parameters, or None."""
     weights, activation = layer.weights._core_weights(), layer.core
-    grads, add, xielu = asked.arrays, asked.accumulate, asked.xielu
+    grads, add, xielu = request.arrays, request.accumulate, request.xielu
     outputs = [grads.get("x")]
     cut = 0
     if layer.routing is None:
@@ -51,7 +53,7 @@ def backward(layer: LayerArguments, asked: Asked, panels: MaybeArray) -> tuple[f
         def run(x: Array, dy: Array, dx: MaybeArray, *_: MaybeArray) -> tuple[float, float] | None:
             return _core.ffn_backward(x, dy, weights, activation, panels, add, dx, grads, xielu)
 
-        if asked.wanted == ("x",) and panels is None:
+        if request.wanted == ("x",) and panels is None:
             cut = layer.seen.ndim - 1
     else:
         ids, factors, on_input = layer.ids, _factors(layer), layer.on_input
@@ -63,7 +65,7 @@ def backward(layer: LayerArguments, asked: Asked, panels: MaybeArray) -> tuple[f
             )
 
         outputs.append(grads.get("routing_weights"))
-    found = over_rows(run, (layer.seen, asked.grad), outputs, cut=cut, keep=add)
+    found = over_rows(run, (layer.seen, request.grad), outputs, cut=cut, keep=add)
     return found[0] if found else None
 
 

@@ -17,7 +17,7 @@ from ...arrays.rows import merges, row_count
 from ...arrays.shapes import MaybeArray
 from ...values.activation import NUMBERS, ActivationCore
 from ...values.arguments import LayerArguments
-from ...values.asked import Asked
+from ...values.request import GradientRequest
 from ...values.weights import NAMES
 from .library import Cuda, cuda
 from .weights import experts_struct
@@ -40,21 +40,23 @@ def forward(layer: LayerArguments, y: Made, keep: bool) -> Made | None:
     return panels
 
 
-def backward(layer: LayerArguments, asked: Asked, panels: MaybeArray) -> tuple[Any, Any] | None:
+def backward(
+    layer: LayerArguments, request: GradientRequest, panels: MaybeArray
+) -> tuple[Any, Any] | None:
     """Write the requested gradients. Return those of xielu's parameters, on the GPU, or None."""
-    place, library, grads = _place(layer), cuda(), asked.arrays
-    numbers = place.make((2,), FLOAT64, zero=True) if asked.xielu else None
+    place, library, grads = _place(layer), cuda(), request.arrays
+    numbers = place.make((2,), FLOAT64, zero=True) if request.xielu else None
     args, held = _arguments(layer, library, "backward")
-    rows = place.rows(asked.grad_y, asked.grad)
+    rows = place.rows(request.grad_y, request.grad)
     args.grad_y = library.matrix(rows.ghost)
     args.saved = library.address(panels)
-    args.accumulate = asked.accumulate
+    args.accumulate = request.accumulate
     by_name = {name: grads[name] for name in NAMES if name in grads}
     args.grad_experts = library.gradients(by_name, layer.routing is None)
     outputs = []
     for name in ("x", "routing_weights"):
         if name in grads:
-            output = _Output(place, Made(asked.own[name], grads[name]), asked.accumulate)
+            output = _Output(place, Made(request.own[name], grads[name]), request.accumulate)
             outputs.append(output)
             setattr(args, f"grad_{name}", library.matrix(output.rows))
     if numbers:

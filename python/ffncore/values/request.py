@@ -5,7 +5,7 @@
     out         arrays to write gradients to, or None for new ones
     accumulate  whether to add to these arrays
 
-The result is an Asked. A backend relies on its checks and writes to its arrays.
+The result is a GradientRequest. A backend relies on its checks and writes to its arrays.
 Tests: tests/functional/test_backward.py, tests/values/test_errors.py.
 """
 
@@ -21,8 +21,8 @@ from ..arrays.dtypes import check_dtype, check_same_dtype
 from ..arrays.memory import empty
 from ..arrays.overlap import check_apart, check_out
 from ..arrays.places import see
+from ..arrays.scalars import check_names
 from ..arrays.shapes import Array, MaybeArray, check_shape
-from ..arrays.words import check_names
 from .arguments import LayerArguments
 from .gradients import GRADIENTS, MOE_GRADIENTS, FFNGrads, XieluGrads
 from .packed import PackedWeights, weights_inputs
@@ -31,7 +31,7 @@ from .saved import Saved
 from .weights import NAMES, FFNWeights
 
 
-class Asked:
+class GradientRequest:
     """The checked arguments of a backward pass.
 
     grad_y  the gradient of y as the caller passed it
