@@ -140,7 +140,7 @@ def table(rows, only=None):
     dtypes = [d for d in DTYPES if any(dtype_of(row) == d for row in rows["peer"])]
 
     def columns(dtype):
-        return (f"{dtype} GFLOP/s", "share of limit", "fastest other library takes")
+        return (f"{dtype} GFLOP/s", "share of limit", "time of the fastest other library")
 
     head = [f" {name} |" for dtype in dtypes for name in columns(dtype)]
     rule = ["---|" if name.startswith(" fastest") else "---:|" for name in head]
