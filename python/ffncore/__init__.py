@@ -35,11 +35,11 @@ Checks and settings
     set_num_threads   of all calls; num_threads in a with statement
     show_config       prints the version, the instruction sets and the threads
 
-float32, float64, float16 and bfloat16 (of ml_dtypes) are taken; float32 x goes with 16-bit weights,
-too. For each dtype the result has the same bits with any instruction set, number of threads and
-batch, and with packed or raw weights. ffn, moe, route and their backward passes also take torch
-CUDA tensors and CuPy arrays, where the package was built with its CUDA part. `python -m ffncore
---help` lists the commands that check and measure an installation.
+Arrays may be float32, float64, float16 or bfloat16 (from ml_dtypes); a float32 x also goes with
+16-bit weights. For each dtype the result has the same bits with any instruction set, number of
+threads and batch, and with packed or raw weights. ffn, moe, route and their backward passes also
+accept torch CUDA tensors and CuPy arrays, if the package was built with its CUDA part.
+`python -m ffncore --help` lists the commands that check and measure an installation.
 """
 
 from typing import TYPE_CHECKING, Any
