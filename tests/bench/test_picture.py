@@ -54,8 +54,7 @@ def test_bars_of_a_mode_are_neighbours(tmp_path, monkeypatch):
     (legend,) = axes.figure.legends
     assert [text.get_text() for text in legend.get_texts()] == order
     assert legend.get_title().get_text() == "a machine"
-    renderer = axes.figure.canvas.get_renderer()
-    assert legend.get_window_extent(renderer).y0 > axes.get_window_extent(renderer).y1
+    assert legend.get_window_extent().y0 > axes.get_window_extent().y1
 
 
 def test_many_token_counts_take_lines(tmp_path, monkeypatch):
