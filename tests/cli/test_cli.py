@@ -185,7 +185,9 @@ def test_inspect_says_how_to_load_a_layer_without_an_activation(tmp_path, capsys
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[4] == "unknown"
     assert lines[2].startswith("1 layer, ")
-    assert lines[3] == "unknown: no config.json names it; pass activation= to fc.load"
+    assert (
+        lines[3] == "activation unknown: config.json does not name it; pass activation= to fc.load"
+    )
 
 
 def test_inspect_tells_how_many_experts_there_are(tmp_path, capsys):

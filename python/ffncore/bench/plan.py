@@ -82,7 +82,7 @@ def _split(text: str | None, option: str) -> list[str]:
         return []
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not words:
-        raise ValueError(f"{option} is {text!r}; expected at least one word")
+        raise ValueError(f"{option} is {text!r}; expected at least one entry")
     return words
 
 

@@ -25,14 +25,14 @@ from ..bench.plan import PARTS, Plan
 from ..bench.printing import describe, title
 from ..bench.rows import rows
 
+_NAMES = [shape.name for shape in (*shapes.SHAPES, *MOE_SHAPES)]
 HELP = f"""\
 Measures the speed of layers as a share of this machine's limit.
 
 The limits, the FMA peak and the read bandwidth, are measured first; the run
 ends with an error if the peak cannot be right. A shape is one of
-{textwrap.fill(", ".join(shape.name for shape in (*shapes.SHAPES, *MOE_SHAPES)), 78)},
-{GROUP} for all mixtures of experts, or
-{shapes.FORM}.
+{textwrap.fill(", ".join([*_NAMES, f"{GROUP} (all mixtures of experts)"]), 78)},
+or {shapes.FORM}.
 Without "gated" a layer is plain. E/k makes it a mixture of E experts, with k
 of them for each token.
 
@@ -43,7 +43,7 @@ modes
 
 columns
   share   time at the limit / measured time, the median of the rounds
-  best    the same for the shortest times of all rounds
+  best    the same ratio, of the shortest times in all rounds
   quiet   rounds without other load on the cores / all rounds
   bound   whether FLOPs or bytes are the limit
   takes   the other library's time over ffncore's, and its share of the limit

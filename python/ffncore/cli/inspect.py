@@ -71,7 +71,9 @@ def inspection(layers: Sequence[models.LayerInfo]) -> list[str]:
         total = sum(info.parameters for info in sound)
         lines.append(f"{len(sound)} layer{'s' * (len(sound) != 1)}, {total:,} parameters in them")
         if any(info.activation is None for info in sound):
-            lines.append("unknown: no config.json names it; pass activation= to fc.load")
+            lines.append(
+                "activation unknown: config.json does not name it; pass activation= to fc.load"
+            )
         lines.append(
             "ratio is d_ff / d_model; matched is that of a plain layer with as many parameters"
         )

@@ -55,6 +55,6 @@ def write(path: str | os.PathLike[str], buffer: Array, facts: dict[str, Any]) ->
     except BaseException as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        if isinstance(error, OSError):  # names the other file
+        if isinstance(error, OSError):  # it names the other file
             raise OSError(error.errno, error.strerror, os.fspath(path)) from None
         raise
