@@ -65,6 +65,9 @@ def test_shapes_by_name():
     for wrong in ("lama", "10x", "0x5", "x"):
         with pytest.raises(ValueError, match="expected DxF"):
             shapes.find_shape(wrong)
+    with pytest.raises(ValueError, match=r"olmoe, .* or moe for all mixtures") as caught:
+        mixture_shapes.find_shapes("lama")
+    assert "odd" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +88,8 @@ def test_fields_of_a_shape(name, gated, bias, activation):
     "name, sentence",
     [
         ("8x24:silu:yes", "shape '8x24:silu:yes' has the extra field 'yes'; expected DxF"),
-        ("8x24:silu:gated:8", "has the extra field '8'; expected DxF"),
+        ("8x24:silu:gated:8", "has the number '8'; expected E/k .* 64x256:gated:8/2"),
+        ("8x24:8", "has the number '8'; expected E/k"),
         ("8x24:gated:gated", "has the extra field 'gated'; expected DxF"),
         ("8x24:silu:", "has the extra field ''; expected DxF"),
         ("8x24:gated:plain", "is gated and plain; expected DxF"),
@@ -124,7 +128,7 @@ def test_peak_is_checked():
     Limits("avx2", "float64", 2, off_by(1.02)).check_peak()
     assert Limits("avx2", "float64", 2, off_by(0.5)).check_peak()["units"] == 1
     for factor in (0.9, 1.1, 1000):  # 1000: a loop that was deleted
-        with pytest.raises(LimitError, match="FMA peak"):
+        with pytest.raises(LimitError, match=r"FMA peak .*: other programs probably use these"):
             Limits("avx2", "float64", 2, off_by(factor)).check_peak()
     with pytest.raises(LimitError, match="cannot be measured"):
         Limits("avx2", "float64", 2, lambda *_: -1.0).check_peak()
@@ -171,6 +175,10 @@ def test_plan():
         ("--shapes", "8x8:gleu"),
         ("--tokens", "0"),
         ("--tokens", "x"),
+        ("--seconds", "-1"),
+        ("--seconds", "nan"),
+        ("--shapes", ""),
+        ("--modes", " , "),
         ("--modes", "fast"),
         ("--parts", "all"),
         ("--isa", "neon"),
@@ -254,6 +262,13 @@ def test_a_wrong_peak_fails_the_run(capsys, monkeypatch):
 
 
 def test_every_kind_of_row_has_a_line():
+    peak = {
+        "kind": "peak",
+        "dtype": "float32",
+        **Limits("avx2", "float32", 1, machine).check_peak(),
+    }
+    assert "2 FMA units (" in printing.describe(peak)
+    assert "1 FMA unit (" in printing.describe(peak | {"units": 1})
     row = bench_rows.call_cost("packed", 0.0, "float16", "float32", repeats=3)
     assert "back to back" in printing.describe(row)
     limits = Limits("avx2", "float32", 1, machine)

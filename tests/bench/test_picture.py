@@ -37,9 +37,24 @@ def test_a_bar_for_each_mode_and_peer(tmp_path, monkeypatch):
     assert [axes.get_title() for axes, *_ in panels] == ["1 token", "64 tokens"]
     assert [groups for _, groups, _ in panels] == [["s", "m, zipf"]] * 2
     assert [series for *_, series in panels] == [
-        {"ffncore, packed": [0.5, 0.0], "numpy, packed": [0.25, 0.0]},
-        {"ffncore, packed": [0.5, 0.5], "numpy, packed": [0.0, 0.0]},
+        {"packed: ffncore": [0.5, 0.0], "packed: numpy": [0.25, 0.0]},
+        {"packed: ffncore": [0.5, 0.5], "packed: numpy": [0.0, 0.0]},
     ]
+
+
+def test_bars_of_a_mode_are_neighbours(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    peer = {"against": ["numpy"], "numpy_share": 0.25}
+    rows = [row(1, mode=mode, **peer) for mode in ("packed", "raw")] + [row(1, mode="train")]
+    panels = drawn(monkeypatch)
+    picture.draw(rows, "a machine", tmp_path / "out.png")
+    ((axes, _, series),) = panels
+    order = ["packed: ffncore", "packed: numpy", "raw: ffncore", "raw: numpy", "train: ffncore"]
+    assert list(series) == order
+    (legend,) = axes.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == order
+    assert legend.get_title().get_text() == "a machine"
+    assert legend.get_window_extent().y0 > axes.get_window_extent().y1
 
 
 def test_many_token_counts_take_lines(tmp_path, monkeypatch):

@@ -179,6 +179,17 @@ def test_inspect_lists_a_layer_whose_activation_is_unknown(tmp_path, capsys):
     assert fc.load(tmp_path, activation="relu").activation.name == "relu"
 
 
+def test_inspect_says_how_to_load_a_layer_without_an_activation(tmp_path, capsys):
+    write(tmp_path, llama(1), {"model_type": "other"})
+    assert main(["inspect", str(tmp_path), "--family", "llama"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[4] == "unknown"
+    assert lines[2].startswith("1 layer, ")
+    assert (
+        lines[3] == "activation unknown: config.json does not name it; pass activation= to fc.load"
+    )
+
+
 def test_inspect_tells_how_many_experts_there_are(tmp_path, capsys):
     start = "model.layers.{}.block_sparse_moe."
     shapes = {"w1": (6, 4), "w2": (4, 6), "w3": (6, 4)}
@@ -222,5 +233,9 @@ def test_inspect_of_damaged_layers(tmp_path, capsys):
 
 
 def test_inspect_of_nothing(tmp_path, capsys):
+    write(tmp_path, llama(1), {"model_type": "llama"})
+    assert main(["inspect", str(tmp_path), "--family", "bert"]) == 0
+    told = capsys.readouterr().out
+    assert told.endswith("that ffncore knows; expected tensors named as in bert\n")
     assert main(["inspect", str(tmp_path / "absent")]) == 2
     assert "does not exist" in capsys.readouterr().err

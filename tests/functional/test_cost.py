@@ -123,5 +123,7 @@ def test_can_be_read():
     told = fc.cost(512, d_model=4096, d_ff=14336)
     assert told.activations == 512 * 14336
     assert "GFLOP" in str(told)
+    assert ("slices of" in str(told)) == (told.token_slice > 0)
+    assert "slices of 0" not in str(fc.cost(1, d_model=64, d_ff=256))
     assert told.intensity == told.flops / told.bytes
     assert fc.cost(0, d_model=4, d_ff=4).flops == 0

@@ -141,7 +141,7 @@ Z = np.zeros((3, 4))
     "call, error, sentence",
     [
         (lambda: fc.load_balancing_loss(Z, own([[1]] * 3), convention="tf"), ValueError,
-         "convention 'tf' is not known; the nearest known name is 'hf'"),
+         "convention 'tf' is not known; known are hf, megatron, switch"),
         (lambda: fc.load_balancing_loss(Z, [[1]] * 3), TypeError,
          "routing is of type list; expected a Routing"),
         (lambda: fc.load_balancing_loss(Z, own([[1]] * 2)), ValueError,

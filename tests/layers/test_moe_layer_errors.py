@@ -23,6 +23,14 @@ def wrong_layers(rng):
         lambda: make(n_null_experts=2),
         "router has 6 experts; expected 8: 6 experts and 2 null experts",
     )
+    yield (
+        lambda: fc.MoE(experts, "silu", fc.Router(normal(rng, D, E), top_k=K)),
+        r"router has 5 experts; expected 6 \(transposed\? pass the router's weight.T\)$",
+    )
+    yield (
+        lambda: fc.MoE(experts, "silu", fc.Router(normal(rng, E + 1, D), top_k=K)),
+        "router has 7 experts; expected 6$",
+    )
     yield lambda: make(null_experts="zero"), "null_experts is 'zero'; expected one of"
     yield lambda: make(shared_gate=normal(rng, D)), "shared_gate is given and shared is None"
     yield lambda: make(latent_in=normal(rng, D, 3)), "one of latent_in and latent_out is given"

@@ -1,6 +1,7 @@
 """fc.load of experts: small checkpoints with the names of each family against plain numpy."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from support import BFLOAT16
 
 import ffncore as fc
 from ffncore import models, reference
+from ffncore.cli.main import main
 
 safetensors = pytest.importorskip("safetensors.numpy")
 
@@ -383,6 +385,33 @@ def test_errors(rng, tmp_path):
     write(tmp_path, built)
     with pytest.raises(ValueError, match="topk_method 'noaux_tc'; expected 'greedy'"):
         fc.load(tmp_path, layer=MOE)
+
+
+def test_a_mixture_without_a_model_type(rng, tmp_path, capsys):
+    """Nothing says how it routes, so it is not read until the family is given."""
+    built = mixtral(rng)
+    del built.config["model_type"]
+    write(tmp_path, built)
+    sentence = (
+        "has tensors named as in the mixtures of mixtral, but .*config.json {}; expected family= "
+        "with one of these names$"
+    )
+    with pytest.raises(ValueError, match=sentence.format("has no model_type")):
+        fc.load(tmp_path, layer=MOE)
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert re.search(sentence.format("has no model_type"), capsys.readouterr().out)
+    assert isinstance(fc.load(tmp_path, layer=MOE, family="mixtral"), fc.MoE)
+    del built.config["num_experts_per_tok"]
+    write(tmp_path, built)
+    with pytest.raises(ValueError, match=r"has no num_experts_per_tok, which has no default"):
+        fc.load(tmp_path, layer=MOE, family="mixtral")
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match=sentence.format("does not exist")):
+        fc.load(tmp_path, layer=MOE)
+    with pytest.raises(
+        ValueError, match=r"config\.json, which would give num_experts_per_tok, does not exist"
+    ):
+        fc.load(tmp_path, layer=MOE, family="mixtral", activation="silu")
 
 
 def test_every_row_is_whole():

@@ -23,6 +23,15 @@ def test_every_name_is_there_and_listed(name):
     assert name in dir(fc)
 
 
+def test_dir_has_the_public_names_and_no_others():
+    """Before and after lazy modules are imported."""
+    code = (
+        "import ffncore as fc; before = dir(fc); fc.models, fc.reference; "
+        "assert before == dir(fc) == sorted({*fc.__all__, 'models', 'reference'})"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_module_paths_of_a_flat_package_still_lead_somewhere(name):
     module = importlib.import_module(f"ffncore.{name}")

@@ -21,6 +21,7 @@ def test_options_have_their_defaults():
 def test_aliases_are_the_same_activation():
     assert fc.Activation("swish") == fc.Activation("silu")
     assert fc.Activation("gelu_new").name == "gelu_tanh"
+    assert fc.Activation("gelu_erf").name == "gelu"
     assert fc.Activation("linear").name == "identity"
 
 

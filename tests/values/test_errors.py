@@ -266,6 +266,14 @@ ACTIVATIONS = [
         lambda s: fc.Activation("geluu"),
         "activation 'geluu' is not known; the nearest known name is 'gelu'",
     ),
+    # Other functions, which are no typing errors.
+    *(
+        (
+            lambda s, name=name: ffn(s, activation=name),
+            f"activation '{name}' is not known; known are identity, relu",
+        )
+        for name in ("elu", "selu", "relu6", "prelu", "gelu_10", "softplus")
+    ),
     (lambda s: ffn(s, activation="zzz"), "activation 'zzz' is not known; known are identity, relu"),
     (lambda s: fc.Activation("gelu", alpha=1.0), "option alpha belongs to silu; got gelu"),
     (

@@ -71,9 +71,11 @@ def test_what_is_no_such_file(rng, tmp_path):
     fc.pack(make_weights(rng, 8, 9, dtype=np.float32)).save(path)
     good = path.read_bytes()
     for damaged, sentence in (
-        (b"", "is not a safetensors file"),
+        (b"", "p is not a file of packed weights: it has 0 bytes"),
+        (b"no packed weights", "p is not a file of packed weights, or is cut off"),
+        (b"\2" + bytes(7) + b"no", "p is not a file of packed weights: its header"),
         (good[:-1], "expected them within"),
-        (good.replace(b"ffncore packed", b"another packed"), "has no packed weights"),
+        (good.replace(b"ffncore packed", b"another packed"), "is not a file of packed weights;"),
         (good.replace(b'"layout": "1"', b'"layout": "9"'), "pack the weights again"),
         (edited(good, sizes=[8, 90, True, False, False, False]), "has damaged metadata"),
         (edited(good, sizes=[-8, 9, True, False, False, False]), "has damaged metadata"),
@@ -86,6 +88,21 @@ def test_what_is_no_such_file(rng, tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=sentence):
             fc.load_packed(path)
+
+
+def test_a_path_that_cannot_be_written_is_named(rng, tmp_path):
+    p = fc.pack(make_weights(rng, 4, 5, dtype=np.float32))
+    (tmp_path / "file").write_bytes(b"")
+    for path, error, sentence in (
+        (tmp_path, IsADirectoryError, f"path is {tmp_path}, a folder; expected the name of a file"),
+        (tmp_path / "no" / "p", FileNotFoundError, "no/p; expected a folder .*no that exists"),
+        (tmp_path / "file" / "p", FileNotFoundError, "file/p; expected a folder .*file that"),
+        (tmp_path / ("p" * 255), OSError, "too long: '.*/p{255}'"),
+    ):
+        with pytest.raises(error, match=sentence) as caught:
+            p.save(path)
+        assert ".part" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_packing_a_layer_names_its_method(rng):

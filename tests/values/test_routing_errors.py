@@ -80,7 +80,7 @@ VALUES = [
      "n_group is 8, which makes groups of one expert; expected at least two experts in a group for "
      "group_score 'top2_sum'"),
     (route(n_group=2, group_score="top2"),
-     "group_score 'top2' is not known; the nearest known name is 'top2_sum'"),
+     "group_score 'top2' is not known; known are top2_sum, max"),
     (route(n_group=2, group_mask_value=-1.0), "group_mask_value is -1.0; expected -inf or 0"),
     (route(e_score_correction_bias=BIAS[:7]),
      "e_score_correction_bias has shape (7,); expected (8,) to match logits (3, 8)"),

@@ -16,12 +16,17 @@ import numpy as np
 
 from .dtypes import FLOAT64
 
+# One wrong letter in four is a typing error; with more, the name means something else.
+_CUTOFF = 0.75
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error message about an unknown name: the nearest known one, or all of them."""
+
+def nearest(name: str, known: Iterable[str], others: Iterable[str] = ()) -> str:
+    """The end of an error message about an unknown name: the known one that was meant, if `name`
+    looks like a typing error and is not one of `others`; else all known names.
+    """
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    if close:
+    close = difflib.get_close_matches(name, names, n=1, cutoff=_CUTOFF)
+    if close and name not in others:
         return f"the nearest known name is {close[0]!r}"
     return "known are " + ", ".join(names)
 

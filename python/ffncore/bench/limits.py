@@ -95,8 +95,10 @@ class Limits:
                 return {"fma": peak, "clock": clock, "units": units, "deviation": deviation}
         raise LimitError(
             f"FMA peak {peak / 1e9:.1f} GFLOP/s ({self.isa}, {self.dtype}) is "
-            f"{100 * deviation:+.1f} % away from {self.threads} threads x {units} units x {lanes} "
-            f"lanes x 2 x {clock / 1e9:.2f} GHz; at most {100 * TOLERANCE:.0f} % are allowed"
+            f"{100 * deviation:+.1f} % away from {self.threads} (threads) x {units} (units) x "
+            f"{lanes} (lanes) x 2 x {clock / 1e9:.2f} GHz, and at most {100 * TOLERANCE:.0f} % are "
+            f"allowed: other programs probably use these cores; stop them and run again, or pass "
+            f"--threads"
         )
 
     def activation(self, kind: str, direction: str, gated: bool) -> float:

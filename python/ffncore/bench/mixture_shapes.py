@@ -89,7 +89,7 @@ GROUP = "moe"  # in --shapes: all of them
 
 
 def find_shapes(name: str) -> list[Shape]:
-    """The shapes that a name stands for: as find_shape, a mixture, all mixtures, or FORM:E/k."""
+    """The shapes that a name stands for: as find_shape, a mixture, all mixtures, or as FORM."""
     if name == GROUP:
         return list(MOE_SHAPES)
     for shape in MOE_SHAPES:
@@ -104,10 +104,10 @@ def find_shapes(name: str) -> list[Shape]:
             known = ", ".join(shape.name for shape in MOE_SHAPES)
             if ":" in name:
                 raise
-            raise ValueError(f"{error}, {known}, or {GROUP} for these five") from None
+            raise ValueError(f"{error}, {known}, or {GROUP} for all mixtures") from None
     experts, _, k = ratio[0].partition("/")
     if len(ratio) > 1 or not (experts.isdigit() and k.isdigit() and 1 <= int(k) <= int(experts)):
-        raise ValueError(f"shape {name!r} is not known; expected {FORM}:E/k with k from 1 to E")
+        raise ValueError(f"shape {name!r} is not known; expected {FORM} with k from 1 to E")
     block = find_shape(":".join(word for word in words if word != ratio[0]))
     return [
         MoEShape(

@@ -63,8 +63,8 @@ def save(figure: Any, path: Path) -> None:
 
 
 def draw(rows: Sequence[Row], title: str, path: Path) -> None:
-    """Case rows: a panel for each number of tokens, a group for each shape, and in it a bar for
-    each mode of ffncore and of each peer.
+    """Case rows: a panel for each number of tokens, a group for each shape, and in it, mode by
+    mode, a bar for ffncore and for each peer.
     """
     if not rows:
         raise ValueError("there is no row to draw; expected a case that was measured")
@@ -72,16 +72,17 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
     heights: dict[tuple[int, str, str], float] = {}
     for row in rows:
         group = row["shape"] + (f", {row['routing']}" if "routing" in row else "")
-        heights[row["tokens"], group, f"ffncore, {row['mode']}"] = row["share"]
+        heights[row["tokens"], group, f"{row['mode']}: ffncore"] = row["share"]
         for peer in row.get("against", ()):
-            heights[row["tokens"], group, f"{peer}, {row['mode']}"] = row[f"{peer}_share"]
+            heights[row["tokens"], group, f"{row['mode']}: {peer}"] = row[f"{peer}_share"]
     tokens = list(dict.fromkeys(key[0] for key in heights))
     groups = list(dict.fromkeys(key[1] for key in heights))
     labels = list(dict.fromkeys(key[2] for key in heights))
-    labels.sort(key=lambda label: not label.startswith("ffncore"))
+    modes = [label.partition(":")[0] for label in labels]
+    labels.sort(key=lambda label: modes.index(label.partition(":")[0]))
     columns = min(len(tokens), MOST_COLUMNS)
     lines = -(-len(tokens) // columns)
-    size = (max(5.0, 3.0 * columns), 0.6 + 2.8 * lines)
+    size = (max(5.0, 3.0 * columns), 1.0 + 2.8 * lines)
     figure, panels = plt.subplots(
         lines, columns, figsize=size, sharey=True, squeeze=False, layout="constrained"
     )
@@ -95,7 +96,13 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
         axes.set_axis_off()
     for line in panels:
         line[0].set_ylabel("share of the machine's limit", fontsize=8)
-    panels.flat[0].legend(fontsize=6)
-    figure.suptitle(wrapped(title, figure), fontsize=7)
+    figure.legend(
+        *panels.flat[0].get_legend_handles_labels(),
+        title=wrapped(title, figure),
+        loc="outside upper center",
+        ncols=len(set(modes)),  # a mode in each column
+        fontsize=6,
+        title_fontsize=7,
+    )
     save(figure, path)
     plt.close(figure)

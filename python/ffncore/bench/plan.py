@@ -6,6 +6,7 @@ Tests: tests/bench/test_bench.py.
 from __future__ import annotations
 
 import argparse
+import math
 
 import ffncore as fc
 
@@ -23,9 +24,9 @@ class Plan:
     def __init__(self, args: argparse.Namespace) -> None:
         quick = args.quick
         default = shapes.QUICK_SHAPES if quick else [shape.name for shape in shapes.SHAPES]
-        names = _split(args.shapes) or default
+        names = _split(args.shapes, "--shapes") or default
         self.shapes = [shape for name in names for shape in find_shapes(name)]
-        tokens = [_positive(word) for word in _split(args.tokens)]
+        tokens = [_positive(word) for word in _split(args.tokens, "--tokens")]
         self.tokens = tokens or list(shapes.QUICK_TOKENS if quick else shapes.TOKENS)
         self.moe_tokens = tokens or list(shapes.QUICK_TOKENS if quick else MOE_TOKENS)
         self.routings = _among(args.routing, ROUTINGS, "--routing")
@@ -54,6 +55,8 @@ class Plan:
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"--threads is {self.threads}; expected at least 1")
         self.seconds = args.seconds if args.seconds is not None else 0.25 if quick else 0.6
+        if self.seconds < 0 or not math.isfinite(self.seconds):
+            raise ValueError(f"--seconds is {self.seconds}; expected a number of at least 0")
 
     def _check_against(self) -> None:
         if not self.against:
@@ -73,8 +76,14 @@ class Plan:
             )
 
 
-def _split(text: str | None) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()] if text else []
+def _split(text: str | None, option: str) -> list[str]:
+    """The words of `text`, at least one; none without text."""
+    if text is None:
+        return []
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words:
+        raise ValueError(f"{option} is {text!r}; expected at least one entry")
+    return words
 
 
 def _positive(word: str) -> int:
@@ -87,7 +96,7 @@ def _among(
     text: str | None, known: tuple[str, ...], option: str, default: tuple[str, ...] | None = None
 ) -> tuple[str, ...]:
     """The words of `text`; without text, `default` or all that are known."""
-    words = tuple(dict.fromkeys(_split(text))) or (known if default is None else default)
+    words = tuple(dict.fromkeys(_split(text, option))) or (known if default is None else default)
     for word in words:
         if word not in known:
             raise ValueError(f"{option} has {word!r}; expected some of {', '.join(known)}")

@@ -19,7 +19,7 @@ def title(row: Row) -> str:
 def _peak(row: Row) -> str:
     return (
         f"FMA peak {row['fma'] / 1e9:.1f} GFLOP/s {row['dtype']}, clock "
-        f"{row['clock'] / 1e9:.2f} GHz, {row['units']} FMA units "
+        f"{row['clock'] / 1e9:.2f} GHz, {_count(row['units'], 'FMA unit')} "
         f"({100 * row['deviation']:+.1f} % from clock x width x units)"
     )
 

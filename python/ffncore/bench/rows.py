@@ -8,7 +8,7 @@ against.py.
 
 A case runs in rounds of about 20 ms, each next to a new measurement of its limit. `share` is the
 median of limit / time over the rounds, `best` the shortest limit over the shortest round. `quiet`
-counts the rounds in which nobody else worked on the cores; if there are enough, only they count.
+counts the rounds without other load on the cores; if there are enough, only they count.
 Tests: tests/bench/test_bench.py (no time is asserted there).
 """
 

@@ -96,21 +96,29 @@ QUICK_SHAPES = ("minilm", "bert-base", "smollm2-135m", "llama-3.2-1b")
 QUICK_TOKENS = (1, 16, 128, 512)
 
 
-FORM = "DxF[:activation][:gated or plain][:bias]"
+FORM = "DxF[:activation][:gated or plain][:bias][:E/k]"
 
 
 def find_shape(name: str) -> Shape:
-    """By name, or as FORM says, such as 1000x2744:silu:gated; without "gated" it is plain."""
+    """By name, or as FORM says without E/k, such as 1000x2744:silu:gated; without "gated" it is
+    plain.
+    """
     for shape in SHAPES + ODD_SHAPES:
         if shape.name == name:
             return shape
     size, *words = name.split(":")
     d, _, f = size.partition("x")
     if not (d.isdigit() and f.isdigit() and int(d) and int(f)):
-        known = ", ".join(shape.name for shape in SHAPES + ODD_SHAPES)
+        known = ", ".join(shape.name for shape in SHAPES)
         raise ValueError(f"shape {name!r} is not known; expected {FORM} or one of {known}")
     flags = [word for word in words if word in ("gated", "plain", "bias")]
     others = [word for word in words if word not in flags]
+    for word in others:
+        if word.isdigit():
+            raise ValueError(
+                f"shape {name!r} has the number {word!r}; expected E/k for a mixture of E experts, "
+                f"as in 64x256:gated:8/2"
+            )
     extra = others[1:] or [word for word in flags if flags.count(word) > 1]
     if extra:
         raise ValueError(f"shape {name!r} has the extra field {extra[0]!r}; expected {FORM}")

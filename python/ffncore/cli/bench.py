@@ -20,20 +20,21 @@ from ..bench import against, picture, shapes
 from ..bench.against import PeerError
 from ..bench.limits import LimitError
 from ..bench.measure import Row
-from ..bench.mixture_shapes import MOE_SHAPES, ROUTINGS
+from ..bench.mixture_shapes import GROUP, MOE_SHAPES, ROUTINGS
 from ..bench.plan import PARTS, Plan
 from ..bench.printing import describe, title
 from ..bench.rows import rows
 
+_NAMES = [shape.name for shape in (*shapes.SHAPES, *MOE_SHAPES)]
 HELP = f"""\
 Measures the speed of layers as a share of this machine's limit.
 
 The limits, the FMA peak and the read bandwidth, are measured first; the run
 ends with an error if the peak cannot be right. A shape is one of
-{textwrap.fill(", ".join(shape.name for shape in (*shapes.SHAPES, *MOE_SHAPES)), 78)},
-or {shapes.FORM}, with :E/k behind
-it for a mixture of E experts with k of them per token. Without "gated" a layer
-is plain.
+{textwrap.fill(", ".join([*_NAMES, f"{GROUP} (all mixtures of experts)"]), 78)},
+or {shapes.FORM}.
+Without "gated" a layer is plain. E/k makes it a mixture of E experts, with k
+of them for each token.
 
 modes
   packed  a forward pass with packed weights
@@ -41,9 +42,9 @@ modes
   train   a forward and a backward pass, not packed, with all gradients
 
 columns
-  share   of the limit: the median over the rounds
-  best    of the limit: the shortest limit over the shortest round
-  quiet   rounds in which nobody else worked on the cores / all rounds
+  share   time at the limit / measured time, the median of the rounds
+  best    the same ratio, of the shortest times in all rounds
+  quiet   rounds without other load on the cores / all rounds
   bound   whether FLOPs or bytes are the limit
   takes   the other library's time over ffncore's, and its share of the limit
   hit     of a mixture: experts that have at least one token

@@ -12,6 +12,7 @@ from itertools import groupby
 from typing import Any
 
 from .. import models
+from ..models.loading import why_none
 
 HELP = """\
 Lists the feed-forward layers of a checkpoint.
@@ -43,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     try:
-        for line in inspection(models.layers(args.path, args.family)):
+        infos = models.layers(args.path, args.family)
+        for line in inspection(infos) if infos else [why_none(args.path, args.family)]:
             print(_printable(line))
     except (OSError, ValueError, ImportError) as error:
         print(f"inspect: {error}", file=sys.stderr)
@@ -62,14 +64,16 @@ def inspection(layers: Sequence[models.LayerInfo]) -> list[str]:
     """A line for each run of equal layers that can be read, and their sum; then a line for each run
     of packed layers, with their bytes; then a line about what is wrong with each other layer.
     """
-    if not layers:
-        return ["no feed-forward layer that ffncore knows"]
     packed = [info for info in layers if info.packing is not None]
     sound = [info for info in layers if info.problem is None]
     lines = _table(sound) if sound else []
     if sound:
         total = sum(info.parameters for info in sound)
-        lines.append(f"{len(sound)} layers, {total:,} parameters in them")
+        lines.append(f"{len(sound)} layer{'s' * (len(sound) != 1)}, {total:,} parameters in them")
+        if any(info.activation is None for info in sound):
+            lines.append(
+                "activation unknown: config.json does not name it; pass activation= to fc.load"
+            )
         lines.append(
             "ratio is d_ff / d_model; matched is that of a plain layer with as many parameters"
         )

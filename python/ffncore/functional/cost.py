@@ -64,10 +64,11 @@ class Cost:
 
     def __str__(self) -> str:
         panels = "weights" if self.tokens_in_rows else "tokens"
+        slices = f"slices of {self.token_slice} tokens, " if self.token_slice else ""
         return (
             f"{self.flops / 1e9:.3f} GFLOP, {self.bytes / 1e6:.3f} MB, "
             f"{self.intensity:.1f} FLOP/byte; chunks of {self.token_chunk} tokens x "
-            f"{self.ff_chunk} hidden units, slices of {self.token_slice} tokens, "
+            f"{self.ff_chunk} hidden units, {slices}"
             f"{panels} in panels, {self.extra_bytes / 2**20:.1f} MiB of workspace"
         )
 

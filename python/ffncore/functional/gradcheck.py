@@ -130,6 +130,11 @@ def check_gradients(
                 f"fn returned {type(result).__name__}; expected a pair (y, backward) or (y, saved)"
             )
         y, backward = result
+        if isinstance(y, (tuple, list)):
+            raise TypeError(
+                f"fn's y is of type {type(y).__name__}; expected one array (several outputs can be "
+                f"concatenated)"
+            )
         if isinstance(y, (float, np.floating)):  # a loss
             y = np.asarray(y)
         return as_array("fn's y", y), backward
@@ -149,11 +154,13 @@ def check_gradients(
         if array is None:
             continue
         if gradients.get(key) is None:
+            others = ", ".join(_shown(k) for k, g in gradients.items() if g is not None)
             raise ValueError(
-                f"the backward pass returned no gradient for {key!r}; expected an array"
+                f"the backward pass returned no gradient for {_shown(key)}, only for "
+                f"{others or 'no array'}; expected an array"
             )
         gradient = np.array(gradients[key], dtype=np.float64, copy=True)
-        check_shape(f"the gradient of {key!r}", gradient, array.shape, "to match the array")
+        check_shape(f"the gradient of {_shown(key)}", gradient, array.shape, "to match the array")
 
         def loss_difference(a: Array, moved: Array, h: Array | float, original: Array) -> float:
             """sum(g * (y(a + h) - y(a - h))), where a[moved] changes and is then restored."""
@@ -168,13 +175,19 @@ def check_gradients(
     if tolerance is not None:
         for key, entry in report.items():
             if not entry.error <= tolerance:
+                place = f"at {entry.index}" if entry.index else "in a random direction"
                 raise AssertionError(
-                    f"the gradient of {key!r} at {entry.index or 'a random direction'} is "
+                    f"the gradient of {_shown(key)} {place} is "
                     f"{entry.backward:.9e}; central differences give {entry.numeric:.9e} "
                     f"(error {entry.error:.1e} of the largest entry, allowed {tolerance:.1e}; "
                     f"differences are wrong at a kink of the function, such as that of relu at 0)"
                 )
     return report
+
+
+def _shown(key: Key) -> str:
+    """An array's name, or its place in the sequence, for an error message."""
+    return repr(key) if isinstance(key, str) else f"arrays[{key}]"
 
 
 def _copy(key: Key, value: object) -> Array:

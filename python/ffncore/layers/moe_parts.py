@@ -112,9 +112,13 @@ class MoEParts:
             raise ValueError(f"n_null_experts is {self.n_null_experts}; expected at least 0")
         total = self.n_experts + self.n_null_experts
         if self.router is not None and self.router.n_experts != total:
+            parts, hint = "", ""
+            if self.n_null_experts:
+                parts = f": {self.n_experts} experts and {self.n_null_experts} null experts"
+            if self.router.weight.shape == (d, total):
+                hint = " (transposed? pass the router's weight.T)"
             raise ValueError(
-                f"router has {self.router.n_experts} experts; expected {total}: "
-                f"{self.n_experts} experts and {self.n_null_experts} null experts"
+                f"router has {self.router.n_experts} experts; expected {total}{parts}{hint}"
             )
 
     # ---- properties

@@ -34,12 +34,13 @@ def load_packed(path: str | os.PathLike[str]) -> PackedWeights:
     >>> p = fc.load_packed("layer3.packed")
     >>> y = fc.ffn(x, p, activation="silu")
     """
-    file = SafetensorsFile(path)
+    file = SafetensorsFile(path, "a file of packed weights")
     try:
         told = file.metadata
         if told.get("format") != FORMAT:
             raise ValueError(
-                f"{path} has no packed weights; expected a file written by PackedWeights.save"
+                f"{path} is not a file of packed weights; expected one that PackedWeights.save "
+                f"wrote"
             )
         if told.get("layout") != str(LAYOUT):
             raise ValueError(

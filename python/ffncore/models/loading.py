@@ -144,8 +144,7 @@ def _chosen(checkpoint: Checkpoint, layer: int, family: str | None, prefix: str 
         raise ValueError(
             f"layer {layer} is not in {checkpoint.names_file}; expected one of {ranges(numbers)}"
             if numbers
-            else f"{checkpoint.names_file} has no feed-forward layer that ffncore knows; expected "
-            f"tensors named as in one of the families {', '.join(_names_of_rows())}"
+            else _none(checkpoint, family)
         )
     if len(chosen) > 1:
         each = ", ".join(ascii(found.prefix) for found in chosen)
@@ -154,6 +153,28 @@ def _chosen(checkpoint: Checkpoint, layer: int, family: str | None, prefix: str 
             f"one of {each}"
         )
     return chosen[0]
+
+
+def why_none(path: str | os.PathLike[str], family: str | None) -> str:
+    """The sentence that says why models.layers returns no layer."""
+    with Checkpoint(path) as checkpoint:
+        return _none(checkpoint, family)
+
+
+def _none(checkpoint: Checkpoint, family: str | None) -> str:
+    config, file = checkpoint.config, checkpoint.names_file
+    if family is None and not config.names_model():
+        mixtures = [row.name for row in MOE_FAMILIES if any(_of_row(checkpoint, row, None, None))]
+        if mixtures:
+            lacks = "has no model_type" if config.there else "does not exist"
+            return (
+                f"{file} has tensors named as in the mixtures of {', '.join(mixtures)}, but "
+                f"{config.path} {lacks}; expected family= with one of these names"
+            )
+    tried = ", ".join(row.name for row in _candidates(config, family))
+    return (
+        f"{file} has no feed-forward layer that ffncore knows; expected tensors named as in {tried}"
+    )
 
 
 def _layers(

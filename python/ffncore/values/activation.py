@@ -52,6 +52,7 @@ ALIASES = {
     "linear": "identity",
     "swish": "silu",
     "gelu_python": "gelu",
+    "gelu_erf": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "gelu_accurate": "gelu_tanh",
@@ -68,6 +69,12 @@ _NAMES_WITH_GATE = {
     "glu": "sigmoid",
     "bilinear": "identity",
 }
+
+# Activations that ffncore does not have, whose names are close to those of other functions.
+_OTHERS = (
+    *("elu", "selu", "celu", "prelu", "rrelu", "crelu", "relu6"),
+    *("hardsigmoid", "logsigmoid"),
+)
 
 _CLAMPS = {"pre": 1, "post": 2}
 _LOG2E = 1 / math.log(2)
@@ -288,7 +295,7 @@ def case_index(gated: bool, dtype: np.dtype[Any]) -> int:
 
 
 def canonical_name(name: object) -> str:
-    """'swish' -> 'silu', 'GELU' -> 'gelu'; the error for an unknown name suggests the nearest."""
+    """'swish' -> 'silu', 'GELU' -> 'gelu'; the error for a misspelt name suggests the nearest."""
     if not isinstance(name, str):
         raise TypeError(f"activation is of type {type(name).__name__}; expected a name")
     known = name.lower()
@@ -300,7 +307,8 @@ def canonical_name(name: object) -> str:
             f"activation {name!r} is {_NAMES_WITH_GATE[known]!r} with a gate; expected "
             f"activation={_NAMES_WITH_GATE[known]!r} and weights with gate="
         )
-    raise ValueError(f"activation {name!r} is not known; {nearest(known, [*KINDS, *ALIASES])}")
+    end = nearest(known, [*KINDS, *ALIASES], _OTHERS)
+    raise ValueError(f"activation {name!r} is not known; {end}")
 
 
 _PLAIN = {name: Activation(name) for name in [*KINDS, *ALIASES]}

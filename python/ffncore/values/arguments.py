@@ -145,7 +145,10 @@ def _place_of(x: object, weights: object, routing: object) -> Place | None:
 
 def _check_routing(routing: object, x: Array, n_experts: int, place: Place | None) -> Routing:
     if not isinstance(routing, Routing):
-        raise TypeError(f"routing is of type {type(routing).__name__}; expected Routing")
+        raise TypeError(
+            f"routing is of type {type(routing).__name__}; expected Routing (fc.route(logits, "
+            f"top_k) makes one)"
+        )
     if place is not None:
         _check_place(routing._place, place)
     ids, factors = routing._arrays

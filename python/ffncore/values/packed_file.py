@@ -42,13 +42,19 @@ def write(path: str | os.PathLike[str], buffer: Array, facts: dict[str, Any]) ->
     header = json.dumps({"__metadata__": metadata, TENSOR: described}).encode("ascii")
     header += b" " * (-(8 + len(header)) % PAGE)
     target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(f"path is {path}, a folder; expected the name of a file")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"path is {path}; expected a folder {target.parent} that exists")
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
             file.write(len(header).to_bytes(8, "little") + header)
             file.write(buffer.data)
         part.replace(target)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             part.unlink()
+        if isinstance(error, OSError):  # it names the other file
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from None
         raise

@@ -25,7 +25,7 @@ from .safetensors import Entry, SafetensorsFile
 Groups = dict[tuple[str, int], list[str]]
 
 # The end of the error for a path like "google/gemma-2-2b".
-_HUB = " (a model's name on a hub is no path: download it, and pass the folder)"
+_HUB = " (a model name on a hub is not a path: download it, and pass the folder)"
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 # Longer numbers are not those of layers, and int() raises ValueError for very long ones.

@@ -21,10 +21,10 @@ from .json_text import brief, read_object
 class Config:
     """The keys of one config.json, each of which is checked when it is read."""
 
-    def __init__(self, path: Path, whole: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, whole: Mapping[str, Any], there: bool = True) -> None:
         self.path = path
         self.whole = whole
-        self.there = bool(whole)
+        self.there = there
         own = whole.get("text_config")
         if own is not None and not isinstance(own, dict):
             raise self.wrong("text_config", "an object")
@@ -99,10 +99,15 @@ class Config:
             return self._own[key]
         default = self._defaults.get(key)
         if default is None:
-            raise ValueError(
-                f"{self.path} has no {key}, for which model_type {brief(self.model_type)} has no "
-                f"default; expected a value"
-            )
+            if not self.there:
+                raise ValueError(
+                    f"{self.path}, which would give {key}, does not exist; expected it in the "
+                    f"folder of the tensors"
+                )
+            source = "which has no default without model_type"
+            if self.names_model():
+                source = f"for which model_type {brief(self.model_type)} has no default"
+            raise ValueError(f"{self.path} has no {key}, {source}; expected a value")
         return default
 
     def wrong(self, key: str, expected: str) -> ValueError:
@@ -113,4 +118,5 @@ class Config:
 
 def read_config(path: Path) -> Config:
     """Read the file; if it does not exist, return an empty Config."""
-    return Config(path, read_object(path) if os.path.lexists(path) else {})
+    there = os.path.lexists(path)
+    return Config(path, read_object(path) if there else {}, there)

@@ -68,12 +68,12 @@ class Entry:
 class SafetensorsFile:
     """A safetensors file, which stays open until close().
 
-    Raises FileNotFoundError if there is no such file, and ValueError if it is not a safetensors
-    file.
+    `kind` is what an error message calls such a file. Raises FileNotFoundError if there is no such
+    file, and ValueError if it is not a safetensors file.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], kind: str = "a safetensors file") -> None:
+        self.path, self._kind = Path(path), kind
         check_file(path)
         try:
             self._file = open(path, "rb", buffering=0)  # noqa: SIM115, PTH123
@@ -120,18 +120,17 @@ class SafetensorsFile:
     def _read_header(self) -> dict[str, Any]:
         if self.size < 8:
             raise ValueError(
-                f"{self.path} is not a safetensors file: it has {self.size} bytes; expected at "
-                f"least 8"
+                f"{self.path} is not {self._kind}: it has {self.size} bytes; expected at least 8"
             )
         length = int.from_bytes(self._bytes(0, 8, "").tobytes(), "little")
         most = min(self.size - 8, MOST_HEADER_BYTES)
         if length > most:
             raise ValueError(
-                f"{self.path} is not a safetensors file, or is cut off: its header would have "
+                f"{self.path} is not {self._kind}, or is cut off: its header would have "
                 f"{length} bytes; expected at most {most}"
             )
         self._data = 8 + length
-        where = f"{self.path} is not a safetensors file: its header"
+        where = f"{self.path} is not {self._kind}: its header"
         header = parse_object(self._bytes(8, length, "").tobytes(), where)
         told = header.pop("__metadata__", None)
         self.metadata: dict[str, Any] = told if isinstance(told, dict) else {}
