@@ -337,7 +337,7 @@ def test_table_between_markers():
     short = plot.table(rows, only=[("minilm", "train", 128), ("other", "packed", 1)])
     assert "| minilm (384 x 1536) | training | 128 | 300 | 0.90 | - | - | - | - |" in short
     assert len(short.splitlines()) == 5
-    assert "In 6 of ffncore's 27 rounds nobody else worked on the cores" in text
+    assert "During 6 of ffncore's 27 rounds no other process used the cores" in text
     readme = f"before\n{plot.BEGIN}\nold\n{plot.END}\nafter\n"
     once = plot.insert(readme, text)
     assert once == plot.insert(once, text)

@@ -24,6 +24,12 @@ tables below. Other model types are refused, because a model with the same tenso
 something else. `family=` reads them with the names of a family of your choice, and `FFNWeights` or
 `FFNWeights.from_gate_up` takes arrays that you read yourself.
 
+Without a `model_type`, that is without a `config.json` or with one that lacks this key, the names
+of the tensors decide: the layer is read as the first dense family that has these names. Check that
+its layers are computed that way. If `config.json` does not name the activation, pass `activation=`.
+A mixture then needs `family=`, and a `config.json` with the keys of its router, because the
+defaults in the tables belong to a `model_type`.
+
 The tables have the keys of `config.json` that change the numbers of a layer, each with its default
 in transformers. A key without a default has to be there if the layer needs it.
 """
