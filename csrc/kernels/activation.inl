@@ -1,14 +1,17 @@
 // h = act(gate) * up and its backward pass: the loops over rows and columns, with every option.
 //
-//     v = gate_multiplier * gate;  pre: v = min(v, limit)
-//     a = act(v);                  post: a = min(a, limit)
+//     v = gate_multiplier * gate;  clamp "pre":  v = min(v, limit)
+//     a = act(v);                  clamp "post": a = min(a, limit)
 //     u = clip(up, -limit, limit); u = c tanh(u / c);  u = u + up_offset
-//     h = a * u,  dgate = dh * u * act'(v) * (multiplier, masks),  dup = dh * a * (slope, mask)
+//     h = a * u
+//     dgate = dh * u * act'(v) * gate_multiplier, or 0 beyond the limit
+//     dup = dh * a * (the derivative of u), which is 0 beyond the limits
 //
-// A plain block has act(up) alone. One kernel per kind, gated or plain, with or without options; a
-// call looks its kernel up in a table. float64 has the kernels with options only: it is the path of
-// verification, and neutral options change no bit. Rows are independent; a short last vector is
-// loaded and stored in part, so nothing outside rows x cols is touched. Outputs may be inputs.
+// A plain block has act(up) alone. There is one kernel for each kind of activation, gated or plain,
+// with or without options; a call looks it up in a table. float64, which serves for verification,
+// has only the kernels with options; options with neutral values change no bit. Rows are
+// independent. A short last vector is loaded and stored in part, so nothing outside rows x cols is
+// touched. Outputs may be the same arrays as inputs.
 #pragma once
 #include "activation_kinds.inl"
 
@@ -41,7 +44,7 @@ template <class T> inline void kind_settings(const ActivationParams &p, Settings
     k.xielu_p = T(p.xielu_p);
     k.xielu_n = T(p.xielu_n);
     k.beta = T(p.beta);
-    k.eps = p.eps < 0 ? T(p.eps) : T(0); // only v <= 0 asks for it
+    k.eps = p.eps < 0 ? T(p.eps) : T(0); // min(v, eps) is used for v <= 0 alone
 }
 
 // A whole vector, or the first n lanes of one.
@@ -59,8 +62,9 @@ template <class F, bool Whole> struct Lanes {
     }
 };
 
-// step(lanes, c) for every vector of a row. Fast: the body is compiled twice, so that the loop over
-// whole vectors tests nothing; else once, with every vector a partial one (half the code).
+// Calls step(lanes, c) for every vector of a row. Fast: step is compiled twice, so that the loop
+// over whole vectors needs no test. Otherwise it is compiled once, and every vector is treated as a
+// partial one, which halves the code.
 template <class F, bool Fast, class Step>
 __attribute__((always_inline)) inline void for_each_vector(int64_t cols, Step step) {
     int64_t c = 0;
@@ -69,7 +73,7 @@ __attribute__((always_inline)) inline void for_each_vector(int64_t cols, Step st
     for (; c < cols; c += F::W) step(Lanes<F, false>{cols - c < F::W ? cols - c : F::W}, c);
 }
 
-// A row's bias: absent, one number (col == 0) or along the columns (col == 1).
+// The bias of a row: absent, one number (col == 0), or a number for each column (col == 1).
 template <class F> struct RowBias {
     const typename F::T *p;
     bool along;
@@ -85,14 +89,15 @@ template <class F> struct RowBias {
     }
 };
 
-// up with its options, and the factor of its gradient.
+// up with its options, and the derivative of that (slope).
 template <class F> struct UpPath {
     typename F::V value, slope;
 
     inline UpPath(const Settings<typename F::T> &k, typename F::V u) {
         slope = F::set1(1);
         if (k.clamp_pre || k.clamp_post) {
-            // Not "unless inside": NaN is beyond neither limit and has slope 1, as everywhere.
+            // The test is "outside", not "inside", so that NaN, which is neither, keeps the slope
+            // 1.
             auto outside = F::either(F::lt(u, F::set1(-k.limit)), F::gt(u, F::set1(k.limit)));
             slope = F::select(outside, F::zero(), slope);
             u = clamp<F>(u, -k.limit, k.limit);
@@ -109,7 +114,7 @@ template <class F> struct UpPath {
 template <class F, class Act, bool Gated, bool Options>
 void forward_kernel(const ActivationParams &params, const ActForwardArgs<typename F::T> &args) {
     using T = typename F::T;
-    const ActForwardArgs<T> a = args; // a copy: vector stores may alias what args refers to
+    const ActForwardArgs<T> a = args; // a copy, because vector stores may alias args
     Settings<T> k{};
     if (Options) k = make_settings<T>(params, Gated);
     kind_settings(params, k);
@@ -152,7 +157,7 @@ template <> struct IsXielu<Xielu> {
     static constexpr bool kValue = true;
 };
 
-// Sums of 8 columns each: lane i and i + 4, i and i + 2, i and i + 1.
+// Sums of 8 columns each, as a tree: lanes i and i + 4, i and i + 2, i and i + 1 are added.
 template <class T> struct GroupSums {
     static constexpr int kLanes = 16; // the widest vector
     T positive[kLanes] = {}, negative[kLanes] = {};
@@ -163,7 +168,7 @@ template <class T> struct GroupSums {
         return lanes[0];
     }
 
-    // The vector at column c of cols; after every group, and at the end, a sum is written.
+    // Takes the vector at column c of cols. Writes a sum after every group, and at the end.
     template <class F>
     inline void add(typename F::V p, typename F::V n, int64_t c, int64_t cols, T *sum_p, T *sum_n) {
         const int lane = int(c % kSumGroup), end = lane + F::W;
@@ -200,7 +205,7 @@ void backward_kernel(const ActivationParams &params, const ActBackwardArgs<typen
         for_each_vector<F, !Options>(a.cols, [&](auto lanes,
                                                  int64_t c) __attribute__((always_inline)) {
             V u = lanes.load(up + c), v = Gated ? lanes.load(gate + c) : u, g = lanes.load(dh + c);
-            auto past = F::first(0); // beyond the limit, where no gradient passes
+            auto past = F::first(0); // lanes beyond the limit, where the gradient is 0
             if (Options) {
                 v = F::mul(v, F::set1(k.multiplier));
                 if (k.clamp_pre) {
@@ -244,7 +249,7 @@ void backward_kernel(const ActivationParams &params, const ActBackwardArgs<typen
             }
             if constexpr (IsXielu<Act>::kValue) {
                 if (!a.xielu_p) return;
-                const auto inside = F::first(lanes.n); // +0 beyond the columns
+                const auto inside = F::first(lanes.n); // lanes beyond the columns add +0
                 V p = F::keep(parts.positive, F::mul(g, parts.square));
                 V n = F::select(parts.positive, F::zero(), F::mul(g, parts.bracket));
                 sums.template add<F>(F::keep(inside, p), F::keep(inside, n), c, a.cols,

@@ -1,11 +1,11 @@
-// Every activation and its derivative, on vectors: what activation.inl loops over.
+// Every activation and its derivative, for vectors; activation.inl has the loops around them.
 //
-// A kind has value(k, v) = act(v) and both(k, v, a, d), which gives a = act(v) with the same bits
-// and d = act'(v), sharing the one exp and the one division. k: Settings, v: the preactivation
-// after multiplier and clamp. sigma is the logistic function, Phi and phi the normal distribution
-// and its density. At +-inf a is the formula's limit (silu(-inf) = -inf * 0 = NaN) and d the
-// derivative's. The derivatives are clamped where the value has reached its limit, so they are
-// finite there.
+// Each kind has value(k, v) = act(v), and both(k, v, a, d), which computes a = act(v) with the same
+// bits and d = act'(v) from one exp and one division. k are the Settings, v is the preactivation
+// after multiplier and clamp. sigma is the logistic function, Phi and phi are the normal
+// distribution and its density. At v = +-inf, a is what the formula gives (silu(-inf) = -inf * 0 =
+// NaN) and d is the limit of the derivative. Where the value has reached its limit, the argument of
+// the derivative is clamped, so that it is finite.
 #pragma once
 #include "math.inl"
 
@@ -28,12 +28,12 @@ struct Identity {
     }
 };
 
-// d, but NaN where v is: for the derivatives that comparisons alone would choose.
+// d, but NaN where v is NaN. Derivatives that comparisons choose would be a number there.
 template <class F, class V> inline V nan_through(V v, V d) {
     return F::select(F::unordered(v, v), v, d);
 }
 
-struct Relu { // max(v, 0); 0 at 0
+struct Relu { // max(v, 0); the derivative at 0 is 0
     template <class F, class V, class K> static inline V value(const K &, V v) {
         return F::max_(F::zero(), v);
     }
@@ -55,9 +55,10 @@ struct Relu2 { // max(v, 0)^2
     }
 };
 
-// v Phi(v) = max(v, 0) - a Phi(-a), a = |v|: the same for both signs, and one rounding less than
-// the product. Below kTiny, where the quotient in it could underflow, it is v / 2. The derivative
-// is t = Phi(-a) - a phi(a) at -a and 1 - t at a, with Phi(-a) = e^(-a^2 / 2) (P - v P) / k.
+// v Phi(v) = max(v, 0) - a Phi(-a) with a = |v|. This form serves both signs, and has one rounding
+// less than the product. Below kTiny, where a quotient in it could underflow, the value is v / 2.
+// The derivative is t = Phi(-a) - a phi(a) at -a and 1 - t at a, with Phi(-a) = e^(-a^2 / 2) (P - v
+// P) / k (P, v and k as in Normal, math.inl).
 struct Gelu {
     template <class F, class V> static inline V product(const Normal<F> &n, V v) {
         auto step = F::keep(F::gt(v, F::zero()), F::set1(1)); // not max(v, 0): -inf * 0 is NaN
@@ -80,15 +81,16 @@ struct Gelu {
     }
 };
 
-// a = g sigma(z), d = sigma (g' + g z' (1 - sigma)); slope = g z', finite.
+// a = g sigma(z) and d = sigma (g' + g z' (1 - sigma)), from dg = g' and slope = g z', which is
+// finite.
 template <class F, class V>
 inline void times_sigma(const Logistic<F> &l, V g, V dg, V slope, V &a, V &d) {
     a = unscale<F>(l.low, F::mul(g, l.s));
     d = unscale<F>(l.low, F::mul(l.s, F::fma(F::mul(slope, l.s), l.e, dg)));
 }
 
-// v/2 (1 + tanh(sqrt(2/pi) (v + 0.044715 v^3))) = v sigma(z), z = v (c0 + c1 v^2). The factor of v
-// is carried as hi + lo, since z's rounding error is e^z's relative error.
+// v/2 (1 + tanh(sqrt(2/pi) (v + 0.044715 v^3))) = v sigma(z), z = v (c0 + c1 v^2). c0 + c1 v^2 is
+// carried as a sum hi + lo, because an absolute error of z is a relative error of e^z.
 struct GeluTanh {
     template <class F, class V> static inline Reduced<F> reduce_cubic(V x, V square) {
         using C = ConstantsOf<F>;
@@ -134,7 +136,8 @@ inline void swish_both(const K &k, const Alpha<typename F::T> &alpha, V v, V &a,
     auto dg = F::set1(1);
     if (k.gate_cap) {
         auto t = tanh_both<F>(F::mul(v, F::set1(k.gate_inverse)));
-        // Here 1 - sigma counts where it vanishes, too.
+        // With a softcap g' vanishes for large v, so 1 - sigma counts in d: it is set to 0 where v
+        // is beyond the clamp.
         auto rest = F::le(F::mul(F::set1(alpha.hi), v), F::set1(ConstantsOf<F>::kSaturate));
         l.e = F::keep(rest, l.e);
         v = x = F::mul(F::set1(k.gate_c), t.value);
@@ -194,7 +197,7 @@ struct Sigmoid {
         using C = ConstantsOf<F>;
         auto l = logistic<F>(reduce_minus<F>(clamp<F>(v, -C::kFadeOut, C::kSaturate)));
         a = unscale<F>(l.low, l.s);
-        auto e = F::keep(F::le(v, F::set1(C::kSaturate)), l.e); // 0 where it is below normal
+        auto e = F::keep(F::le(v, F::set1(C::kSaturate)), l.e); // 0 below the normal range
         d = unscale<F>(l.low, F::mul(l.s, F::mul(e, l.s)));
     }
 };
@@ -210,8 +213,8 @@ struct Tanh1 {
     }
 };
 
-// v tanh(ln(1 + e)), e = e^v: with m = e^2 + 2e it is v m / (m + 2), nothing cancels. The
-// derivative is m / (m + 2) + 4 v (e + e^2) / (m + 2)^2.
+// v tanh(ln(1 + e)) with e = e^v. With m = e^2 + 2e it is v m / (m + 2), in which nothing cancels.
+// The derivative is m / (m + 2) + 4 v (e + e^2) / (m + 2)^2.
 struct Mish {
     template <class F, class V, class K> static inline V value(const K &k, V v) {
         V a, d;
@@ -258,9 +261,10 @@ struct LeakyRelu { // v >= 0 ? v : slope v
     }
 };
 
-// v > 0: p v^2 + beta v, else n (expm1(min(v, eps)) - v) + beta v. With e^m = 2^i (1 + r + r^2 q),
-// expm1(m) - v = 2^i r^2 q + ((2^i r + 2^i - 1) - v): near 0, where i = 0, nothing cancels.
-// The parameters' gradients are sums of v^2 (v > 0) and of the bracket (v <= 0).
+// v > 0: p v^2 + beta v; else n (expm1(min(v, eps)) - v) + beta v. With m = min(v, eps) and e^m =
+// 2^i (1 + r + r^2 q), expm1(m) - v = 2^i r^2 q + ((2^i r + 2^i - 1) - v). Near 0, where i = 0,
+// nothing cancels. The gradients of p and n are sums of v^2 over the v > 0, and of the bracket
+// expm1(m) - v over the v <= 0, each times the gradient of the value.
 struct Xielu {
     template <class F> struct Parts {
         typename F::V value, slope, square, bracket;

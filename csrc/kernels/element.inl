@@ -1,5 +1,6 @@
-// One array element at a time: to float and back. For tails, odd strides and the scalar level; the
-// vectors of vec_<isa>.h give the same bits, NaN payloads aside.
+// Converts one array element at a time to float and back: for tails, strides without a fast case,
+// and the scalar level. The vector operations of vec_<isa>.h give the same bits, except in the
+// payload of a NaN.
 //
 //   bfloat16  the upper half of a float
 //   float16   1 sign, 5 exponent (bias 15) and 10 fraction bits
@@ -26,11 +27,11 @@ inline double number(double x) { return x; }
 inline float number(Bf16 x) { return bits_float((uint32_t)x.bits << 16); }
 inline float number(F16 x) {
     const uint32_t sign = (uint32_t)(x.bits & 0x8000) << 16, rest = x.bits & 0x7fff;
-    if (rest < 0x0400) { // subnormal: exact in float, whatever mode subnormals of float are in
+    if (rest < 0x0400) { // subnormal: a normal float, so it is exact in every floating-point state
         const float value = (float)rest * 0x1p-24f;
         return bits_float(sign | float_bits(value));
     }
-    const uint32_t bias = rest < 0x7c00 ? 127 - 15 : 255 - 31; // inf and NaN: the highest exponent
+    const uint32_t bias = rest < 0x7c00 ? 127 - 15 : 255 - 31; // inf, NaN: to the highest exponent
     return bits_float(sign | ((rest << 13) + (bias << 23)));
 }
 
@@ -50,7 +51,8 @@ inline void put(F16 *to, float x) {
     } else if (rest >= 0x477ff000) { // halfway from the largest, 65504, to 65536: infinity
         out = 0x7c00;
     } else if (rest < 0x38800000) { // below 2^-14: a multiple of 2^-24
-        // 1/2 has fraction steps of 2^-24: the sum rounds, and its low bits are the result.
+        // A float between 1/2 and 1 is a multiple of 2^-24. So the sum rounds to such a multiple,
+        // and its low bits are the result.
         out = float_bits(bits_float(rest) + 0.5f) - float_bits(0.5f);
     } else {
         const uint32_t even = rest >> 13 & 1;

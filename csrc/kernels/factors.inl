@@ -1,12 +1,12 @@
-// Rows that count by a factor each, the routing weights of a mixture of experts:
+// Rows with a factor each, the routing weights of a mixture of experts:
 //
 //   scale       to[r][c] = factors[r] * from[r][c]
 //   combine     sum[c] = the sum over i, in order, of factors[i] * rows[index[i]][c]
 //   dot_groups  sums[r][g] = the sum of a[r][c] * b[r][c] over the 8 columns of group g
 //
-// combine is one fma chain per column that begins with a product, so that one row with factor 1
-// is that row. dot_groups adds products as xielu's sums do (GroupSums), +0 beyond the last column.
-// Nothing outside rows x cols is touched.
+// combine is one chain of fma for each column. It begins with a product, so that a single row with
+// factor 1 comes out unchanged. dot_groups adds products in the order of xielu's sums (GroupSums),
+// with +0 beyond the last column. Nothing outside rows x cols is touched.
 #pragma once
 
 namespace ffncore {

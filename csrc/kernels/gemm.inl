@@ -1,38 +1,40 @@
-// The micro-kernel, written once for every ISA and dtype.
+// The micro-kernel, written once for every instruction set and dtype.
 //
 //   c [MR][NV * W] (+)= sum_k A(r, k) * b[k][NV * W],   block by block
 //
-// MR * NV accumulators stay in registers; each step of k loads NV vectors of b and broadcasts MR
-// elements of A. Vectors run over outputs, never over k, so each output is one fma chain, in one
-// order of k, within a block of 512: the contract, with the same bits for every tile shape. A
-// call may run through several blocks: starting one and what the driver does before it costs 2 to
-// 4 % of 512 steps. 14 x 2 and 6 x 4 AVX-512 vectors use 28 and 24 of 32 accumulators and need 16
-// and 10 loads for 28 and 24 fma: the two fma ports are the limit, not the two load ports. AVX2 has
-// 16 registers: 6 x 2.
-// 16-bit weights are widened in registers: 2 instructions a vector of two steps of a packed panel,
-// which a few tokens' waiting for memory hides. For many, the first tile leaves what it has widened
-// to the others: the store port has nothing else to do. A 16-bit gradient is rounded on the way
-// out. A has two base pointers, half of the rows each: gate and up share a tile, and seven row
-// offsets fit the address registers.
+// MR * NV accumulators stay in registers. Each step of k loads NV vectors of b and broadcasts MR
+// elements of A. Vectors run over outputs, never over k. So each output is one chain of fma, in one
+// order of k, within a block of 512, as the arithmetic contract says, and tiles of every shape give
+// the same bits. A call may run through several blocks, since starting a call costs as much as 2 to
+// 4 % of 512 steps.
+// Tiles of 14 x 2 and 6 x 4 AVX-512 vectors use 28 and 24 of 32 registers and need 16 and 10 loads
+// for 28 and 24 fma. So the two fma ports are the limit, not the two load ports. AVX2, with 16
+// registers, has 6 x 2.
+// 16-bit weights are widened in registers. That takes 2 instructions for a vector of two steps of a
+// packed panel, which do not show where a few tokens wait for memory. With many tokens, the first
+// tile stores the widened numbers for the others, as the store port is idle anyway. A 16-bit
+// gradient is rounded before it is stored. A has two base pointers with half of the rows each, so
+// that gate and up can share a tile, and seven row offsets fit in the address registers.
 #pragma once
 
 namespace ffncore {
 namespace {
 
-// The order of a sum: 0, 1, 2, 3, ..., or odd terms first: 1, 0, 3, 2, ...
+// The order of a sum: 0, 1, 2, 3, ...; or with the odd term of each pair first: 1, 0, 3, 2, ...
 enum Order { kRising, kOddFirst };
 
 template <int N> struct Constant {
     static constexpr int kValue = N;
 };
 
-// Terms of the sum in a step of k: 2 where an element is a pair.
+// Terms of the sum in one step of k: 2 where an element is a pair.
 template <class F> constexpr int64_t kTerms = 1;
 
-// What a panel of B is: rows of S; a packed panel; one that is left widened for other tiles.
+// What a panel of B is: rows of S; a packed panel; a packed panel whose widened numbers are stored
+// for other tiles.
 enum Form { kRows, kPanel, kKeptPanel };
 
-// A row of sums to whole lines of memory, past the caches.
+// Stores a row of sums to whole lines of memory, past the caches.
 template <class F, int NV, class C> inline void stream_row(C *c, const typename F::V (&row)[NV]) {
     constexpr int together = sizeof(C) == sizeof(typename F::T) ? 1 : 2; // vectors of a line
     static_assert(NV % together == 0);
@@ -44,18 +46,20 @@ template <class F, int NV, class C> inline void stream_row(C *c, const typename 
             F::stream(c + v * F::W, row[v], row[v + 1]);
 }
 
-// S: what B holds, T or 16 bits. C: T; or a gradient of 16 bits, of one block.
+// S is the type that B holds: T or a 16-bit type. C is T, or the 16-bit type of a gradient that
+// sums over one block.
 template <class F, class S, Order order, int NV, int MR, Form form = kRows, class C = typename F::T>
 void tile(const TileArgs<typename F::T> &t) {
     using T = typename F::T;
     using V = typename F::V;
     constexpr int half = (MR + 1) / 2;
     constexpr int64_t kRun = 16; // floats in a cache line: a run of k is one line of a row of A
-    // Steps of k at a time: two where their order, or the panel's, asks for it.
+    // Steps of k at a time: two where the order of the sum goes by pairs, or B holds 16 bits.
     constexpr int kTogether = order == kOddFirst || sizeof(S) == 2 ? 2 : 1;
     const int64_t row = t.row, step = t.step, ldb = t.ldb;
     const S *b = (const S *)t.b;
-    // Without a wish it is c, which is in L1 soon anyhow: no branch in the loop.
+    // Without a prefetch address the loop prefetches c, which is needed soon anyway; so it has no
+    // branch.
     const char *prefetch = t.prefetch ? t.prefetch : (const char *)t.c;
     const int64_t fetch_step = t.prefetch ? t.prefetch_step : 0;
     const int64_t fetch_jump = t.prefetch ? t.prefetch_jump : 0;
@@ -81,9 +85,9 @@ void tile(const TileArgs<typename F::T> &t) {
         for (; k0 < end; k0 += t.segment, ++s) {
             const T *a0 = t.a0 + s * t.jump, *a1 = t.a1 + s * t.jump;
             const int64_t n = end - k0 < t.segment ? end - k0 : t.segment;
-            // The terms of this step, or (1) of the next one. That has pointers of its own, which
-            // the compiler may not see through: so both share the rows' offsets, few enough to stay
-            // in registers.
+            // Adds the terms of this step (ahead = 0) or of the next one (ahead = 1). The next step
+            // has pointers of its own, which are hidden from the compiler; so both steps use the
+            // same row offsets, which are few enough to stay in registers.
             const auto terms = [&](auto ahead) __attribute__((always_inline)) {
                 constexpr int next = ahead.kValue;
                 const T *a0_at = a0 + next * step, *a1_at = a1 + next * step;
@@ -127,7 +131,7 @@ void tile(const TileArgs<typename F::T> &t) {
                 }
                 fetch();
                 if (kTogether == 2 && sizeof(S) == sizeof(T)) fetch();
-                if (kTogether == 2 && sizeof(S) < sizeof(T)) prefetch += fetch_step; // as wide
+                if (kTogether == 2 && sizeof(S) < sizeof(T)) prefetch += fetch_step; // one for both
                 advance(kTogether);
             };
             for (int64_t run = n / kRun; run > 0; --run) {
@@ -137,7 +141,7 @@ void tile(const TileArgs<typename F::T> &t) {
             }
             for (int64_t k = n % kRun; k >= kTogether; k -= kTogether) steps();
             if (kTogether == 2 && n % 2) {
-                if (order == kOddFirst) // the missing odd term, +0 * +0
+                if (order == kOddFirst) // the missing odd term is +0 * +0
 #pragma GCC unroll 16
                     for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
@@ -167,9 +171,9 @@ void tile(const TileArgs<typename F::T> &t) {
     } while (k0 < t.depth);
 }
 
-// A few tokens (MR) times W raw rows of weights. W x W elements of b are turned in registers, then
-// used as W steps of k: no memory in between, so that reading the weights stays the limit. 64
-// shuffles a 16 x 16 square bound it to 16 bytes a cycle, above what L3 delivers.
+// A few tokens (MR) times W raw rows of weights. W x W elements of b are transposed in registers,
+// then used as W steps of k. Nothing is stored in between, so reading the weights stays the limit:
+// 64 shuffles for a square of 16 x 16 allow 16 bytes a cycle, which is more than L3 delivers.
 template <class F, class S, Order order, int MR> void turned(const TurnedArgs<typename F::T> &t) {
     using T = typename F::T;
     using V = typename F::V;
@@ -200,7 +204,7 @@ template <class F, class S, Order order, int MR> void turned(const TurnedArgs<ty
                     acc[r] = F::fma(F::set1(a[r * t.row + (i ^ kFlip)]), v[i ^ kFlip], acc[r]);
         } else {
             for (int i = 0; i < (n + kFlip) / (1 + kFlip) * (1 + kFlip); ++i)
-                for (int r = 0; r < MR; ++r) // beyond the end: +0 * +0
+                for (int r = 0; r < MR; ++r) // a term beyond the end is +0 * +0
                     acc[r] = (i ^ kFlip) < n
                                  ? F::fma(F::set1(a[r * t.row + (i ^ kFlip)]), v[i ^ kFlip], acc[r])
                                  : F::add(acc[r], F::zero());
@@ -213,7 +217,7 @@ template <class F, class S, Order order, int MR> void turned(const TurnedArgs<ty
     }
 }
 
-// fill(height) for 1 ... Most.
+// Calls fill(height) for the heights 1 to Most.
 template <int Most, class Fill> inline void for_heights(const Fill &fill) {
     if constexpr (Most > 0) {
         fill(Constant<Most>{});

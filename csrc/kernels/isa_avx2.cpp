@@ -1,4 +1,4 @@
-// The avx2 level: its vocabulary, the bodies, one exported symbol.
+// The avx2 level: its vocabulary, then the kernels that are written in it; one exported symbol.
 #include "kernels.h"
 
 #include "vec_avx2.h"

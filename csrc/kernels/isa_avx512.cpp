@@ -1,4 +1,4 @@
-// The avx512 level: its vocabulary, the bodies, one exported symbol.
+// The avx512 level: its vocabulary, then the kernels that are written in it; one exported symbol.
 #include "kernels.h"
 
 #include "vec_avx512.h"

@@ -1,9 +1,10 @@
-// The avx512bf16 level: avx512's kernels, and products of bfloat16 pairs by VDPBF16PS.
+// The avx512bf16 level: the kernels of avx512, and products of bfloat16 pairs by VDPBF16PS:
 //
-//   c[lane] = fma(even a, even b, fma(odd a, odd b, c[lane])),  subnormals zero going in and out
+//   c[lane] = fma(even a, even b, fma(odd a, odd b, c[lane]))
 //
-// That is what CPUs were seen to do; so works() asks this one, with cases that tell it from the
-// other order and from a single rounding. Where it differs, the level is left out.
+// where subnormals count as zero, in operands and in results. This was observed on CPUs, not
+// specified. So works() checks it on this one, with cases that tell it from the other order of the
+// terms and from a single rounding. On a CPU that computes anything else the level is not offered.
 #include "kernels.h"
 
 #include "vec_avx512.h"
@@ -19,7 +20,7 @@ namespace ffncore {
 namespace {
 
 inline __m512 pair_terms(__m512 a, __m512 b, __m512 c) {
-#if defined(FFNCORE_EMULATE_BF16) // for tests on a CPU without the instruction
+#if defined(FFNCORE_EMULATE_BF16) // for tests on CPUs without the instruction
     const __m512i odd = _mm512_set1_epi32((int)0xffff0000);
     const auto upper = [&](__m512 v) {
         return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(v), odd));
@@ -33,29 +34,29 @@ inline __m512 pair_terms(__m512 a, __m512 b, __m512 c) {
 #endif
 }
 
-// Elements are pairs of bfloat16, in the place of a float.
+// Vectors whose elements are pairs of bfloat16, each in the place of a float.
 struct PairF32 : F32 {
     static inline V fma(V a, V b, V c) { return pair_terms(a, b, c); }
 };
 template <> constexpr int64_t kTerms<PairF32> = 2;
 
 struct Known {
-    uint32_t c, a, b, result; // of a and b the odd element is the upper half
+    uint32_t c, a, b, result; // in a and b the odd element is the upper half
 };
 constexpr Known kKnown[] = {
-    // 2^24 + 1, a tie that goes to 2^24, + 2. Even first, or rounded once: 2^24 + 4.
+    // 2^24 + 1 is a tie that goes to 2^24; + 2. Even first, or rounded once: 2^24 + 4.
     {0x4b800000, 0x3f804000, 0x3f803f80, 0x4b800001},
-    // 2^24 + 2 + 1, a tie that goes to 2^24 + 4. Even first: 2^24 + 2.
+    // 2^24 + 2 + 1 is a tie that goes to 2^24 + 4. Even first: 2^24 + 2.
     {0x4b800000, 0x40003f80, 0x3f803f80, 0x4b800002},
-    // 1 + 2^-24 + 2^-24: two ties that go to 1. Rounded once: 1 + 2^-23.
+    // 1 + 2^-24 + 2^-24 has two ties, which go to 1. Rounded once: 1 + 2^-23.
     {0x3f800000, 0x33803380, 0x3f803f80, 0x3f800000},
-    // 2^-10 - 2^24 + 2^24: 2^-10 is lost. Rounded once it would be left.
+    // 2^-10 - 2^24 + 2^24 loses 2^-10. Rounded once it would remain.
     {0x3a800000, 0xcb804b80, 0x3f803f80, 0x00000000},
-    // A subnormal c, subnormal factors, subnormal products: zero.
+    // A subnormal c, subnormal factors and subnormal products count as zero.
     {0x00400000, 0x00000000, 0x00000000, 0x00000000},
     {0x00000000, 0x00400040, 0x7f007f00, 0x00000000},
     {0x00000000, 0x00800080, 0x3f003e80, 0x00000000},
-    // Beyond the largest float: infinite.
+    // A sum beyond the largest float becomes infinite.
     {0x00000000, 0x7f7f7f7f, 0x7f7f7f7f, 0x7f800000},
 };
 
@@ -65,7 +66,7 @@ bool works() {
     bool same = true;
     for (const Known &known : kKnown) {
         const auto all = [](uint32_t bits) {
-            volatile uint32_t hidden = bits; // computed here, not by the compiler
+            volatile uint32_t hidden = bits; // so that the CPU computes it, not the compiler
             return _mm512_castsi512_ps(_mm512_set1_epi32((int)hidden));
         };
         float lanes[F32::W];

@@ -1,4 +1,4 @@
-// The scalar level: its vocabulary, the bodies, one exported symbol.
+// The scalar level: its vocabulary, then the kernels that are written in it; one exported symbol.
 #include "kernels.h"
 
 #include "vec_scalar.h"

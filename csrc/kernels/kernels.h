@@ -5,12 +5,12 @@
 //   bf16         float            1, 0, 3, 2, ...   bfloat16; float32 for gradients and biases
 //   f64          double           0, 1, 2, 3, ...   float64
 //
-// Products see T, float or double, alone. What reads or writes arrays of the caller exists for each
-// element type and converts on the way (Access).
+// T is the type of operands and sums: float or double. Kernels that read or write arrays of the
+// caller exist for each element type, and convert (Access).
 //
-// This header is all that ops/ knows of an ISA. It is included by the ISA translation units too, so
-// it holds plain declarations only: nothing inline, no STL (see csrc/README.md). Sizes count
-// elements unless said otherwise.
+// This header is all that ops/ knows of an instruction set. The translation units of the
+// instruction sets include it, too, so it holds plain declarations only: nothing inline, no STL
+// (see csrc/README.md). Sizes count elements unless said otherwise.
 #pragma once
 #include <stdint.h>
 
@@ -25,62 +25,65 @@ struct F16 {
     uint16_t bits;
 };
 
-// A packed weight panel has 128 bytes of columns in T (32 float, 16 double): two AVX-512 vectors,
-// four AVX2 vectors, so that one layout serves every ISA. In a gated block, groups of 32 bytes (one
-// AVX2 vector) alternate: gate, up, gate, up; then half a panel is a full AVX2 tile.
+// A panel of packed weights is as wide as 128 bytes of T: 32 floats or 16 doubles. That is two
+// AVX-512 vectors or four AVX2 vectors, so one layout serves every instruction set. In a gated
+// block groups of 32 bytes (one AVX2 vector) alternate: gate, up, gate, up. So half a panel is a
+// full AVX2 tile, which has both gate and up.
 constexpr int kPanelBytes = 128;
 constexpr int kGroupBytes = 32;
 
 // The contract's block of a summed dimension: one fma chain from +0 (csrc/README.md).
 constexpr int64_t kBlock = 512;
 
-constexpr int kMaxVectors = 4; // vectors across a tile
-constexpr int kTileStride = 8; // of a copied tile: its 6 or 8 rows, aligned
+constexpr int kMaxVectors = 4; // the widest tile, in vectors
+constexpr int kTileStride = 8; // elements from one k to the next of a copied tile: 6 or 8 rows
 constexpr int kTileGap =
-    32; // elements between copied tiles, so that their stores spread over L1's sets
+    32; // elements between copied tiles, so that their stores spread over the sets of L1
 constexpr int kMaxRows = 14; // rows of a tile: 14 x 2 vectors = 28 of 32 AVX-512 registers
 
-// One tile: c[r][v] (+)= sum_k A(r, k) * b[k][v], k < depth: one fma chain per element and block,
-// added to c one after the other. In the order 1, 0, 3, 2 an odd sum ends with +0 * +0 and its last
-// term. Beyond a block, segment divides the block's steps; it is even.
+// One tile: c[r][v] (+)= sum_k A(r, k) * b[k][v], k < depth. Each block of the sum is one chain of
+// fma for each element, and the blocks are added to c one after the other. In the order 1, 0, 3, 2
+// a sum of odd length ends with +0 * +0 and its last term. Rows of A are addressed by
 // A(r, k) = (r < half ? a0 + r * row : a1 + (r - half) * row)[(k % segment) * step
 //           + (k / segment) * jump], half = (rows + 1) / 2.
+// segment is even; where depth is more than a block, it divides the steps of a block.
 template <class T> struct TileArgs {
     const T *a0, *a1;
     int64_t row, step, segment, jump;
-    const void *b; // T; for Access::tile 16-bit elements
+    const void *b; // elements of T; for Access::tile 16-bit elements
     int64_t ldb;
-    T *c; // or a gradient's elements, for rounded tiles
+    T *c; // for rounded tiles: elements of the gradient
     int64_t ldc;
     int64_t depth;
-    const T *start; // the sums of a block's earlier steps, as c; nullptr: zero
+    const T *start; // the sums of the block's earlier steps, laid out as c; nullptr: zero
     bool add;       // c += sum, else c = sum
-    bool stream;    // c = sum, in whole lines, past the caches; see Kernels::stream
-    T *keep;        // Access::tile[2]: b widened, [depth][two vectors]
-    // What is needed next is fetched into L2, evenly: at step k the line at
+    bool stream;    // c = sum, written in whole lines past the caches; see Kernels::stream
+    T *keep;        // Access::tile[2]: receives b widened, [depth][two vectors]
+    // Each step of k prefetches a part of what is needed next into L2: the line at
     // prefetch + (k % 16) * prefetch_step + (k / 16) * prefetch_run + (segment of k) *
-    // prefetch_jump, and in tiles of 128 bytes the line after it. nullptr: nothing.
+    // prefetch_jump, and in tiles of two vectors the line after it. nullptr: no prefetch.
     const char *prefetch;
     int64_t prefetch_step, prefetch_run, prefetch_jump;
 };
 
-// Few tokens times raw weights, W outputs: c[r][i] (+)= sum_k a[r * row + k] * b[i * ldb + k]. Rows
-// of b are contiguous in k and are turned in registers; the same fma chains as a tile's.
-constexpr int kMaxTurned = 10; // 16 vectors of b and 10 sums in 32 registers
+// A few tokens times raw weights, for W outputs (a vector):
+// c[r][i] (+)= sum_k a[r * row + k] * b[i * ldb + k]. The rows of b are contiguous in k and are
+// transposed ("turned") in registers. The chains of fma are those of a tile.
+constexpr int kMaxTurned = 10; // tokens: 16 vectors of b and 10 sums in 32 registers
 template <class T> struct TurnedArgs {
     const T *a;
     int64_t row;
-    const void *b; // of the Access's elements
+    const void *b; // elements of the Access's type
     int64_t ldb;
     int64_t outputs; // rows of b that exist; the columns of c beyond them are undefined
-    int64_t ahead; // from b to the rows that are turned next, in elements; they are fetched into L2
+    int64_t ahead;   // elements from b to the rows that are needed next, which are prefetched
     T *c;
     int64_t ldc;
     int64_t depth;
     bool add;
 };
 
-// Activation options as the kernels want them; see ffncore_activation for the meaning.
+// The options of an activation as the kernels take them; see ffncore_activation for their meaning.
 struct ActivationParams {
     int kind;  // ffncore_activation_kind
     int clamp; // ffncore_clamp
@@ -88,9 +91,9 @@ struct ActivationParams {
     double xielu_p, xielu_n, beta, eps; // xielu_p = softplus(alpha_p), xielu_n = beta + softplus(n)
 };
 
-// h[r][c] = act(gate + b_gate) * (up + b_up); gate == nullptr: act(up + b_up). The biases may be
-// nullptr; element (r, c) uses b[r * bias_row + c * bias_col], bias_col 0 or 1. save_*: with their
-// bias, the preactivations; may be nullptr, and so may h.
+// h[r][c] = act(gate + b_gate) * (up + b_up); with gate == nullptr, act(up + b_up). The biases may
+// be nullptr; element (r, c) uses b[r * bias_row + c * bias_col], where bias_col is 0 or 1.
+// save_gate and save_up receive the preactivations, with bias. They may be nullptr, and so may h.
 template <class T> struct ActForwardArgs {
     int64_t rows, cols;
     const T *gate, *up;
@@ -103,11 +106,12 @@ template <class T> struct ActForwardArgs {
     int64_t ld_save;
 };
 
-// From dh and the preactivations gate, up (bias included): dgate, dup and, if asked for, h again.
-// gate == nullptr: plain, dup = dh * act'(up). dgate, dup, h may each be nullptr. xielu_p/n, unless
-// nullptr, receive, for each row and each group of 8 columns, the group's sum of dh' * x^2 (x > 0)
-// and dh' * (expm1(min(x, eps)) - x) (x <= 0), where dh' is the gradient of act's value: element
-// [r * ld_xielu + c / 8]. The 8 lanes are added as a tree: i and i + 4, i and i + 2, i and i + 1.
+// Computes dgate, dup and h from dh and the preactivations gate and up, which include the bias. In
+// a plain block (gate == nullptr) dup = dh * act'(up). dgate, dup and h may each be nullptr.
+// xielu_p and xielu_n, unless nullptr, receive sums over each group of 8 columns of a row: of dh' *
+// x^2 over the x > 0, and of dh' * (expm1(min(x, eps)) - x) over the x <= 0, where dh' is the
+// gradient of act's value. The sums of the group of column c are at [r * ld_xielu + c / 8]. The 8
+// lanes are added as a tree: i and i + 4, i and i + 2, i and i + 1.
 constexpr int kSumGroup = 8; // divides the width of every tile
 template <class T> struct ActBackwardArgs {
     int64_t rows, cols;
@@ -121,29 +125,29 @@ template <class T> struct ActBackwardArgs {
     int64_t ld_xielu;
 };
 
-// Routing: scores of a token's experts, the choice of k of them, their weights; see ffncore_router
-// in ffncore.h for the meaning and route.inl for the formulas.
-// Scratch memory is rows of experts and rows of slots, each of whole groups of kRouteLanes.
+// Routing: scores of a token's experts, the choice of k of them, their weights. See ffncore_router
+// in ffncore.h for the meaning and route.inl for the formulas. The scratch memory holds rows of
+// experts and rows of slots, padded to whole groups of kRouteLanes.
 constexpr int64_t kRouteLanes = 16;
 constexpr int kRouteExpertRows = 7, kRouteSlotRows = 4;
 struct RouteParams {
     int score_fn;          // ffncore_score_fn
-    bool select_on_logits; // softmax_topk always does
-    bool normalize;        // softmax_topk: always
+    bool select_on_logits; // softmax_topk always selects on logits
+    bool normalize;        // softmax_topk always normalizes
     bool group_max;        // a group's score is its largest entry, not the sum of its largest two
-    int64_t experts, k, groups, top_groups; // top_groups == groups: no groups
+    int64_t experts, k, groups, top_groups; // top_groups == groups: all groups take part
     double eps, min, factor, group_mask;
 };
 
-// One token. Rows are contiguous. An expert of -1 is none: its weight is 0, and it gets no
-// gradient.
+// The arrays of one token, which are contiguous. An expert id of -1 means no expert: its weight is
+// 0, and it has no gradient.
 template <class T> struct RouteArgs {
     const T *logits; // [experts]
     const T *bias;   // [experts], or nullptr
-    bool given;      // ids are there already
+    bool given;      // ids are read, not written
     int32_t *ids;    // [k]
     T *weights;      // [k]
-    T *log_sum_exp;  // one number, or nullptr; softmax alone
+    T *log_sum_exp;  // one number, or nullptr; with softmax only
     T *scratch;      // aligned to 64 bytes
 };
 template <class T> struct RouteBackwardArgs {
@@ -153,7 +157,7 @@ template <class T> struct RouteBackwardArgs {
     T *grad_logits;        // [experts]
     T *scratch;
 };
-// What reads and writes arrays whose elements are of one type, while T is computed with.
+// The kernels that read and write arrays of one element type, and compute in T.
 template <class T> struct Access {
     // dst[k * ld + r] = src[r * row + k * step], r < rows, k < depth; zero for rows <= r < width.
     void (*pack)(const void *src, int64_t row, int64_t step, int64_t rows, int64_t depth, T *dst,
@@ -161,7 +165,8 @@ template <class T> struct Access {
     // The same into tiles of `tile` rows, each [depth][kTileStride], kTileGap elements apart.
     void (*pack_tiles)(const void *src, int64_t row, int64_t step, int64_t rows, int64_t depth,
                        T *dst, int64_t tile);
-    // out[r * row + c * col] (+)= c[r * ldc + c] + bias[...]; bias per row, per column, or nullptr.
+    // out[r * row + j * col] (+)= c[r * ldc + j] + bias[r * bias_row + j * bias_col], r < rows,
+    // j < cols; without bias if it is nullptr.
     void (*store)(const T *c, int64_t ldc, int64_t rows, int64_t cols, const T *bias,
                   int64_t bias_row, int64_t bias_col, void *out, int64_t row, int64_t col,
                   bool add);
@@ -169,62 +174,64 @@ template <class T> struct Access {
     void (*sum_along)(const void *m, int64_t row, int64_t col, int64_t rows, int64_t cols, T *sums);
     void (*turned[kMaxTurned + 1])(const TurnedArgs<T> &);
 
-    // 16-bit elements: tiles of two vectors widen B on the way. [0]: rows; [1]: packed panels
-    // (packing.h), [2]: which are left in TileArgs::keep. For gradients: tiles of two vectors,
-    // and the widest, that round a block's sum.
+    // The rest is for 16-bit elements. tile: tiles of two vectors that widen B while they compute.
+    // B is [0]: rows; [1]: a packed panel (packing.h); [2]: the same, and the widened numbers are
+    // stored in TileArgs::keep. rounded: tiles of a gradient, of two vectors and of the widest
+    // kind, which round the sum of their one block.
     void (*tile[3][kMaxRows + 1])(const TileArgs<T> &);
     void (*rounded[kMaxVectors + 1][kMaxRows + 1])(const TileArgs<T> &);
-    // A panel's numbers, [depth][32], and a panel from its numbers, or from pairs of steps.
+    // Convert a packed panel to its numbers [depth][32], and back; part: from pairs of steps.
     void (*widen)(const void *panel, int64_t depth, T *dst);
     void (*narrow)(const T *src, int64_t depth, void *panel);
-    void (*part)(const T *pairs, int64_t depth, void *panel); // nullptr: pairs are a panel
+    void (*part)(const T *pairs, int64_t depth, void *panel); // nullptr: the pairs are the panel
 };
 
-// Products of bfloat16 by an instruction that takes pairs of terms, each in the place of one T, the
-// odd one first (pairs.inl). Where a level has none: nullptr.
+// Products of bfloat16 by an instruction that takes pairs of terms. A pair lies in the place of one
+// T; the odd term is added first (pairs.inl). On a level without such an instruction all pointers
+// are nullptr.
 template <class T> struct Pairs {
     void (*tile[kMaxVectors + 1][kMaxRows + 1])(const TileArgs<T> &);    // as Kernels::tile
-    void (*rounded[kMaxVectors + 1][kMaxRows + 1])(const TileArgs<T> &); // as Access's
-    // As Access's, of bfloat16; depth counts numbers.
+    void (*rounded[kMaxVectors + 1][kMaxRows + 1])(const TileArgs<T> &); // as Access::rounded
+    // As in Access, for bfloat16; depth counts numbers, not pairs.
     void (*pack)(const void *src, int64_t row, int64_t step, int64_t rows, int64_t depth, T *dst,
                  int64_t ld, int64_t width);
     void (*pack_tiles)(const void *src, int64_t row, int64_t step, int64_t rows, int64_t depth,
                        T *dst, int64_t tile);
-    // Rows [r0, r0 + n) of numbers, rounded, into pairs of rows: dst[(r / 2) * dst_ld + c]. last:
-    // behind an even last row comes +0.
+    // Rounds rows [r0, r0 + n) of numbers and stores them as pairs of rows, dst[(r / 2) * dst_ld +
+    // c]. last: an even last row is paired with +0.
     void (*join_rows)(const T *numbers, int64_t ld, int64_t r0, int64_t n, int64_t cols, bool last,
                       T *dst, int64_t dst_ld);
 };
 
 template <class T> struct Kernels {
     int width;                     // lanes of a vector
-    int vectors;                   // widest tile; token panels are vectors * width columns
-    int max_rows[kMaxVectors + 1]; // highest tile for each width in vectors
-    void (*tile[kMaxVectors + 1][kMaxRows + 1])(const TileArgs<T> &);
-    Access<T> of[kElements]; // those that an arithmetic does not know are empty
+    int vectors;                   // of the widest tile; a token panel has vectors * width tokens
+    int max_rows[kMaxVectors + 1]; // rows of the highest tile, for each width in vectors
+    void (*tile[kMaxVectors + 1][kMaxRows + 1])(const TileArgs<T> &); // [vectors][rows]
+    Access<T> of[kElements]; // empty for types that an arithmetic does not have
     Pairs<T> pairs;
 
-    // A tile of two vectors whose 32-byte groups alternate, gate and up: first all of gate, then
-    // all of up, in place.
+    // Reorders, in place, each row of a tile of two vectors whose 32-byte groups alternate between
+    // gate and up: all of gate first, then all of up. nullptr: a group is a whole vector already.
     void (*split_groups)(T *c, int64_t ldc, int64_t rows);
-    // From L1 to memory that nobody reads soon, past the caches, in whole lines; and what a thread
-    // does before others read it.
+    // Copies from L1 to memory that will not be read soon, in whole lines past the caches. A thread
+    // calls drain() before other threads read that memory.
     void (*stream)(const void *from, int64_t bytes, void *to);
     void (*drain)();
-    // To the numbers that the hidden state can hold, in place; nullptr: it holds any T.
+    // Rounds, in place, to the type of the hidden state; nullptr: that type is T.
     void (*round)(T *c, int64_t ldc, int64_t rows, int64_t cols);
 
     void (*act_forward)(const ActivationParams &, const ActForwardArgs<T> &);
     void (*act_backward)(const ActivationParams &, const ActBackwardArgs<T> &);
 
-    // Rows that count by a factor each (factors.inl). to[r][c] = factors[r] * from[r][c].
+    // Rows with a factor each (factors.inl). to[r][c] = factors[r] * from[r][c].
     void (*scale)(const T *from, int64_t ld, const T *factors, int64_t rows, int64_t cols, T *to,
                   int64_t ld_to);
-    // sum[c] = the sum over i < n, in order, of factors[i] * rows[index[i] * ld + c]; a negative
-    // index is left out. factors == nullptr: 1.
+    // sum[c] = the sum over i < n, in order, of factors[i] * rows[index[i] * ld + c]. A negative
+    // index is left out. factors == nullptr: all factors are 1.
     void (*combine)(const T *rows, int64_t ld, const int32_t *index, const T *factors, int64_t n,
                     int64_t cols, T *sum);
-    // sums[r * ld + c / 8]: of a row's products a[r][c] * b[r][c], by groups of 8 columns.
+    // sums[r * ld + c / 8] = the sum of a[r][c] * b[r][c] over each group of 8 columns.
     void (*dot_groups)(const T *a, int64_t lda, const T *b, int64_t ldb, int64_t rows, int64_t cols,
                        T *sums, int64_t ld);
 
@@ -234,14 +241,14 @@ template <class T> struct Kernels {
 
 struct KernelTable {
     const char *name;
-    bool (*works)(); // whether the CPU computes as this level expects; nullptr: it does
+    bool (*works)(); // checks whether the CPU computes as this level expects; nullptr: no check
     Kernels<float> f32, bf16;
     Kernels<double> f64;
 };
 
 } // namespace ffncore
 
-// Each ISA's translation unit exports exactly one of these.
+// Each of these is the only symbol that its translation unit exports.
 extern "C" const ffncore::KernelTable *ffncore_kernels_scalar(void) noexcept;
 extern "C" const ffncore::KernelTable *ffncore_kernels_avx2(void) noexcept;
 extern "C" const ffncore::KernelTable *ffncore_kernels_avx512(void) noexcept;

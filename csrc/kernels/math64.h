@@ -1,7 +1,8 @@
 // exp, the logistic function and softplus for one double, for code outside the kernels.
 //
-// The same functions as the kernels' (math.inl), on vectors of one lane: no libm, so the bits do
-// not change with its version. Not for the ISA files, which bring a vocabulary of their own.
+// These are the functions of the kernels (math.inl) on vectors of one lane. They do not call libm,
+// whose bits change with its version. The translation units of the instruction sets must not
+// include this header, because they have a vocabulary of their own.
 #pragma once
 #include "vec_scalar.h"
 
@@ -23,8 +24,8 @@ inline double sigmoid(double x) {
     return unscale<Lane>(l.low, l.s).v[0];
 }
 
-// ln(1 + e^x) = max(x, 0) + ln(1 + y), y = e^-|x|, with ln(1 + y) = 2 (s + s^3 / 3 + s^5 / 5 +
-// ...), s = y / (2 + y) <= 1/3: after 17 terms the rest is below 2e-18 of the sum.
+// ln(1 + e^x) = max(x, 0) + ln(1 + y) with y = e^-|x|, and ln(1 + y) = 2 (s + s^3 / 3 + s^5 / 5 +
+// ...) with s = y / (2 + y) <= 1/3. After 17 terms the rest is below 2e-18 of the sum.
 inline double softplus(double x) {
     const double y = math64::exp(x > 0 ? -x : x), s = y / (2 + y), square = s * s;
     double sum = 0;

@@ -1,14 +1,17 @@
-// Moving matrices: into panels (pack, pack_tiles), out of tiles (store), and sums along a row.
+// Moves matrices into panels and out of tiles, and sums along rows:
 //
-//   pack        dst[k][width] <- src(r, k), rows become columns; zero beyond the last row
+//   pack        dst[k][r] <- src(r, k): rows become columns; zero beyond the last row
 //   pack_tiles  dst[tile][k][rows of the tile] <- src(r, k)
 //   store       out(r, c) (+)= tile[r][c] + bias
-//   widen       dst[k][columns] <- a packed panel of 16-bit elements; narrow: the way back
-//   part_pairs  a packed panel <- pairs of steps; stream: to memory, past the caches
+//   sum_along   sums[r] += m(r, 0) + m(r, 1) + ..., in this order
+//   widen       dst[k][columns] <- a packed panel of 16-bit elements; narrow does the reverse
+//   part_pairs  a packed panel <- pairs of steps
+//   stream      copies to memory, past the caches
+//   round_bf16  rounds a matrix to bfloat16, in place
 //
-// S is what the array holds: T, or a 16-bit type that is converted to T and back (one rounding).
-// Each has two fast cases, for the index that is contiguous in memory: a copy of vectors, or W x W
-// transposes in registers. Every other stride takes the plain loop.
+// S is the type that the array holds: T, or a 16-bit type that is converted to T and back, with one
+// rounding. There are two fast cases, by which index is contiguous in memory: a copy of vectors, or
+// transposes of W x W elements in registers. All other strides take a plain loop.
 #pragma once
 
 namespace ffncore {
@@ -16,7 +19,8 @@ namespace {
 
 template <class T> inline int64_t smaller(int64_t a, T b) { return a < b ? a : b; }
 
-// Where rows of src lie far apart no hardware prefetcher follows. 8 ahead cover the latency of L3.
+// Rows of src that lie far apart are not seen by the hardware prefetcher. Prefetching 8 rows ahead
+// covers the latency of L3.
 constexpr int64_t kAhead = 8;
 template <class T> constexpr int64_t kLine = 64 / sizeof(T);
 
@@ -48,7 +52,7 @@ void pack(const void *from, int64_t row, int64_t step, int64_t rows, int64_t dep
             typename F::T *out = dst + r;
             int64_t k = 0;
             for (; k + W <= depth && to == W && r + W <= rows; k += W, from += W) {
-                const S *next = from + 3 * kLine<S>; // of W rows, a line each: memory's latency
+                const S *next = from + 3 * kLine<S>; // 3 lines of W rows: memory's latency
 #pragma GCC unroll 16
                 for (int i = 0; i < W; ++i, next += row) __builtin_prefetch(next);
                 V v[W];
@@ -63,7 +67,7 @@ void pack(const void *from, int64_t row, int64_t step, int64_t rows, int64_t dep
                 for (int i = 0; i < W; ++i)
                     v[i] = r + i < rows ? F::load_n(from + i * row, n) : F::zero();
                 F::transpose(v);
-#pragma GCC unroll 16 // indices known to the compiler: v stays in registers
+#pragma GCC unroll 16 // the indices are constants then, so v stays in registers
                 for (int i = 0; i < W; ++i, out += ld)
                     if (i < n) F::store_n(out, v[i], to);
             }
@@ -75,7 +79,7 @@ void pack(const void *from, int64_t row, int64_t step, int64_t rows, int64_t dep
             dst[k * ld + r] = r < rows ? number(src[r * row + k * step]) : 0;
 }
 
-// A tile's stride of elements.
+// Copies kTileStride elements, one k of a tile.
 template <class F, class S> inline void copy_stride(const S *from, typename F::T *to) {
     if constexpr (sizeof(S) == sizeof *to)
         __builtin_memcpy(to, from, kTileStride * sizeof *to);
@@ -105,7 +109,7 @@ void pack_tiles(const void *array, int64_t row, int64_t step, int64_t rows, int6
             for (int64_t r = 0; r < rows + kLine<S> - 1; r += kLine<S>)
                 __builtin_prefetch(from + kAhead * step + smaller(r, rows - 1));
         int64_t r = 0, at = 0;
-        for (; r + kStep <= rows; r += tile, at += size) // whole stride readable
+        for (; r + kStep <= rows; r += tile, at += size) // a whole stride can be read
             copy_stride<F>(from + r, dst + at);
         for (; r < rows; r += tile, at += size)
             for (int64_t i = 0; i < smaller(rows - r, tile); ++i) dst[at + i] = number(from[r + i]);
@@ -148,7 +152,7 @@ void store(const typename F::T *c, int64_t ldc, int64_t rows, int64_t cols,
                     if (bias && i < have) v[i] = F::add(v[i], F::set1(bias[(r + i) * bias_row]));
                 }
                 F::transpose(v);
-#pragma GCC unroll 16 // indices known to the compiler: v stays in registers
+#pragma GCC unroll 16 // the indices are constants then, so v stays in registers
                 for (int i = 0; i < W; ++i) {
                     if (i >= n) break;
                     S *to = out + r + (j + i) * col;
@@ -200,11 +204,11 @@ void sum_along(const void *array, int64_t row, int64_t col, int64_t rows, int64_
     }
 }
 
-// Packed panels of 16-bit elements hold kPanel columns: float16 [depth][columns], bfloat16 in pairs
-// of k, [depth / 2][columns][2], whose odd end is filled with zero.
+// Packed panels of 16-bit elements: float16 lies as [depth][columns], bfloat16 in pairs of k,
+// [depth / 2][columns][2], where an odd depth is padded with zero.
 constexpr int64_t kPanelColumns = kPanelBytes / (int64_t)sizeof(float);
 
-// The even step at `panel`, or the odd one after it.
+// Loads the even step that begins at `panel`, or the odd step after it.
 template <class F, bool Odd> inline typename F::V load_step(const F16 *panel) {
     return F::load(panel + (Odd ? kPanelColumns : 0));
 }
@@ -243,7 +247,7 @@ template <class F, class S> void narrow(const typename F::T *src, int64_t depth,
         }
 }
 
-// Pairs of steps, [pairs][columns][2], into a panel of steps.
+// Turns pairs of steps, [pairs][columns][2], into a panel of steps, [depth][columns].
 inline void part_pairs(const float *pairs, int64_t depth, void *packed) {
     uint16_t *panel = (uint16_t *)packed;
     for (int64_t k = 0; k < depth; k += 2, panel += 2 * kPanelColumns, pairs += kPanelColumns)

@@ -1,12 +1,13 @@
-// Operands for an instruction that takes pairs of bfloat16: (even, odd) terms of k in the place of
-// a float, the odd one in its upper half. A missing odd term is +0.
+// Operands for an instruction that takes pairs of bfloat16. A pair is the terms k and k + 1, k
+// even, in the place of a float, with the odd term in its upper half. A missing odd term is +0.
 //
-//   pack_pairs        dst[k / 2][width] <- src(r, k), src(r, k + 1)
+//   pack_pairs        dst[k / 2][r] <- src(r, k), src(r, k + 1)
 //   pack_pair_tiles   dst[tile][k / 2][rows of the tile] <- the same
 //   join_rows         dst[r / 2][columns] <- numbers of rows r and r + 1, rounded
 //
-// As pack.inl does with numbers: fast where k or r is contiguous in memory, else a plain loop.
-// Where k is, pairs lie ready and are turned like floats; where r is, two steps are interleaved.
+// As in pack.inl, the cases where k or r is contiguous in memory are fast, and others take a plain
+// loop. Where k is contiguous, pairs lie in memory already and are transposed like floats. Where r
+// is contiguous, two steps are interleaved.
 #pragma once
 
 namespace ffncore {
@@ -16,7 +17,7 @@ inline float pair_at(const Bf16 *src, int64_t step, bool both) {
     return bits_float((uint32_t)src->bits | (both ? (uint32_t)src[step].bits << 16 : 0));
 }
 
-// width: whole vectors.
+// width is a multiple of a vector.
 template <class F>
 void pack_pairs(const void *from, int64_t row, int64_t step, int64_t rows, int64_t depth,
                 typename F::T *dst, int64_t ld, int64_t width) {
@@ -54,7 +55,7 @@ void pack_pairs(const void *from, int64_t row, int64_t step, int64_t rows, int64
                     v[i] = r + i >= rows ? F::zero() : F::load_pairs(numbers, n);
                 }
                 F::transpose(v);
-#pragma GCC unroll 16 // indices known to the compiler: v stays in registers
+#pragma GCC unroll 16 // the indices are constants then, so v stays in registers
                 for (int i = 0; i < W; ++i)
                     if (2 * i < n) F::store(dst + (k / 2 + i) * ld + r, v[i]);
             }
@@ -83,7 +84,7 @@ void pack_pair_tiles(const void *array, int64_t row, int64_t step, int64_t rows,
                     __builtin_prefetch(ahead);
                     __builtin_prefetch(ahead + step);
                 }
-            for (; r + kStep <= rows; r += tile, at += size) { // a whole stride is readable
+            for (; r + kStep <= rows; r += tile, at += size) { // a whole stride can be read
                 const auto odd = both ? F::load_n(from + step + r, kStep) : F::zero();
                 F::store_n(dst + at, F::pair(F::load_n(from + r, kStep), odd), kStep);
             }
@@ -94,8 +95,9 @@ void pack_pair_tiles(const void *array, int64_t row, int64_t step, int64_t rows,
     }
 }
 
-// Rows r0 ... r0 + n of numbers into pairs of rows, dst[r / 2]; a pair whose other row is not among
-// them keeps that half, but a `last` even row gets +0 beside it.
+// Stores rows [r0, r0 + n) of numbers as pairs of rows, dst[r / 2]. Where only one row of a pair is
+// among them, the other half of the pair is left as it is; but with `last`, an even last row is
+// paired with +0.
 template <class F>
 void join_rows(const typename F::T *numbers, int64_t ld, int64_t r0, int64_t n, int64_t cols,
                bool last, typename F::T *dst, int64_t dst_ld) {

@@ -1,19 +1,21 @@
-// Routing of one token: scores of E experts, choice of k, weights; and its backward pass.
+// Routing of one token: the scores of E experts, the choice of k of them, their weights; and the
+// backward pass.
 //
 //     s = softmax(z), sigmoid(z) or sqrt(softplus(z))      scores
-//     v = s or z, + bias; experts outside the best groups get the mask's value
-//     S = the k largest v, NaN before all numbers, ties to the lowest index
+//     v = (s or z) + bias; experts outside the best groups have the value of the mask
+//     S = the k largest v; NaN comes before all numbers, a tie goes to the lowest index
 //     w = factor s_S / D,   D = max(sum s_S + eps, min), or 1 without normalization
 //     softmax_topk: v = z + bias, w = factor softmax(z_S)
 //     D nearly 0, with neither eps nor min: w = factor softmax(c z_S), see shares_of_logits
 //
-// Backward, with g = dL/dw, a = factor / D and G = sum g s_S (nothing flows through the choice):
+// Backward, with g = dL/dw, a = factor / D and G = sum g s_S. The choice has no gradient.
 //     ds_S = a (g - G / D);   D constant (no normalization, or min reached): ds_S = a g
 //     sigmoid, sqrtsoftplus: dz_S = ds_S s'(z_S), all else 0
-//     softmax: dz = s (ds - r) for all E, with ds = 0 outside S, r = sum ds s, which is a G where D
-//     is constant and a G eps / D^2 else: exactly 0 without eps, and then S alone has a gradient
+//     softmax: dz = s (ds - r) for all E, with ds = 0 outside S and r = sum ds s, which is a G
+//     where D is constant, else a G eps / D^2. So without eps r is exactly 0, and only S has a
+//     gradient.
 //
-// Rows are copied to scratch memory first, padded to whole groups of 16, so that no loop has a
+// Rows are first copied to scratch memory, padded to whole groups of 16, so that no loop has a
 // tail.
 #pragma once
 #include "activation_kinds.inl"
@@ -33,7 +35,7 @@ template <class T> inline void copy_row(const T *from, int64_t n, T padding, T *
     for (int64_t i = n; i < whole_lanes(n); ++i) to[i] = padding;
 }
 
-// The chosen experts' numbers; `none` for slots without an expert, and as padding.
+// Copies the numbers of the chosen experts. Slots without an expert, and padding, get `none`.
 template <class T> inline void gather(const T *from, const int32_t *ids, int64_t k, T none, T *to) {
     for (int64_t j = 0; j < k; ++j) to[j] = ids[j] < 0 ? none : from[ids[j]];
     for (int64_t j = k; j < whole_lanes(k); ++j) to[j] = none;
@@ -41,10 +43,11 @@ template <class T> inline void gather(const T *from, const int32_t *ids, int64_t
 
 // ---- choice
 
-// NaN is larger than any number, so that it is seen; equal ones keep their order.
+// NaN counts as larger than any number, so that it is chosen and seen. Equal numbers keep their
+// order.
 template <class T> inline bool larger(T a, T b) { return a > b || (a != a && b == b); }
 
-// Puts a value behind those that are not smaller; the last of `length` falls out.
+// Inserts a value behind those that are not smaller; the last of `length` entries is dropped.
 template <class T> inline void insert(T *best, int32_t *ids, int64_t length, T value, int64_t id) {
     int64_t j = length - 1;
     for (; j > 0 && larger(value, best[j - 1]); --j) {
@@ -55,17 +58,19 @@ template <class T> inline void insert(T *best, int32_t *ids, int64_t length, T v
     ids[j] = (int32_t)id;
 }
 
-// Bits that are set; what a compiler would call a function for, where there is no instruction.
+// The number of bits that are set. (For the builtin, a compiler calls a function where it may not
+// use the instruction.)
 inline int ones(uint32_t x) {
     x -= x >> 1 & 0x55555555;
     x = (x & 0x33333333) + (x >> 2 & 0x33333333);
     return (int)(((x + (x >> 4)) & 0x0f0f0f0f) * 0x01010101 >> 24);
 }
 
-// The k largest of n where k is at most 16, as nearly always: of the largest of each of the 16
-// lanes, k reach some bound, so all that is chosen does. Few others do (11 do where 8 of 256 are
-// chosen), and those that reach it are put in order by counting who comes before each: hardly a
-// branch depends on the numbers. false where there is a NaN, or more of them than fit.
+// Chooses the k largest of n for k up to 16, as it nearly always is. First it takes the largest
+// number of each of the 16 lanes; the k-th largest of these is a bound that every chosen number
+// reaches. Few others reach it: 11 in all where 8 of 256 are chosen. Those that do are put in order
+// by counting how many come before each. So hardly a branch depends on the numbers. Returns false
+// if there is a NaN, or if more numbers reach the bound than fit.
 template <class F>
 inline bool choose_few(const typename F::T *values, int64_t n, int64_t k, int32_t *ids) {
     using T = typename F::T;
@@ -118,8 +123,8 @@ inline bool choose_few(const typename F::T *values, int64_t n, int64_t k, int32_
     return true;
 }
 
-// The k largest of n, in order; padding is not above any value. Where they are not few, a vector is
-// looked into only if something in it beats the least of those found so far.
+// Chooses the k largest of n, in order; padding is not above any value. Where choose_few cannot,
+// the numbers of a vector are looked at only if one of them is larger than the k-th one so far.
 template <class F>
 inline void choose(const typename F::T *values, int64_t n, int64_t k, typename F::T *best,
                    int32_t *ids) {
@@ -138,8 +143,9 @@ inline void choose(const typename F::T *values, int64_t n, int64_t k, typename F
     }
 }
 
-// The largest of a group, or the sum of its largest two; NaN where it has one. Lanes keep their own
-// two, and are then paired as a tree; both are the same in whatever order.
+// The largest value of a group, or the sum of its largest two; NaN if it has a NaN. Each lane keeps
+// its own largest two, then the lanes are combined as a tree. The result does not depend on the
+// order.
 template <class F>
 inline typename F::T group_score(const typename F::T *values, int64_t n, bool max) {
     using T = typename F::T;
@@ -167,7 +173,8 @@ inline typename F::T group_score(const typename F::T *values, int64_t n, bool ma
     return max ? a[0] : a[0] + b[0];
 }
 
-// Into `masked`: values of the best groups, the mask's value elsewhere. room: three rows.
+// Writes the values of the best groups to `masked`, and the value of the mask elsewhere. room:
+// scratch memory of three rows.
 template <class F>
 inline void mask_groups(const RouteParams &p, const typename F::T *values, typename F::T *masked,
                         typename F::T *room) {
@@ -197,7 +204,7 @@ template <class F> inline void scores_of(int fn, typename F::T *row, int64_t n) 
 
 template <class T> struct Denominator {
     T value;
-    bool constant; // of no gradient
+    bool constant; // it has no gradient
 };
 
 template <class T> inline Denominator<T> denominator(const RouteParams &p, T sum) {
@@ -207,15 +214,15 @@ template <class T> inline Denominator<T> denominator(const RouteParams &p, T sum
     return {sum, false};
 }
 
-// Whether all chosen scores have so nearly vanished that their sum is no divisor.
+// Whether the chosen scores are so close to zero that one cannot divide by their sum.
 template <class T> inline bool vanishes(const RouteParams &p, T sum) {
     return p.normalize && T(p.eps) == T(0) && T(p.min) == T(0) && sum < Constants<T>::kFaint;
 }
 
-// s = e^(c z) of such a score, up to a factor that all have; c.
+// The c for which such a small score is s = e^(c z), up to a common factor.
 inline double exponent_of_score(int fn) { return fn == kSqrtSoftplus ? 0.5 : 1; }
 
-// The chosen scores over their sum, from the logits: softmax(c z_S).
+// The chosen scores divided by their sum, computed from the logits: softmax(c z_S).
 template <class F>
 inline void shares_of_logits(const RouteParams &p, const typename F::T *logits, const int32_t *ids,
                              typename F::T *shares) {
@@ -229,7 +236,7 @@ inline void shares_of_logits(const RouteParams &p, const typename F::T *logits, 
 
 template <class F> void route(const RouteParams &p, const RouteArgs<typename F::T> &args) {
     using T = typename F::T;
-    const RouteArgs<T> a = args; // a copy: vector stores may alias what args refers to
+    const RouteArgs<T> a = args; // a copy, because vector stores may alias args
     const int64_t n = p.experts, row = whole_lanes(n), k = p.k, slots = whole_lanes(k);
     T *z = a.scratch, *s = z + row, *v = s + row, *masked = v + row, *room = masked + row;
     T *picked = a.scratch + kRouteExpertRows * row, *best = picked + slots;
@@ -275,7 +282,7 @@ template <class F> void route(const RouteParams &p, const RouteArgs<typename F::
 
 // ---- backward
 
-// x = x * y; returns the sum.
+// x = x * y, elementwise; returns the sum.
 template <class F>
 inline typename F::T dot_row(typename F::T *x, const typename F::T *y, int64_t n) {
     along_row<F>(n, [&](int64_t c) { F::store(x + c, F::mul(F::load(x + c), F::load(y + c))); });

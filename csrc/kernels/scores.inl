@@ -1,21 +1,24 @@
-// A router's scores beyond the logistic function: sqrt(softplus(z)), softmax along a row, and the
-// logarithm of its denominator.
+// The scores of a router other than the logistic function: sqrt(softplus(z)), and softmax along a
+// row with the logarithm of its denominator.
 //
 //     softplus(z) = max(z, 0) + y q,   y = e^-|z|,   q = ln(1 + y) / y
 //     ln(1 + y) = 2 (s + s^3 / 3 + s^5 / 5 + ...),   s = y / (2 + y) <= 1/3
 //
-// With h = e^(-|z| / 2) the root needs no y where z < 0: sqrt(y q) = h sqrt(q), which is e^(z / 2)
-// long after y has underflowed, and so is its derivative's double, sigma(z) / sqrt(softplus(z)).
+// For z < 0 the root is computed without y, as sqrt(y q) = h sqrt(q) with h = e^(-|z| / 2). So it
+// is e^(z / 2) even where y has underflowed. The same holds for twice its derivative,
+// sigma(z) / sqrt(softplus(z)).
 //
-// A sum along a row runs over 16 lanes, lane i taking elements i, i + 16, ..., and then pairs lanes
-// i and i + 8, i and i + 4, i and i + 2, i and i + 1: the same order in every ISA.
+// A sum along a row runs over 16 lanes: lane i takes the elements i, i + 16, ..., and then the
+// lanes i and i + 8, i and i + 4, i and i + 2, i and i + 1 are added. This order is the same for
+// every instruction set.
 #pragma once
 #include "math.inl"
 
 namespace ffncore {
 namespace {
 
-// 1 / (2 k + 1): what is left out is below 2e-9 and 2e-18 of the sum at s = 1/3.
+// 1 / (2 k + 1). At s = 1/3 the terms that are left out are below 2e-9 (float) and 2e-18 (double)
+// of the sum.
 template <class T> struct AtanhSeries;
 template <> struct AtanhSeries<float> {
     static constexpr float kTerms[] = {1,       1.f / 3,  1.f / 5,  1.f / 7,
@@ -47,13 +50,13 @@ struct SqrtSoftplus {
     }
 };
 
-// Natural logarithm of a normal number: x = 2^n f, sqrt(1/2) < f <= sqrt(2), ln f = 2 atanh(s),
-// s = (f - 1) / (f + 1) <= 0.172. NaN and infinity go through.
+// The natural logarithm of a normal number: x = 2^n f with sqrt(1/2) < f <= sqrt(2), and
+// ln f = 2 atanh(s) with s = (f - 1) / (f + 1) <= 0.172. NaN and infinity are returned as they are.
 inline double log(double x) {
     if (!(x <= Constants<double>::kMax)) return x;
     uint64_t bits;
     __builtin_memcpy(&bits, &x, sizeof bits);
-    // What a number above sqrt(2) has more than one below it, in bits, carries into the exponent.
+    // For a fraction above sqrt(2), this sum of bits carries into the exponent.
     constexpr uint64_t kRootTwo = 0x3ff6a09e667f3bcd, kTwo = 0x4000000000000000;
     const int64_t n = (int64_t)((bits + (kTwo - kRootTwo)) >> 52) - 1023;
     bits -= (uint64_t)n << 52;
@@ -69,7 +72,7 @@ inline double log(double x) {
 
 inline int64_t whole_lanes(int64_t n) { return (n + kRouteLanes - 1) / kRouteLanes * kRouteLanes; }
 
-// Rows below have a multiple of kRouteLanes elements. step(c) for every vector of n elements.
+// Calls step(c) for every vector of n elements. Here and below, n is a multiple of kRouteLanes.
 template <class F, class Step>
 __attribute__((always_inline)) inline void along_row(int64_t n, Step step) {
     for (int64_t c = 0; c < n; c += F::W) step(c);
@@ -88,7 +91,7 @@ template <class F> inline typename F::T sum_row(const typename F::T *row, int64_
     return lanes[0];
 }
 
-// The largest number; NaN is passed over. One result whatever the order.
+// The largest number; NaN is ignored. The result does not depend on the order.
 template <class F> inline typename F::T max_row(const typename F::T *row, int64_t n) {
     auto largest = F::load(row);
     along_row<F>(n, [&](int64_t c) { largest = F::max_(F::load(row + c), largest); });
@@ -98,7 +101,8 @@ template <class F> inline typename F::T max_row(const typename F::T *row, int64_
     return most;
 }
 
-// In place; padding is -inf and becomes 0. Largest logit and sum of e^(z - largest).
+// Softmax in place; padding is -inf and becomes 0. Returns the largest logit and the sum of
+// e^(z - largest).
 template <class T> struct SoftmaxParts {
     T largest, sum;
 };

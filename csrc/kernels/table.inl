@@ -1,10 +1,11 @@
-// Fills one ISA's table from the bodies. Included last by each isa_<name>.cpp, after its
-// vocabulary.
+// Fills the kernel table of one instruction set with the kernels of the other .inl files. Each
+// isa_<name>.cpp includes this file last, after its vocabulary (vec_<isa>.h).
 //
-// Tile heights per width in vectors. 32 registers (AVX-512): 14 x 2, 6 x 4, 8 x 3; 16 registers
-// (AVX2): 6 x 2. One vector: 8 or 10 rows, enough to hide a latency of 4 on two fma ports; there
-// the load ports are the limit. The widest tile must not be the highest of those a walk mixes: its
-// rows are taken for the narrower last panel, too.
+// The template parameters Rows... are the heights of tiles of 1, 2, 3 and 4 vectors. 32 registers
+// (AVX-512) have room for 14 x 2, 8 x 3 and 6 x 4; 16 registers (AVX2) for 6 x 2. Tiles of one
+// vector have 8 or 10 rows, enough to hide a latency of 4 cycles on two fma ports; there the load
+// ports are the limit. The widest tile must not be higher than the narrower ones: its height is
+// also used for the last panel, which may be narrower.
 #pragma once
 #include "math.inl"
 
@@ -34,7 +35,7 @@ void fill_rounded(Tiles &rounded) {
     });
 }
 
-// Of arrays of S. Weights may hold 16 bits beside any T of 32.
+// For arrays of S, which is T or a 16-bit type.
 template <class F, class S, Order order, int... Rows> void fill_access(Access<typename F::T> &a) {
     constexpr int rows[] = {Rows...}, widest = sizeof...(Rows);
     a.pack = pack<F, S>;
@@ -85,7 +86,7 @@ template <class F, Order order, int... Rows> void fill_kernels(Kernels<typename 
     k.dot_groups = dot_groups<F>;
     k.route = route<F>;
     k.route_backward = route_backward<F>;
-    // Where a vector is one 32-byte group, a tile of two is gate and up already.
+    // Where a vector is one 32-byte group, a tile of two vectors is gate and up already.
     if constexpr (F::W * sizeof(typename F::T) > kGroupBytes) k.split_groups = split_groups<F>;
     if constexpr (sizeof(typename F::T) == 8) {
         fill_access<F, double, order, Rows...>(k.of[kFloat64]);

@@ -1,4 +1,5 @@
-// The vector vocabulary for AVX2 with FMA: 8 floats or 4 doubles. Meaning: see vec_scalar.h.
+// The vector vocabulary for AVX2 with FMA: vectors of 8 floats or 4 doubles. vec_scalar.h says what
+// each operation means.
 #pragma once
 #include <immintrin.h>
 #include <stdint.h>
@@ -10,7 +11,7 @@
 namespace ffncore {
 namespace {
 
-// A window of n ones, then zeros: the mask of the first n lanes starts at kTail + W - n.
+// The mask of the first n lanes is the window that starts at kTail + W - n: n ones, then zeros.
 alignas(64) constexpr int32_t kTail32[16] = {-1, -1, -1, -1, -1, -1, -1, -1,
                                              0,  0,  0,  0,  0,  0,  0,  0};
 alignas(64) constexpr int64_t kTail64[8] = {-1, -1, -1, -1, 0, 0, 0, 0};
@@ -21,7 +22,7 @@ struct F32 {
     using M = __m256;
     static constexpr int W = 8;
     static constexpr T kRound = 0x1.8p23f;
-    static constexpr T kShift = 0x1.8p23f + 127; // exponent bias on top, see vec_scalar.h
+    static constexpr T kShift = 0x1.8p23f + 127; // with the exponent bias, see vec_scalar.h
 
     static inline __m256i tail(int64_t n) {
         return _mm256_loadu_si256((const __m256i *)(kTail32 + W - n));
@@ -112,7 +113,7 @@ struct F32 {
     static inline void store_n(F16 *p, V a, int64_t n) { put_part(p, half(a), n); }
     template <class S> static inline void stream(S *p, V a, V b) { store(p, a), store(p + W, b); }
     static inline V round_bf16(V a) { return _mm256_castsi256_ps(_mm256_slli_epi32(upper(a), 16)); }
-    // Of W pairs of bfloat16 the even elements, or the odd ones.
+    // The even elements, or the odd ones, of W pairs of bfloat16.
     static inline V load_even(const Bf16 *p) {
         return even_of(_mm256_loadu_si256((const __m256i *)p));
     }
@@ -133,7 +134,7 @@ struct F32 {
     static inline V widened(__m128i a) {
         return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(a), 16));
     }
-    // Rounded, in the lower half of each lane.
+    // Rounded to bfloat16, in the lower half of each lane.
     static inline __m256i upper(V a) {
         const __m256i bits = _mm256_castps_si256(a), high = _mm256_srli_epi32(bits, 16);
         const __m256i even = _mm256_and_si256(high, _mm256_set1_epi32(1));
@@ -150,7 +151,7 @@ struct F32 {
     static inline __m128i half(V a) {
         return _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     }
-    static inline __m128i part(const void *p, int64_t n) { // there are no masks for 16 bits
+    static inline __m128i part(const void *p, int64_t n) { // AVX2 has no masks for 16 bits
         alignas(16) uint16_t copy[W] = {};
         __builtin_memcpy(copy, p, (size_t)n * 2);
         return _mm_load_si128((const __m128i *)copy);

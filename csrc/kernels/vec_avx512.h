@@ -1,7 +1,7 @@
-// The vector vocabulary for AVX-512 (F, BW, VL, DQ): 16 floats or 8 doubles. See vec_scalar.h for
-// what each operation means. Tails are masked loads and stores; masks live in mask registers.
+// The vector vocabulary for AVX-512 (F, BW, VL, DQ): vectors of 16 floats or 8 doubles.
+// vec_scalar.h says what each operation means. Tails are masked loads and stores.
 #pragma once
-// GCC 12 and 13 warn of _mm512_undefined_ps() inside their own header (GCC bug 105593).
+// GCC 12 and 13 warn about _mm512_undefined_ps() inside their own header (GCC bug 105593).
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -25,7 +25,7 @@ struct F32 {
     using M = __mmask16;
     static constexpr int W = 16;
     static constexpr T kRound = 0x1.8p23f;
-    static constexpr T kShift = 0x1.8p23f + 127; // exponent bias on top, see vec_scalar.h
+    static constexpr T kShift = 0x1.8p23f + 127; // with the exponent bias, see vec_scalar.h
 
     static inline M first(int64_t n) { return (M)((1u << n) - 1); }
     static inline V load(const T *p) { return _mm512_loadu_ps(p); }
@@ -97,9 +97,9 @@ struct F32 {
             r[i + 12] = _mm512_shuffle_f32x4(b, d, 0xdd);
         }
     }
-    // r[k] = lane i from row i, `ld` bytes apart, of 4 numbers of 32 bits. Rows 4 i + j are put in
-    // lane i while they are loaded, which the fma ports share; the shuffle port alone has 8 instead
-    // of 16 to do.
+    // r[k] = the numbers k < 4, of 32 bits, of 16 rows that lie `ld` bytes apart. Row 4 i + j is
+    // put into 128-bit lane i of x[j] while it is loaded, which the fma ports can do, too. So the
+    // shuffle port, which alone can do the rest, has 8 instructions instead of 16.
     static inline void load_four(const char *p, int64_t ld, V *r) {
         V x[4];
         const char *const q[4] = {p, p + 4 * ld, p + 8 * ld, p + 12 * ld}; // few address registers
@@ -122,7 +122,7 @@ struct F32 {
         for (int k = 0; k < W; k += 4) load_four((const char *)(p + k), 4 * ld, r + k);
     }
     static inline void load_transposed(const Bf16 *p, int64_t ld, V (&r)[W]) {
-        for (int k = 0; k < W; k += 8) { // pairs are moved as one
+        for (int k = 0; k < W; k += 8) { // a pair is moved as one number
             V pairs[4];
             load_four((const char *)(p + k), 2 * ld, pairs);
             for (int i = 0; i < 4; ++i) {
@@ -170,7 +170,7 @@ struct F32 {
         _mm256_mask_storeu_epi16(p, first(n), half(a));
     }
     static inline V round_bf16(V a) { return odd_of(rounded(a)); }
-    // Of W pairs of bfloat16 the even elements, or the odd ones.
+    // The even elements, or the odd ones, of W pairs of bfloat16.
     static inline V load_even(const Bf16 *p) { return even_of(_mm512_loadu_si512(p)); }
     static inline V load_odd(const Bf16 *p) { return odd_of(_mm512_loadu_si512(p)); }
     static inline V even_of(__m512i pairs) {
@@ -183,14 +183,14 @@ struct F32 {
     static inline void store_pairs(Bf16 *p, V even, V odd) {
         _mm512_storeu_si512(p, paired(even, odd));
     }
-    // One half of each pair alone.
+    // Store only one half of each pair.
     static inline void store_even(Bf16 *p, V a) {
         _mm512_mask_storeu_epi16(p, 0x55555555, upper(a));
     }
     static inline void store_odd(Bf16 *p, V a) {
         _mm512_mask_storeu_epi16(p, 0xaaaaaaaa, rounded(a));
     }
-    // Pairs of the numbers of two rows, and of n numbers of one.
+    // Pairs of the numbers of two rows; and the pairs of n numbers of one row.
     static inline V pair(V even, V odd) {
         const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(even), 16);
         return _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_castps_si512(odd)));
@@ -203,13 +203,14 @@ struct F32 {
     static inline V widened(__m256i a) {
         return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(a), 16));
     }
-    // To bfloat16, in the upper half of each lane; the lower half is undefined.
+    // Rounded to bfloat16, in the upper half of each lane; the lower half is undefined.
     static inline __m512i rounded(V a) {
         const __m512i bits = _mm512_castps_si512(a);
         const __m512i even = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
         const __m512i up = _mm512_add_epi32(_mm512_set1_epi32(0x7fff), even);
         const V sum = _mm512_castsi512_ps(_mm512_add_epi32(bits, up));
-        // Where a is a quiet (0) or signalling (1) NaN, it is taken, quiet (2); else the sum.
+        // Where a is a quiet (0) or signalling (1) NaN, the result is a as a quiet NaN (2); else
+        // the sum.
         const __m512i kNaN = _mm512_set1_epi32(0x22);
         return _mm512_castps_si512(_mm512_fixupimm_ps(sum, a, kNaN, 0));
     }

@@ -1,9 +1,9 @@
-// The vector vocabulary, scalar level: the specification of what each operation means.
+// The vector vocabulary of the scalar level. It specifies what each operation means.
 //
-// A vector is a small array and every operation a plain loop over its lanes, so that this level
-// builds on any platform. The widths are those of AVX2. Compiled with -ffp-contract=off, each lane
-// operation is one IEEE operation; fma and sqrt are the only ones that may call libm.
-// The other levels (vec_avx2.h, vec_avx512.h) give the same bits lane by lane; NaN payloads aside.
+// A vector is a small array, and every operation is a plain loop over its lanes, so that this level
+// builds on any platform. The widths are those of AVX2. With -ffp-contract=off each operation on a
+// lane is one IEEE operation; only fma and sqrt may call libm. The other levels (vec_avx2.h,
+// vec_avx512.h) give the same bits in every lane, except in the payload of a NaN.
 #pragma once
 #include <stdint.h>
 
@@ -32,7 +32,8 @@ template <class Value, class Bits> inline Value lane_value(Bits bits) {
     return x;
 }
 
-// Value: float or double; Bits: the unsigned integer of its size; Fraction: stored fraction bits.
+// Value is float or double, Bits the unsigned integer of its size, Fraction the number of stored
+// fraction bits.
 template <class Value, class Bits, int Lanes, int Fraction> struct ScalarVector {
     using T = Value;
     static constexpr int W = Lanes;
@@ -44,8 +45,9 @@ template <class Value, class Bits, int Lanes, int Fraction> struct ScalarVector 
     };
 
     static constexpr Bits kSign = Bits(1) << (8 * sizeof(T) - 1);
-    // 1.5 * 2^fraction: adding it rounds |x| < 2^(fraction - 1) to an integer in the low bits. The
-    // exponent bias on top makes those bits the exponent field of 2^x (see exponent).
+    // kRound is 1.5 * 2^Fraction: adding it rounds an |x| < 2^(Fraction - 1) to an integer in the
+    // low bits. kShift adds the exponent bias, which makes these bits the exponent field of 2^x
+    // (see exponent).
     static constexpr T kRound = T(Bits(3) << (Fraction - 1));
     static constexpr T kShift = kRound + T((Bits(1) << (8 * sizeof(T) - Fraction - 2)) - 1);
 
@@ -60,19 +62,20 @@ template <class Value, class Bits, int Lanes, int Fraction> struct ScalarVector 
         return r;
     }
 
-    // S: T, or for float a 16-bit type, converted on the way (element.inl).
+    // S is T, or for float also a 16-bit type, which is converted (element.inl).
     template <class S> static inline V load(const S *p) {
         return map([&](int i) { return number(p[i]); });
     }
     template <class S> static inline void store(S *p, V a) {
         for (int i = 0; i < W; ++i) put(p + i, a.v[i]);
     }
-    // To whole, aligned lines of memory, past the caches where there is a way; seen by other
-    // threads after drain().
+    // Stores to whole, aligned lines of memory, past the caches where the instruction set can.
+    // Other threads see the numbers after drain().
     static inline void stream(T *p, V a) { store(p, a); }
     template <class S> static inline void stream(S *p, V a, V b) { store(p, a), store(p + W, b); }
     static inline void drain() {}
-    // The first n lanes, 0 <= n <= W; the others are zero and their memory is not touched.
+    // Loads or stores the first n lanes, 0 <= n <= W. The other lanes are zero, and their memory is
+    // not touched.
     template <class S> static inline V load_n(const S *p, int64_t n) {
         V r;
         for (int i = 0; i < W; ++i) r.v[i] = T(0);
@@ -87,7 +90,7 @@ template <class Value, class Bits, int Lanes, int Fraction> struct ScalarVector 
         store(rounded, a);
         return load(rounded);
     }
-    // Of W pairs of bfloat16 the even elements, or the odd ones.
+    // The even elements, or the odd ones, of W pairs of bfloat16.
     static inline V load_even(const Bf16 *p) {
         return map([&](int i) { return number(p[2 * i]); });
     }
@@ -129,7 +132,7 @@ template <class Value, class Bits, int Lanes, int Fraction> struct ScalarVector 
     static inline V sqrt(V a) { // correctly rounded, as IEEE 754 asks for
         return map([&](int i) { return lane_sqrt(a.v[i]); });
     }
-    // As minps and maxps: b where the two are equal or either is NaN.
+    // As minps and maxps do, these return b where the two are equal or either is NaN.
     static inline V min_(V a, V b) {
         return map([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
     }
@@ -187,9 +190,9 @@ template <class Value, class Bits, int Lanes, int Fraction> struct ScalarVector 
                                       (lane_bits<T, Bits>(sgn.v[i]) & kSign)));
         });
     }
-    // To the nearest integer, ties to even, |a| < 2^(fraction - 1); -0 may become +0.
+    // Rounds to the nearest integer, ties to even, for |a| < 2^(Fraction - 1); -0 may become +0.
     static inline V round(V a) { return sub(add(a, set1(kRound)), set1(kRound)); }
-    // 2^n from t = kShift + n, n an integer in the normal range of exponents: one shift.
+    // 2^n from t = kShift + n, where n is an integer in the normal range of exponents: one shift.
     static inline V exponent(V t) {
         return map(
             [&](int i) { return lane_value<T>(Bits(lane_bits<T, Bits>(t.v[i]) << Fraction)); });

@@ -1,13 +1,14 @@
-// A matrix of any strides, the caller's or one of our own, to be read (Input) or written (Output).
+// A matrix of any strides and element type, to be read (Input) or written (Output). It may belong
+// to the caller, or lie in the workspace of a call.
 #pragma once
 #include "sizes.h"
 
 namespace ffncore {
 
+// The element type of an array of T.
 template <class T> constexpr Element kOwn = sizeof(T) == 8 ? kFloat64 : kFloat32;
 
-// A matrix and the way to walk it, the caller's or one of our own: element (i, j) is
-// i * row + j * col elements from the first one.
+// Element (i, j) lies i * row + j * col elements behind the first one.
 template <class Byte> struct Array {
     Byte *data = nullptr; // nullptr: absent
     int64_t row = 0, col = 0;
@@ -16,7 +17,7 @@ template <class Byte> struct Array {
     int64_t bytes() const { return element_bytes(type); }
     template <class T> bool holds() const { return type == kOwn<T>; }
     Byte *at(int64_t i, int64_t j = 0) const { return data + (i * row + j * col) * bytes(); }
-    // The part from element (i, j) on.
+    // The part that begins with element (i, j).
     Array from(int64_t i, int64_t j = 0) const {
         return {data ? at(i, j) : nullptr, row, col, type};
     }
@@ -28,7 +29,7 @@ using Output = Array<char>;
 template <class T> Input input(const T *data, int64_t row, int64_t col = 1) {
     return {(const char *)data, row, col, kOwn<T>};
 }
-// The elements of a matrix of T.
+// The elements of a matrix that holds T.
 template <class T> const T *own(const Input &m) { return (const T *)m.data; }
 
 } // namespace ffncore

@@ -1,5 +1,5 @@
-// Sizes that every part of the engine counts with: bytes of an element, whole multiples, and how
-// long a partial sum is.
+// Sizes that every part of the engine uses: bytes of an element, whole multiples, and the length of
+// a partial sum.
 #pragma once
 #include <cstdint>
 
@@ -14,9 +14,10 @@ inline int64_t element_bytes(Element type) {
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// Terms of a partial sum: 64 blocks. Blocks are added in order to a partial sum, partial sums in
-// order to the sum. A sum of n terms then has a chain of at most 512 + 64 + n / 32768 additions, in
-// place of 512 + n / 512: 700 against 8300 for 4 million terms. Part of the arithmetic contract.
+// Terms of a partial sum: 64 blocks. Blocks are added in order to a partial sum, and partial sums
+// are added in order to the sum. The longest chain of additions of a sum of n terms is then 512 +
+// 64 + n / 32768, instead of 512 + n / 512: 700 instead of 8300 for 4 million terms. This is a part
+// of the arithmetic contract.
 constexpr int64_t kPartialSum = 64 * kBlock;
 
 } // namespace ffncore

@@ -1,13 +1,14 @@
-// Backward with tokens as panels.
+// The backward pass with tokens as panels. The products of a chunk of tokens and hidden units:
 //
-//   down^T rows * dy panels              -> dh -> dgate, dup, h, panels of the next two
+//   down^T rows * dy panels              -> dh -> dgate, dup, h: panels for the products below
 //   gate^T rows * dgate + up^T * dup     -> dx
 //   dgate, dup across * x rows           -> dW_gate, dW_up  [units][d]
-//   dy across * h turned                 -> dW_down [d][units]
+//   dy across * h transposed             -> dW_down [d][units]
 //
-// Weights are copied block by block, once for a whole chunk of tokens. Where products take pairs of
-// bfloat16, dgate and dup are held twice, in 2 x 16 bits: as pairs of units for dx, and as rows of
-// tokens, like h, for the sums over these; dW_down is h across * dy rows then, and turned.
+// "Across" means that panels are read along tokens, which are summed over. Weights are copied a
+// block at a time, once for all tokens of the chunk. Where products take pairs of bfloat16, dgate
+// and dup are held twice, in 16 bits each: as pairs of hidden units for dx, and as rows of tokens,
+// like h, for the sums over tokens. dW_down is then h across * dy rows, stored transposed.
 #include "../product/gradient_sums.h"
 #include "../product/panels.h"
 #include "xielu.h"
@@ -17,22 +18,22 @@ namespace ffncore {
 namespace {
 
 // One of dgate, dup, h of a chunk, in token panels of full width: [token panel][units][width].
-// dgate and dup share panels, one behind the other. With pairs these rows are bfloat16, and for dx
-// there are pairs of units beside them, [token panel][pairs][width].
+// dgate and dup share their panels: dgate's units come first, then dup's. With pairs, `rows` holds
+// bfloat16, and `pairs` holds the same as pairs of units for dx, [token panel][pairs][width].
 template <class T> struct HiddenPanels {
-    T *rows = nullptr;      // or Bf16; nullptr: not needed
+    T *rows = nullptr;      // T or Bf16; nullptr: not needed
     T *pairs = nullptr;     // nullptr: no product sums over units
-    int64_t units = 0;      // of a token panel
-    int64_t unit_pairs = 0; // likewise
+    int64_t units = 0;      // units of a token panel
+    int64_t unit_pairs = 0; // pairs of units of a token panel
 };
 
-// dh -> dgate, dup, h of the chunk.
+// The epilogue of dh: computes dgate, dup and h of the chunk.
 template <class T> struct HiddenGradientEpilogue {
     const Kernels<T> *k;
     ActivationParams act;
-    ReadPreactivations saved; // of the chunk: the caller's, or computed again
+    ReadPreactivations saved; // of the chunk: saved by the forward pass, or recomputed
     int64_t width;
-    int64_t slice0; // first token of the slice, within the chunk
+    int64_t slice0; // first token of the slice, counted from the chunk's first token
     int64_t units;  // of the chunk
     bool pairs;
     HiddenPanels<T> dgate, dup, h;
@@ -43,7 +44,7 @@ template <class T> struct HiddenGradientEpilogue {
         const int64_t t = slice0 + tile.cols.first;
         alignas(64) T copy[2 * kMaxRows * kSavedPanel];
         const SavedTile<T> pre(*k, saved, {t, round_up(cols, k->width)}, {r, n}, copy);
-        alignas(64) T numbers[3][kMaxRows * kSavedPanel]; // before they become pairs
+        alignas(64) T numbers[3][kMaxRows * kSavedPanel]; // dgate, dup, h before they become pairs
         auto place = [&](const HiddenPanels<T> &m, T *in_tile) {
             return !m.rows ? nullptr : pairs ? in_tile : m.rows + t * m.units + r * width;
         };
@@ -68,7 +69,7 @@ template <class T> struct HiddenGradientEpilogue {
         }
         ActBackwardArgs<T> a{};
         a.rows = n;
-        a.cols = xielu_p ? cols : round_up(cols, k->width); // sums take no lane beyond the tokens
+        a.cols = xielu_p ? cols : round_up(cols, k->width); // xielu's sums need exactly the tokens
         a.dh = c;
         a.ld_dh = width;
         a.gate = pre.gate;
@@ -90,7 +91,8 @@ template <class T> struct HiddenGradientEpilogue {
     }
 
   private:
-    // Rows of tokens, whose last pair may lack its odd one; and pairs of units.
+    // Stores a tile twice: as rows of tokens, where a missing last token becomes 0; and as pairs of
+    // units.
     void join(const HiddenPanels<T> &m, TokenRange tokens, UnitRange rows, T *values) const {
         const int64_t t = tokens.first, cols = tokens.count, r = rows.first, n = rows.count;
         for (int64_t i = 0; cols % 2 && i < n; ++i) values[i * width + cols] = 0;
@@ -102,7 +104,7 @@ template <class T> struct HiddenGradientEpilogue {
     }
 };
 
-// A group's buffers, and the phases of one chunk of tokens and hidden units.
+// The buffers of a group, and the phases of each chunk of tokens and hidden units.
 template <class T> class BackwardPanels {
   public:
     BackwardPanels(const Build<T> &build, BackwardGroup<T> &g, const Plan &plan)
@@ -159,10 +161,11 @@ template <class T> class BackwardPanels {
 
   private:
     bool one_slice() const { return slice_ == held_; }
-    // Whether dy's panels, of all the chunk's tokens, give the rows of dW_down.
+    // Whether the rows of dW_down are dy's panels, read across. They have to hold all tokens of the
+    // chunk.
     bool dy_across() const { return needs_.down && one_slice() && !panels_.pairs; }
 
-    // body(range) for every chunk. Chunks of tokens do not cross the end of a partial sum.
+    // Calls body(range) for every chunk. Chunks of tokens do not cross the end of a partial sum.
     template <class Body> void each_tokens(const Body &body) const {
         for (int64_t t0 = 0, n; t0 < g_.tokens; t0 += n) {
             n = std::min({plan_.token_chunk, g_.tokens - t0, kPartialSum - t0 % kPartialSum});
@@ -196,7 +199,7 @@ template <class T> class BackwardPanels {
     GradientSums<T> sums_of_units(Name name, int64_t f0) const {
         return kept_[name].sums.from(plan_.units_outer ? 0 : f0);
     }
-    // Where it is added up for the tokens from t0 on.
+    // Where the gradient is added up for the chunk of tokens from t0 on.
     Output target(Name name, int64_t t0, int64_t f0) const {
         return sums_of_units(name, f0).target(of_units(name, f0), t0);
     }
@@ -240,7 +243,7 @@ template <class T> class BackwardPanels {
         if (needs_.xielu) xielu_.add_chunk(s_, units, tokens.count, t0 == 0);
     }
 
-    // dgate, dup and h of a slice of the chunk's tokens.
+    // Adds the phases of dgate, dup and h for a slice of the chunk's tokens.
     void hidden_gradient(const Weights<T> &part, TokenRange tokens, int64_t f0, TokenRange slice,
                          const HiddenPanels<T> &dgate, const HiddenPanels<T> &dup) {
         const int64_t all = tokens.count, t = slice.first, n = slice.count;
@@ -250,7 +253,7 @@ template <class T> class BackwardPanels {
                                : ReadPreactivations(g_.saved, g_.x.type, g_.tokens, w_.f, w_.gated)
                                      .from(tokens.first, f0);
         const bool packed = one_slice() && f0 > 0 && !(plan_.units_outer && all < g_.tokens);
-        if (!packed) { // for this chunk of tokens
+        if (!packed) { // x and dy of this chunk of tokens are not packed yet
             const TokenRange mine{tokens.first + t, n};
             s_.phase();
             if (recompute_) panels_.pack(g_.x, w_.d, mine, full(x_));
@@ -313,7 +316,7 @@ template <class T> class BackwardPanels {
                           const HiddenPanels<T> &dgate, const HiddenPanels<T> &dup) {
         const int64_t t0 = chunk.first, tokens = chunk.count;
         const int64_t both = part.f * sides_, d = w_.d, width = width_;
-        const int64_t row = width / panels_.per_step; // of a token panel, in steps
+        const int64_t row = width / panels_.per_step; // steps of a row of a token panel
         const Input x = g_.x.from(t0), dy = g_.grad_y.from(t0);
         const auto of_tokens = [=, pairs = panels_.pairs](const Input &m) {
             return [=](int64_t t) {
@@ -321,7 +324,7 @@ template <class T> class BackwardPanels {
                                        pairs ? tokens - t : 0};
             };
         };
-        // Rows are units of token panels: those of m, or dgate's and behind these dup's.
+        // The rows are units of token panels: those of m; or those of dgate, followed by dup's.
         const auto product = [&](const T *m, int64_t units, int64_t rows, const auto &panels,
                                  const Output &out, const Output &second, bool add) {
             const PanelRows<T> all{m, units, row, part.f};
@@ -342,7 +345,7 @@ template <class T> class BackwardPanels {
         if (!needs_.down) return;
         const Output down = target(kDown, t0, f0); // [units][d]
         const bool add = adds(kDown, t0);
-        // No panels of dy: units are rows, the result goes out turned.
+        // Without panels of dy the rows are the units of h, and the result is stored transposed.
         if (!dy_across()) return product(h_, part.f, part.f, of_tokens(dy), down, {}, add);
         const PanelRows<T> dy_rows{dy_, d, width, d};
         const T *h = h_;
@@ -364,10 +367,10 @@ template <class T> class BackwardPanels {
     const Needs<T> needs_;
     const bool recompute_;
     const int64_t width_, sides_;
-    const int64_t held_, slice_; // tokens of a chunk, whole panels; tokens packed at once
+    const int64_t held_, slice_; // tokens of a chunk, in whole panels; tokens packed at once
     T *x_, *dy_, *grads_, *h_;
-    T *grad_pairs_;  // of units
-    char *again_;    // gate and up, computed again
+    T *grad_pairs_;  // dgate and dup as pairs of units
+    char *again_;    // gate and up, recomputed
     Carry<T> carry_; // running sums of dx
     XieluSums<T> xielu_{};
     std::array<Kept, 5> kept_ = gradients(); // by Name

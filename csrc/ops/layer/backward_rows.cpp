@@ -1,14 +1,15 @@
-// Backward with tokens as rows, for few tokens: every operand lies as its product wants it.
+// The backward pass with tokens as rows, for few tokens or packed weights: no operand has to be
+// transposed.
 //
 //   dh       [tokens x d] * W_down [d][f]      -> tile [tokens][units] -> dgate, dup, h
 //   dx       dgate * W_gate [f][d] + dup * W_up -> tile [tokens][d]
 //   dW_gate  dgate^T [units x tokens] * x [tokens][d], dW_up likewise   -> [units][d]
 //   dW_down  dy^T [d x tokens] * h [tokens][f]                          -> [d][units]
 //
-// Weights are read in place, or copied row by row; a gradient is written as it is read. A chunk of
-// tokens and units (plan.h) is done at a time; dgate, dup and h of it are held. Gate and up come
-// from the forward pass, or again from x. Packed weights, of any number of tokens, give dx alone;
-// their blocks are turned on the way.
+// Raw weights are read in place, or copied row by row, and gradients are written row by row. One
+// chunk of tokens and hidden units (plan.h) is done at a time; its dgate, dup and h are held. Gate
+// and up were saved by the forward pass, or are recomputed from x. Packed weights, for any number
+// of tokens, give dx alone; they are transposed a block at a time.
 #include "../product/panels.h"
 #include "../product/rows.h"
 #include "hidden_gradient.h"
@@ -18,7 +19,7 @@ namespace ffncore {
 
 namespace {
 
-// A group's buffers, and the phases of one chunk.
+// The buffers of a group, and the phases of a chunk.
 template <class T> class Backward {
   public:
     Backward(const Build<T> &build, BackwardGroup<T> &g, const Plan &plan)
@@ -65,7 +66,7 @@ template <class T> class Backward {
             dy = input(dy_, ldx_);
             s.phase();
         }
-        if (needs_.b_down && t0 == 0) // of all tokens, rounded once
+        if (needs_.b_down && t0 == 0) // one job for all tokens, so that it is rounded once
             panels_.bias_gradient(g_.grad_y, 0, w_.d, g_.tokens, g_.grad_b_down, g_.accumulate);
         if (!needs_.preactivation) return;
         for (int64_t f0 = 0; f0 < w_.f; f0 += plan_.ff_chunk) {
@@ -180,10 +181,10 @@ template <class T> class Backward {
     const int64_t chunk_;
     const bool copies_;
     const int64_t ldx_, ldh_;
-    int64_t slice_ = 0; // tokens whose preactivations are computed again at a time
+    int64_t slice_ = 0; // tokens whose preactivations are recomputed at a time
     T *dgate_, *dup_, *h_, *x_, *dy_, *x_panels_ = nullptr;
     Carry<T> carry_; // running sums of dx
-    char *again_;    // gate and up, computed again
+    char *again_;    // gate and up, recomputed
     T *dh_ = nullptr;
     XieluSums<T> xielu_{};
 };

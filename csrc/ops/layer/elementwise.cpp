@@ -1,8 +1,8 @@
-// See elementwise.h. Elements are numbered row by row and cut into segments; consecutive segments
-// make a run, and a run is a task. Both cuts depend on the number of elements alone, and so does
-// the order of xielu's sums: groups of 8 within a segment, the segments of a run, then the runs.
-// Strides and threads change no bit. A segment that memory does not hold in one piece goes through
-// a buffer.
+// The activations alone, see elementwise.h. The elements are numbered row by row and cut into
+// segments of 1024. Consecutive segments make a run, and a run is a task. Both cuts depend on the
+// number of elements alone, and so does the order of xielu's sums: groups of 8 within a segment,
+// the segments of a run, then the runs. Therefore neither strides nor threads change a bit. A
+// segment whose elements are not contiguous, or not of T, goes through a buffer.
 #include "elementwise.h"
 
 #include <algorithm>
@@ -14,11 +14,12 @@ namespace ffncore {
 
 namespace {
 
-constexpr int64_t kSegment = 1024;    // 5 buffers of double fit L1
-constexpr int64_t kSegmentsARun = 16; // at least: about 10 us of work
-constexpr int64_t kMaxRuns = 1024; // 8 tasks a thread on 128 cores; partial sums: 16 KiB of stack
+constexpr int64_t kSegment = 1024;    // 5 buffers of double fit in L1
+constexpr int64_t kSegmentsARun = 16; // the least: about 10 us of work
+constexpr int64_t kMaxRuns = 1024;    // 8 tasks a thread on 128 cores; their sums: 16 KiB of stack
 
-// A matrix whose elements are found by their number. Rows that follow each other are one long row.
+// A matrix whose elements are found by their number. Rows without gaps between them count as one
+// long row.
 struct Numbered {
     Output m;
     int64_t cols;
@@ -30,15 +31,16 @@ struct Numbered {
         : Numbered(Output{const_cast<char *>(m.data), m.row, m.col, m.type}, rows, all_cols) {}
 };
 
-// bfloat16 has no subnormals: not even where no arithmetic meets them.
+// Subnormals of bfloat16 count as zero. The floating-point state sees to that in arithmetic; this
+// does it for numbers that are only selected or copied.
 template <class T> void flush(T *numbers, int64_t n) {
     constexpr T kLeastNormal = 0x1p-126;
     for (int64_t i = 0; i < n; ++i)
         if (std::abs(numbers[i]) < kLeastNormal) numbers[i] = std::copysign(T(0), numbers[i]);
 }
 
-// Elements [first, first + n) of a matrix as the kernels want them: contiguous, of T. nullptr:
-// absent.
+// Elements [first, first + n) of a matrix as the kernels need them: contiguous, of T. read() and
+// write() return nullptr for an absent matrix.
 template <class T> class Segment {
   public:
     Segment(const Kernels<T> &kernels, const Numbered &all, int64_t first, int64_t n)
@@ -56,7 +58,7 @@ template <class T> class Segment {
         });
         return data_;
     }
-    T *write() { return data_; } // finish() when it is written
+    T *write() { return data_; } // call finish() when the numbers are written
     void finish() {
         each([&](char *to, const T *from, int64_t n) {
             kernels_.of[all_.m.type].store(from, n, 1, n, nullptr, 0, 0, to, 0, all_.m.col, false);
@@ -64,7 +66,8 @@ template <class T> class Segment {
     }
 
   private:
-    // body(first element, its place in the buffer, elements in a row), where they are two places.
+    // Unless the segment is used in place, calls body(element, its place in the buffer, n) for each
+    // piece of n elements in one row.
     template <class Body> void each(const Body &body) {
         if (!data_ || in_place_) return;
         int64_t row = row_, col = col_;
@@ -84,7 +87,7 @@ template <class T> class Segment {
     T buffer_[kSegment];
 };
 
-// Runs body(run, first element, end) over all runs.
+// Calls body(run, first element, end) for all runs, as tasks. Returns the number of runs.
 template <class T, class Body>
 int64_t over_runs(const Call<T> &call, int64_t elements, const Body &body) {
     const int64_t segments = ceil_div(elements, kSegment);
@@ -99,7 +102,8 @@ int64_t over_runs(const Call<T> &call, int64_t elements, const Body &body) {
     return runs;
 }
 
-// Where no order has to be kept, the loops follow the result in memory: columns become the rows.
+// Where no order of a sum has to be kept, the loops follow the result in memory: if its columns are
+// contiguous, rows and columns are exchanged.
 template <class T> void follow_memory(Elementwise<T> &e, const Output &out) {
     if (std::abs(out.row) >= std::abs(out.col)) return;
     std::swap(e.rows, e.cols);

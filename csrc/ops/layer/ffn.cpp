@@ -1,4 +1,5 @@
-// What both ways of running an FFN share: the choice between them, and what they ask of a plan.
+// The entry points of the dense FFN: chooses between tokens as rows and as panels for each group,
+// builds and runs the schedule, and makes the request for a plan.
 #include "ffn.h"
 
 #include <utility>
@@ -20,7 +21,7 @@ template <class T> auto forward_phases(const std::vector<ForwardGroup<T>> &group
 
 template <class T> void add_backward(const Build<T> &build, BackwardGroup<T> &g);
 
-// dx first and alone, then the rest in the same workspace (Plan::grad_x_apart).
+// Adds dx first and alone, then the rest in the same workspace (Plan::grad_x_apart).
 template <class T> void add_backward_apart(const Build<T> &build, BackwardGroup<T> &g) {
     BackwardGroup<T> first = g;
     first.grad_gate = first.grad_up = first.grad_down = {};
@@ -68,7 +69,7 @@ int64_t workspace_backward(const Call<T> &call, std::vector<BackwardGroup<T>> &g
     return count_workspace(call, backward_phases(groups));
 }
 
-// What both passes ask of a plan.
+// The part of a plan's request that both passes share.
 template <class T>
 static PlanRequest request(const Call<T> &call, const Weights<T> &w, int64_t tokens, bool rows) {
     PlanRequest r{};

@@ -1,8 +1,13 @@
-// The dense FFN, forward and backward, as schedules over groups (a dense layer is a mixture with
-// one expert). A group is the weights of one expert and the tokens that go through it.
+// The dense FFN, forward and backward, as schedules over groups:
+//
+//   h = act(x W_gate^T + b_gate) * (x W_up^T + b_up), or act(x W_up^T + b_up)      [T, f]
+//   y = h W_down^T + b_down                                                        [T, d]
+//
+// A group is the weights of one expert and the tokens that go through it. A dense layer is a
+// mixture with one expert, so it has one group.
 //
 //   forward_rows.cpp     forward with tokens as rows: packed weights, or few tokens
-//   forward_panels.cpp   forward with tokens as panels: raw weights read in place
+//   forward_panels.cpp   forward with tokens as panels: raw weights, read in place
 //   backward_rows.cpp    backward with tokens as rows: packed weights, or few tokens
 //   backward_panels.cpp  backward with tokens as panels
 #pragma once
@@ -24,7 +29,7 @@ template <class T> struct ForwardGroup {
     char *saved; // or nullptr
 };
 
-// Gradients with data == nullptr are not needed, and cost nothing.
+// Gradients with data == nullptr are not computed, and cost nothing.
 template <class T> struct BackwardGroup {
     Weights<T> weights;
     int64_t tokens;
@@ -32,17 +37,17 @@ template <class T> struct BackwardGroup {
     const char *saved; // or nullptr: recompute
     bool accumulate;
     Output grad_x, grad_gate, grad_up, grad_down;
-    Output grad_b_gate, grad_b_up, grad_b_down; // vectors: stride in row
-    bool xielu;           // the sums behind the gradients of xielu's parameters are needed
-    double xielu_sums[2]; // receives them
+    Output grad_b_gate, grad_b_up, grad_b_down; // vectors, whose stride is `row`
+    bool xielu;           // the sums for the gradients of xielu's parameters are needed
+    double xielu_sums[2]; // receives these sums
 };
 
-// What a backward pass has to compute, from what is asked for.
+// What a backward pass has to compute for the gradients that are asked for.
 template <class T> struct Needs {
     bool gate, up, down, x; // gradients
     bool b_gate, b_up, b_down, xielu;
     bool dh;            // dgate or dup
-    bool h;             // for dW_down
+    bool h;             // for the gradient of down
     bool preactivation; // gate and up
     explicit Needs(const BackwardGroup<T> &g)
         : gate(g.grad_gate.data), up(g.grad_up.data), down(g.grad_down.data), x(g.grad_x.data),
@@ -51,15 +56,16 @@ template <class T> struct Needs {
           preactivation(dh || h) {}
 };
 
-// Whether there is an instruction that takes pairs of bfloat16. The forward pass through packed
-// weights goes by it, and so does all that has tokens as panels.
+// Whether these weights are bfloat16 and there is an instruction that takes pairs of bfloat16. The
+// forward pass with packed weights uses it, and so do both passes where tokens are panels.
 template <class T> bool takes_pairs(const Kernels<T> &kernels, const Weights<T> &w) {
     return w.type == kBfloat16 && kernels.pairs.pack;
 }
 
-// Whether the forward pass has tokens as rows. Raw weights of 16 bits are widened either way: to
-// turn them as well costs as much as a quarter of a vector of tokens, so that panels are better
-// only where their last vector of tokens is nearly full. With many tokens the difference is small.
+// Whether the forward pass has tokens as rows. Raw 16-bit weights are widened in both cases. With
+// tokens as rows they are also transposed, which costs as much as computing a quarter of a vector
+// of tokens. So panels are better only where their last vector of tokens is nearly full. With many
+// tokens the difference is small.
 template <class T>
 bool forward_in_rows(const Kernels<T> &kernels, const Weights<T> &w, int64_t tokens) {
     constexpr int64_t kMany = 256;
@@ -72,12 +78,12 @@ bool forward_in_rows(const Kernels<T> &kernels, const Weights<T> &w, int64_t tok
 template <class T> int64_t workspace_forward(const Call<T> &, const std::vector<ForwardGroup<T>> &);
 template <class T> int64_t workspace_backward(const Call<T> &, std::vector<BackwardGroup<T>> &);
 
-// false: out of memory.
+// Return false if memory ran out.
 template <class T>
 bool ffn_forward(const Call<T> &call, const std::vector<ForwardGroup<T>> &groups);
 template <class T> bool ffn_backward(const Call<T> &call, std::vector<BackwardGroup<T>> &groups);
 
-// Each adds one group's phases.
+// Each adds the phases of one group.
 template <class T> void add_forward_rows(const Build<T> &build, const ForwardGroup<T> &group);
 template <class T> void add_forward_panels(const Build<T> &build, const ForwardGroup<T> &group);
 template <class T>
@@ -85,9 +91,9 @@ void add_backward_rows(const Build<T> &build, BackwardGroup<T> &group, const Pla
 template <class T>
 void add_backward_panels(const Build<T> &build, BackwardGroup<T> &group, const Plan &plan);
 
-// Adds to the current phase what turns x [tokens, d] into gate and up of `part`: their activation
-// goes into h, they themselves into `save`, where asked for. pairs: x and h are rows of bfloat16
-// (Rows::pairs), and ldh counts pairs.
+// Adds to the current phase the product of x [tokens, d] with gate and up of `part`. It stores h =
+// act(gate) * up, unless h is nullptr, and the preactivations, if `save` is given. pairs: x and h
+// are rows of bfloat16 pairs (Rows::pairs_of), and ldh counts pairs.
 template <class T>
 void add_up_rows(const Build<T> &build, const Weights<T> &part, const TokenRows<T> &x,
                  int64_t tokens, T *h, int64_t ldh, const Preactivations &save, bool pairs = false);

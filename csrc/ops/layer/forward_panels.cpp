@@ -1,7 +1,10 @@
-// Forward with tokens as panels [k][tokens]: raw weights are read in place, row by row.
+// The forward pass with tokens as panels [k][tokens], for raw weights and more than a few tokens:
 //
-//   [gate | up] rows * x panels -> tile [units][tokens]   -> h, a panel of down's
+//   [gate | up] rows * x panels -> tile [units][tokens]   -> h, as panels for the next product
 //   down rows * h panels        -> tile [outputs][tokens] -> y
+//
+// Weights are read in place, row by row, so they need no packing. A tile of gate and up has the
+// layout of the next product's panels already.
 #include "../product/panels.h"
 #include "panel_epilogues.h"
 
@@ -44,7 +47,7 @@ template <class T> void add_forward_panels(const Build<T> &build, const ForwardG
             build.schedule.phase();
             panels.product(down, w.d, {panels.rows(part.down, {}, part.f)}, {hidden},
                            OutputEpilogue<T>{panels.k, g.y.from(t0), w.b_down, width, false});
-            // The next chunk's x is packed beside the last product of this one.
+            // x of the next chunk is packed in the same phase as the last product of this one.
             if (last && t0 + plan.token_chunk < g.tokens) pack_x(t0 + plan.token_chunk);
         }
     }

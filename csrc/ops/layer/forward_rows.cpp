@@ -1,11 +1,12 @@
-// Forward with tokens as rows: x, h and y keep their natural layout, the weights are panels.
+// The forward pass with tokens as rows: x, h and y keep their natural layout, the weights are
+// panels.
 //
 //   up    [tokens x d] * panels [d][P]  -> tile [tokens][gate | up] -> h [tokens, f]
 //   down  [tokens x f] * panels [f][P]  -> tile [tokens][outputs]   -> y [tokens, d]
 //
-// Packed weights stream once through the cores, whatever their number of tokens; raw ones are
-// turned on the way: in registers (kernels.h), for few tokens, or, of 16 bits, block by block into
-// panels of numbers, which all tiles of tokens then take.
+// Packed weights stream through the cores once, however many tokens there are. Raw weights are
+// transposed: for few tokens in registers (TurnedArgs in kernels.h); 16-bit weights for several
+// tiles of tokens a block at a time, into panels of numbers that all these tiles read.
 #include "../product/rows.h"
 #include "ffn.h"
 
@@ -29,10 +30,10 @@ void add_up_rows(const Build<T> &build, const Weights<T> &part, const TokenRows<
         a.b_gate = part.b_gate ? part.b_gate + first : nullptr;
         a.b_up = part.b_up ? part.b_up + first : nullptr;
         a.bias_col = 1;
-        alignas(64) T numbers[kMaxRows * kPanel<T>]; // of h, before they become pairs
+        alignas(64) T numbers[kMaxRows * kPanel<T>]; // h, before it becomes pairs
         a.h = !h ? nullptr : pairs ? numbers : h + r * ldh + first;
         a.ldh = pairs ? width : ldh;
-        if (save.up) { // with their biases: in the tile first, from there turned
+        if (save.up) { // with biases: they are written into the tile, and from there transposed
             a.save_gate = part.gated ? c : nullptr;
             a.save_up = part.gated ? c + neurons : c;
             a.ld_save = width;
@@ -86,7 +87,7 @@ template <class T> void add_forward_rows(const Build<T> &build, const ForwardGro
     const bool pairs = w.packed() && takes_pairs(*k, w);
     const bool whole = pairs ? g.x.col == 1 && g.x.row % 2 == 0 && w.d % 2 == 0 : g.x.col == 1;
     const bool copy = chunk > kRowsInPlace || (!whole && (pairs || g.x.template holds<T>()));
-    const int64_t terms = pairs ? 2 : 1; // of an element of x's rows and h's
+    const int64_t terms = pairs ? 2 : 1; // numbers in an element of the rows of x and h
     const int64_t ldx = row_stride<T>(ceil_div(w.d, terms));
     const int64_t ldh = row_stride<T>(ceil_div(plan.ff_chunk, terms));
     T *copied = copy ? arena.take<T>(chunk * ldx) : nullptr;

@@ -1,12 +1,12 @@
-// The epilogue behind dh = dy W_down with tokens as rows: from a tile of dh [tokens][units] and the
-// preactivations to dgate, dup and h.
+// The epilogue of dh = dy W_down with tokens as rows. From a tile of dh [tokens][units] and the
+// preactivations it computes dgate, dup and h:
 //
-//   dh' = w dh        w: the factor of a token's row (a mixture's weight on the output)
-//   dgate, dup        from dh', by the activation's derivative (ActBackwardArgs)
+//   dh' = w dh        w: the factor of a row (in a mixture with the weight on the output)
+//   dgate, dup        from dh', by the derivative of the activation (ActBackwardArgs)
 //   h' = w h          for dW_down = dy^T h'
-//   dots              of a token's dh and h, by groups of 8 units: behind the gradient of w
+//   dots              dh . h of a row in groups of 8 units, for the gradient of w
 //
-// Without factors dh' is dh and h' is h: a dense layer.
+// In a dense layer there are no factors: dh' is dh, and h' is h.
 #pragma once
 #include "../product/epilogue.h"
 #include "../product/fetch.h"
@@ -21,9 +21,9 @@ template <class T> struct HiddenGradient {
     ReadPreactivations pre;
     T *dgate, *dup, *h; // [tokens][ld] each; or nullptr
     int64_t ld;
-    Preactivations dh;          // dh' itself where xielu's sums want it, turned as gate and up are
+    Preactivations dh; // receives dh' where xielu's sums need it, in the layout of gate and up
     const T *factors = nullptr; // of the tokens
-    T *dots = nullptr;          // [tokens][ld_dots], wants h
+    T *dots = nullptr;          // [tokens][ld_dots]; needs h
     int64_t ld_dots = 0;
 
     void begin(const Tile &tile) const {
@@ -40,7 +40,7 @@ template <class T> struct HiddenGradient {
         });
     }
 
-    // c: the tile of dh; or nullptr: h alone, from the preactivations.
+    // c: the tile of dh. nullptr: computes h alone, from the preactivations.
     void operator()(const Tile &tile, T *c) const {
         const int64_t r = tile.rows.first, n = tile.rows.count;
         const int64_t col = tile.cols.first, cols = tile.cols.count;

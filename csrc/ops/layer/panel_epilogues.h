@@ -1,8 +1,9 @@
-// What becomes of a finished tile where tokens are panels:
+// The epilogues of products with tokens as panels:
 //
-//   HiddenEpilogue   [units][tokens] of gate and up  -> h, a panel of the next product; and saved
-//   OutputEpilogue   [outputs][tokens]               -> y or dx, turned
-//   SavedTile        saved preactivations, as the activations' kernels read them
+//   HiddenEpilogue   tile [units][tokens] of gate and up -> h, as a panel of the next product; and
+//                    the saved preactivations
+//   OutputEpilogue   tile [outputs][tokens] -> y or dx, transposed
+//   SavedTile        reads saved preactivations for the kernels of the activations
 #pragma once
 #include "../operands/panel_operands.h"
 #include "../product/epilogue.h"
@@ -10,8 +11,8 @@
 
 namespace ffncore {
 
-// Preactivations [units][ld] of some units and tokens, as the activations' kernels read them: where
-// they lie, or (16 bits) as numbers in `copy`, 2 x units x kSavedPanel.
+// Preactivations [units][ld] of some units and tokens, as the kernels of the activations read them:
+// in place, or for 16 bits as numbers in `copy`, which has 2 x units x kSavedPanel elements.
 template <class T> struct SavedTile {
     const T *gate, *up;
     int64_t ld;
@@ -32,13 +33,13 @@ template <class T> struct SavedTile {
     }
 };
 
-// Preactivations -> h (and saved). Called by the up phase for each finished tile.
+// Computes h from a tile of preactivations, and saves these.
 template <class T> struct HiddenEpilogue {
     const Kernels<T> *k;
     ActivationParams act;
     Weights<T> w; // of the chunk
     int64_t width;
-    bool pairs;           // of units, in h
+    bool pairs;           // h holds pairs of units
     TokenPanels<T> h;     // data == nullptr: not needed
     Preactivations saved; // up == nullptr: not saved
     void operator()(const Tile &tile, T *c) const {
@@ -46,24 +47,25 @@ template <class T> struct HiddenEpilogue {
         const int64_t col = tile.cols.first, cols = tile.cols.count;
         ActForwardArgs<T> a{};
         a.rows = n;
-        a.cols = round_up(cols, k->width); // no stale numbers in lanes that the next product reads
+        a.cols = round_up(cols, k->width); // whole vectors, because the next product reads them
         a.gate = w.gated ? c : nullptr;
         a.up = w.gated ? c + n * width : c;
         a.ld = width;
         a.b_gate = w.b_gate ? w.b_gate + r : nullptr;
         a.b_up = w.b_up ? w.b_up + r : nullptr;
         a.bias_row = 1;
-        alignas(64) T numbers[kMaxRows * kSavedPanel]; // of h, before they become pairs
+        alignas(64) T numbers[kMaxRows * kSavedPanel]; // h, before it becomes pairs
         const Panel to = h.data ? h.at(tile.panel, pairs ? 0 : r) : Panel{};
         if (h.data) {
             a.h = pairs ? numbers : (T *)to.data;
             a.ldh = pairs ? width : to.ld;
         }
-        // A dense layer's token panel is a part of a saved one; an expert's may be one of two.
+        // A token panel of a dense layer lies within one saved panel. That of an expert may belong
+        // to two of them.
         const int64_t at = saved.up ? saved.at(col, r) : 0, ld = saved.up ? saved.width(col) : 0;
         const bool one_panel = (saved.token0 + col) % kSavedPanel + a.cols <= ld;
         const bool direct = saved.type == kOwn<T> && one_panel;
-        if (saved.up) { // through the tile, where they are of another type
+        if (saved.up) { // through the tile where they have another type, or belong to two panels
             a.save_gate = !w.gated ? nullptr : direct ? (T *)(saved.gate + at) : c;
             a.save_up = direct ? (T *)(saved.up + at) : w.gated ? c + n * width : c;
             a.ld_save = direct ? ld : width;
@@ -85,7 +87,7 @@ template <class T> struct HiddenEpilogue {
     }
 };
 
-// y or dx: the tile [outputs][tokens] goes out turned.
+// y or dx: the tile [outputs][tokens] is stored transposed.
 template <class T> struct OutputEpilogue {
     const Kernels<T> *k;
     Output out; // of the chunk

@@ -1,15 +1,15 @@
-// The sums behind the gradients of xielu's two parameters (ActBackwardArgs), on their way from
-// groups of 8 tokens to one number each. No order in it depends on the plan.
+// The sums for the gradients of xielu's two parameters, p and n (ActBackwardArgs). The kernels give
+// a sum for each group of 8 tokens of a hidden unit. Here these are added to one number each, in
+// double: for each unit over its groups in order, then over the units in runs of 64. Neither order
+// depends on the plan.
 #pragma once
 #include "panel_epilogues.h"
 
 namespace ffncore {
 
-// xielu's sums: per unit, over its groups of 8 tokens in order, in double; at the end over units
-// in runs of 64. Neither order depends on the plan.
 template <class T> struct XieluSums {
-    T *p, *n;              // [units of a chunk][ld]
-    double *sum_p, *sum_n; // [f]
+    T *p, *n;              // sums of the groups, [units of a chunk][ld]
+    double *sum_p, *sum_n; // sums of the units, [f]
     int64_t ld;
     void take(Arena &arena, int64_t f, int64_t units, int64_t tokens) {
         ld = ceil_div(tokens, kSumGroup);
@@ -18,7 +18,7 @@ template <class T> struct XieluSums {
         sum_p = arena.take<double>(f);
         sum_n = arena.take<double>(f);
     }
-    // The groups' sums, from dh and the preactivations as they are turned.
+    // Adds a job for the sums of the groups, from dh and the preactivations in the saved layout.
     void add_groups(const Build<T> &build, int64_t units, int64_t tokens,
                     const ReadPreactivations &pre, const Preactivations &dh) const {
         constexpr int64_t kUnits = 16; // per task

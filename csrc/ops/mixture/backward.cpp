@@ -1,14 +1,14 @@
-// Backward of a mixture, for some experts' rows at a time (a batch), in rising order:
+// The backward pass of a mixture, a batch at a time: the rows of some experts, in rising order.
 //
-//   dh       dy [rows x d] * W_down [d][f]       -> dgate, dup, h; dots, behind the gradient of w
+//   dh       dy [rows x d] * W_down [d][f]       -> dgate, dup, h; dots for the gradient of w
 //   dx       dgate * W_gate [f][d] + dup * W_up  -> added to dx of the rows' tokens
 //   dW_gate  dgate^T * x [rows][d], dW_up likewise
 //   dW_down  dy^T * h [rows][f]
 //
-// Tokens are rows (layer/backward_rows.cpp); x and dy are gathered by the tasks, dgate, dup and h
-// of a batch are held. An expert's weights and gradients are passed by once, however many tokens
-// there are, unless its rows fill several batches; these meet at blocks of 512 rows. A task of dx
-// is a strip of columns through all experts, so that a token's slots are added in one order.
+// Tokens are rows (as in layer/backward_rows.cpp). x and dy are gathered by the tasks; dgate, dup
+// and h of a batch are held. Each expert's weights are read and its gradients written once, unless
+// its rows fill several batches. A task of dx is a strip of columns through all experts, so that
+// the slots of a token are added in a fixed order.
 #include "mixture.h"
 
 #include "../layer/hidden_gradient.h"
@@ -78,7 +78,7 @@ template <class T> class Backward {
     }
 
   private:
-    // What no row reaches: gradients of experts that nobody chose, of tokens without an expert.
+    // Writes zeros to gradients of experts that no token chose, and of tokens without an expert.
     void zero_idle(const Build<T> &build) const {
         if (carry_)
             build.schedule.job(1, [this](int64_t, int) {
@@ -152,25 +152,25 @@ template <class T> class Backward {
         }
     }
 
-    // ---- the pieces of a segment
+    // ---- the parts of a segment
 
     const Weights<T> &weights(const Segment &part) const { return m_.experts[part.expert]; }
     TokenRows<T> rows_of(const Input &m, const Segment &part) const {
         return {m, routes_.tokens.data() + part.row0};
     }
-    TokenRows<T> x_rows(const Segment &part) const { // as the experts see them
+    TokenRows<T> x_rows(const Segment &part) const { // with the weights on the input, if they are
         TokenRows<T> x = rows_of(m_.x, part);
         if (m_.on_input) x.factors = factors_.data() + part.row0;
         return x;
     }
-    const T *of_output(const Segment &part) const { // factors
+    const T *of_output(const Segment &part) const { // the factors, if they are on the output
         return m_.on_input ? nullptr : factors_.data() + part.row0;
     }
     T *grads(const Segment &part) const {
         return needs_gradients_ ? hidden_ + part.at * ld_ : nullptr;
     }
     T *h(const Segment &part) const { return needs_h_ ? hidden_ + part.at * ld_ + h_at_ : nullptr; }
-    // Gate and up again, from x.
+    // Recomputes gate and up from x.
     void preactivations(const Build<T> &build, const Segment &part,
                         const Preactivations &to) const {
         const Weights<T> &w = weights(part);
@@ -206,7 +206,7 @@ template <class T> class Backward {
                    : product(rows.across(w.down, w.f, part.rows));
     }
 
-    // dx of the rows' tokens, or (weight on input) w times it, and its inner products with x.
+    // dx of the tokens; with the weight on the input also the products for the gradient of w.
     void input_gradient(const Build<T> &build, const Batch &batch) {
         using Part = std::function<void(PanelRange panels, const Scratch<T> &mine)>;
         const auto parts = std::make_shared<std::vector<Part>>();
@@ -250,7 +250,7 @@ template <class T> class Backward {
         });
     }
 
-    // A finished tile of a segment's dx.
+    // Takes a finished tile of a segment's dx.
     void add_rows(const Segment &part, const Tile &tile, T *c) const {
         const Kernels<T> &k = call_.kernels;
         const int64_t r = tile.rows.first, n = tile.rows.count;
@@ -340,7 +340,7 @@ template <class T> class Backward {
                                moe_.accumulate);
     }
 
-    // ---- xielu's parameters: sums of each expert, then over these in order
+    // ---- xielu's parameters: a sum for each expert, then the sum over the experts in order
 
     XieluSums<T> xielu_sums(const Segment &part, const XieluSums<T> *previous,
                             const Segment &before) const {
@@ -368,19 +368,19 @@ template <class T> class Backward {
     MoeBackward<T> &moe_;
     const Mixture<T> &m_;
     const Dispatch routes_;
-    const std::vector<T> factors_; // of rows
+    const std::vector<T> factors_; // of each row
     const int64_t sides_;
     ExpertGradients<T> gradients_;
     const std::vector<char> first_; // whether a row is the first of its token
     const std::vector<int64_t> idle_tokens_, idle_experts_;
-    bool needs_x_, needs_gradients_, needs_dh_, needs_h_; // of the products
+    bool needs_x_, needs_gradients_, needs_dh_, needs_h_; // which products are needed
     bool dots_of_hidden_, recompute_;
-    // A row of the batch: dgate, dup (from up_at_ on), h (from h_at_ on).
+    // A row of the batch holds dgate, dup (from up_at_ on), and h (from h_at_ on).
     int64_t up_at_, h_at_, ld_, ld_dots_, carry_ld_ = 0;
-    std::vector<int64_t> offsets_; // of what was saved
+    std::vector<int64_t> offsets_; // of each expert's saved preactivations
     std::vector<Batch> batches_;
     T *hidden_ = nullptr, *dots_ = nullptr;
-    T *carry_ = nullptr; // dx of 16 bits is added up in T
+    T *carry_ = nullptr; // dx in T, where grad_x has 16 bits and is rounded once
     char *again_ = nullptr;
     T *dh_ = nullptr, *xielu_[2] = {};
     double *totals_ = nullptr;

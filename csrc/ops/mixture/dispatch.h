@@ -1,9 +1,9 @@
-// Which rows go through which expert: the routes of some tokens, sorted by expert.
+// Which rows go through which expert: the choices of some tokens, sorted by expert.
 //
 //   ids [T, k]  ->  groups of rows; a row is one (token, slot), a group all rows of one expert
 //
-// A counting sort: rows lie in the order of experts, within one of tokens, then slots. So a group's
-// rows do not depend on what else is in the call, and experts that nobody chose are not there.
+// This is a counting sort. Rows are ordered by expert, then token, then slot. So the order within a
+// group does not depend on the other groups. Experts that no token chose have no group.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -23,10 +23,10 @@ struct Dispatch {
     std::vector<Group> groups;   // experts in rising order
     std::vector<int32_t> tokens; // of each row
     std::vector<int32_t> places; // of each row: token * top_k + slot
-    std::vector<int32_t> row_of; // of each place of these tokens; -1: no expert
+    std::vector<int32_t> row_of; // of each place, counted from the first of these tokens; or -1
     int64_t rows() const { return (int64_t)tokens.size(); }
 
-    // Of some tokens; ids are at least -1 (no expert) and below experts.
+    // Sorts the rows of some tokens. Ids are from -1 (no expert) to experts - 1.
     Dispatch(const int32_t *ids, TokenRange of, int64_t top_k, int64_t experts)
         : row_of(of.count * top_k, -1) {
         const int64_t token0 = of.first, count = of.count;
@@ -48,21 +48,21 @@ struct Dispatch {
         }
     }
 
-    // The factors of all places, in the rows' order.
+    // The factors of all places, in the order of the rows.
     template <class T> std::vector<T> in_rows(const T *of_places) const {
         std::vector<T> out(places.size());
         for (size_t i = 0; i < out.size(); ++i) out[i] = of_places[places[i]];
         return out;
     }
 
-    // Of each row: whether it is the first of its token.
+    // For each row, whether it is the first row of its token.
     std::vector<char> firsts(int64_t count) const {
         std::vector<char> seen(count), first;
         for (int32_t token : tokens) first.push_back(!std::exchange(seen[token], 1));
         return first;
     }
 
-    // What no row reaches: tokens below count, experts below count.
+    // The tokens below count that have no row, and the experts below count that have none.
     std::vector<int64_t> idle_tokens(int64_t count) const { return missing(tokens, count); }
     std::vector<int64_t> idle_experts(int64_t count) const {
         std::vector<int32_t> hit;
@@ -70,7 +70,7 @@ struct Dispatch {
         return missing(hit, count);
     }
 
-    // Indices of groups, the one with the most rows first.
+    // The indices of the groups, the group with the most rows first.
     std::vector<int64_t> biggest_first() const {
         std::vector<int64_t> order(groups.size());
         std::iota(order.begin(), order.end(), 0);

@@ -1,10 +1,9 @@
-// The gradients of a mixture's routing weights, from inner products that an epilogue left behind:
+// The gradients of a mixture's routing weights, from inner products that an epilogue has stored:
 //
-//   dw[t, s] (+)= the sum of a row's dots, + b_down . dy[t]
+//   dw[t, s] (+)= the sum of dots[row]  (+ b_down . dy[t], with the weight on the output)
 //
-// dots [rows][n]: sums of 8 products each, of dh and h (weight on the output: then the bias of down
-// has its own inner product with dy), or of dx and x (weight on the input). They are added in
-// double.
+// dots [rows][n] are sums of 8 products each: of dh and h where the weight is on the output, of dx
+// and x where it is on the input. They are added in double.
 #pragma once
 #include <algorithm>
 
@@ -13,8 +12,8 @@
 
 namespace ffncore {
 
-// Adds a job. dy [rows, d]: gathered; bias [d], or nullptr; places: token * top_k + slot of each
-// row; out [tokens, top_k].
+// Adds the job. dy [rows, d] is gathered; bias is b_down [d], or nullptr; places has token * top_k
+// + slot for each row; out is dw [tokens, top_k].
 template <class T>
 void add_factor_gradient(const Build<T> &build, const Input &dots, int64_t n, int64_t rows,
                          const TokenRows<T> &dy, const T *bias, int64_t d, const int32_t *places,

@@ -1,13 +1,14 @@
-// Forward of a mixture: two phases for a chunk of tokens.
+// The forward pass of a mixture, in two phases for each chunk of tokens:
 //
-//   up    a task is some hidden units of one expert, for all its rows or some of them: it gathers
-//         the rows of x, and leaves h
-//   down  a task is a strip of columns of d, through all experts: the rows' outputs stay with the
-//         thread, [rows][strip], and are added up for each token in slot order
+//   up    a task has some hidden units of one expert, for all its rows or some of them. It gathers
+//         the rows of x and stores h.
+//   down  a task has a strip of columns of y, for all experts. The outputs of the rows stay in the
+//         scratch memory of the thread, [rows][strip], and are added up for each token in slot
+//         order.
 //
-// So the weights stream once per chunk, h is the only array with a row per route, and the phases
-// meet at one barrier. Each expert has its tokens as rows or as panels, as a dense layer of so many
-// tokens would.
+// So the weights stream through the cores once for each chunk, h is the only array with a row for
+// each (token, slot), and one barrier stands between the phases. Each expert has its tokens as rows
+// or as panels, as a dense layer with so many tokens would.
 #include "mixture.h"
 
 #include "../layer/panel_epilogues.h"
@@ -18,17 +19,18 @@ namespace ffncore {
 
 namespace {
 
-// How a group's h lies.
+// The layout of a group's h: rows of tokens, or token panels.
 template <class T> struct HiddenLayout {
     bool rows, pairs;
-    int64_t ld;    // rows: from row to row
-    int64_t width; // panels: tokens of each
+    int64_t ld;    // rows: elements from one row to the next
+    int64_t width; // panels: tokens of a panel
     int64_t elements;
     HiddenLayout(const Kernels<T> &k, const Weights<T> &w, int64_t tokens)
         : rows(forward_in_rows(k, w, tokens)), pairs(takes_pairs(k, w) && (!rows || w.packed())) {
         const int64_t steps = ceil_div(w.f, pairs ? 2 : 1);
         ld = row_stride<T>(steps);
-        // Panels of one width: two of 3 and 2 vectors are faster than two of 4 and 1.
+        // All panels have nearly the same width: two of 3 and 2 vectors are faster than two of 4
+        // and 1.
         const int64_t vectors = ceil_div(tokens, k.width);
         width = ceil_div(vectors, ceil_div(vectors, k.vectors)) * k.width;
         elements = rows ? tokens * ld : round_up(tokens, width) * steps;
@@ -37,15 +39,15 @@ template <class T> struct HiddenLayout {
 
 template <class T> struct ChunkGroup : Group {
     HiddenLayout<T> layout;
-    int64_t hidden;  // offset of h
-    int64_t earlier; // the expert's rows in earlier chunks
+    int64_t hidden;  // offset of its h
+    int64_t earlier; // rows of the expert in earlier chunks
 };
 
 template <class T> struct Chunk {
     int64_t token0, tokens;
     Dispatch routes;
-    std::vector<T> factors;            // of rows, where they are of the input
-    std::vector<ChunkGroup<T>> groups; // those of routes
+    std::vector<T> factors;            // of each row, where the weight is on the input
+    std::vector<ChunkGroup<T>> groups; // the groups of routes
 };
 
 template <class T> class Forward {
@@ -94,7 +96,7 @@ template <class T> class Forward {
         T *h = all_h + g.hidden;
         TokenRows<T> x{m_.x, chunk.routes.tokens.data() + g.first,
                        m_.on_input ? chunk.factors.data() + g.first : nullptr};
-        if (g.rows == 1 && !x.factors) x = {m_.x.from(x.tokens[0])}; // where it lies
+        if (g.rows == 1 && !x.factors) x = {m_.x.from(x.tokens[0])}; // one row is read in place
         Preactivations saved;
         if (moe_.saved)
             saved = Preactivations(moe_.saved + saved_offsets_[g.expert] * m_.x.bytes(), m_.x.type,
@@ -121,7 +123,7 @@ template <class T> class Forward {
         return panels.fitted(h, panels.steps(w.f), tokens);
     }
 
-    // Some columns of the outputs of a group's rows, to out [rows][ld].
+    // Computes some columns of the outputs of a group's rows, to out [rows][ld].
     using Part = std::function<void(ColumnRange cols, const Scratch<T> &mine, T *out, int64_t ld)>;
 
     Part part(const Build<T> &build, const ChunkGroup<T> &g, const T *all_h) const {
@@ -193,11 +195,12 @@ template <class T> class Forward {
             });
     }
 
-    // Columns of a strip: as wide as lets every thread have some, because each strip reads all of
-    // h. What a thread keeps of it is written and read once, and need not stay in L2 (256 columns
-    // are 5 % faster than the 64 that would); all threads' together take half of the workspace that
-    // a call may hold. Whole panels of packed weights.
-    static constexpr int64_t kGap = 16; // between rows, which then spread over the sets of L1
+    // The columns of a strip, in whole panels of packed weights. Strips are as wide as possible,
+    // because each strip reads all of h, but every thread should have some. The outputs that a
+    // thread keeps are written and read once, and need not stay in L2 (256 columns are 5 % faster
+    // than 64, which would stay there). Those of all threads together take half of the workspace
+    // that a call may hold.
+    static constexpr int64_t kGap = 16; // elements between rows, so that they spread over L1's sets
     int64_t strip_of(int64_t rows) const {
         constexpr int64_t kPanel = 32, kStripsPerThread = 4, kBytes = 32 << 20;
         const int64_t all = call_.threads * std::max<int64_t>(rows, 1) * (int64_t)sizeof(T);

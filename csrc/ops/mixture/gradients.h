@@ -1,12 +1,12 @@
-// Where a mixture's backward pass leaves the gradients of its experts.
+// Where the backward pass of a mixture stores the gradients of its experts.
 //
-//   at(name, segment) (+)= what the segment's rows give
+//   at(name, segment) (+)= the sum over the rows of the segment
 //
-// Segments of one expert follow each other, each a part of the sum over its rows. A gradient of T
-// takes them as they come. One of 16 bits is rounded once: where an expert's rows fill several
-// batches (Segment::apart), they are added up beside it, and put there after the last; so are later
-// partial sums of gradients of any type (gradient_sums.h). Experts that no token chose get zeros,
-// and nothing where gradients are accumulated.
+// The segments of an expert come in order, and each is a part of the sum over its rows. A gradient
+// of T takes them one by one. A gradient of 16 bits is rounded once: where the rows of the expert
+// fill several batches (Segment::apart), they are added up in GradientSums and stored after the
+// last one. Later partial sums of gradients of any type are kept there, too. The gradients of
+// experts that no token chose become zero, or stay as they are where gradients are accumulated.
 #pragma once
 #include <array>
 #include <cstring>
@@ -19,7 +19,7 @@ namespace ffncore {
 
 enum GradientName { kGate, kUp, kDown, kBiasGate, kBiasUp, kBiasDown, kGradients };
 
-// Zeros, of any strides.
+// Writes zeros to a matrix of any strides.
 inline void zero_elements(const Output &m, int64_t rows, int64_t cols) {
     for (int64_t i = 0; i < rows; ++i) {
         if (m.col == 1) std::memset(m.at(i), 0, cols * m.bytes());
@@ -27,7 +27,8 @@ inline void zero_elements(const Output &m, int64_t rows, int64_t cols) {
     }
 }
 
-// Contiguous zeros, to memory past the caches: most of a large mixture's gradients, for few tokens.
+// Writes contiguous zeros past the caches. With few tokens, most gradients of a large mixture are
+// zeros.
 template <class T> void stream_zeros(const Kernels<T> &kernels, char *to, int64_t bytes) {
     constexpr int64_t kLine = 64;
     alignas(kLine) static constexpr char kZeros[4096] = {};
@@ -58,7 +59,8 @@ template <class T> class ExpertGradients {
         return false;
     }
 
-    // Room for sums beside, if some segments are apart, or experts have several partial sums.
+    // Takes memory for the sums that are kept outside the gradients: if some segments are apart, or
+    // some experts have several partial sums.
     void take(Arena &arena, bool apart, bool long_sums) {
         for (One &one : all_)
             if (one.gradient->first.data)
@@ -69,19 +71,20 @@ template <class T> class ExpertGradients {
         const One &one = all_[name];
         return one.sums_of(part).target(one.gradient->of(part.expert), part.before);
     }
-    // Whether something is there that counts.
+    // Whether the segment is added to the numbers that are there, or replaces them.
     bool adds(GradientName name, const Segment &part) const {
         return all_[name].sums_of(part).adds(part.before, accumulate_);
     }
 
-    // Adds to the current phase what puts the sums beside where they belong, after a segment.
+    // Adds to the current phase the jobs that add the sums kept outside to the gradients, where a
+    // segment ends such a sum.
     void put(const Build<T> &build, const Segment &part) const {
         for (const One &one : all_)
             one.sums_of(part).put(build, one.gradient->of(part.expert), one.rows, part.end(),
                                   part.last, accumulate_);
     }
 
-    // Adds to the current phase the zeros of experts that no token chose.
+    // Adds to the current phase the jobs that write zeros for experts that no token chose.
     void zero(const Build<T> &build, const std::vector<int64_t> &experts) const {
         if (accumulate_ || experts.empty()) return;
         constexpr int64_t kRows = 64; // per task
@@ -107,7 +110,7 @@ template <class T> class ExpertGradients {
         const ExpertGradient *gradient;
         int64_t rows, cols;
         GradientSums<T> sums{};
-        // Segments that share a batch with others have whole experts.
+        // Only segments with a batch of their own use these sums.
         GradientSums<T> sums_of(const Segment &part) const {
             return part.apart ? sums : GradientSums<T>{};
         }

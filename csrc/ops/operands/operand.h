@@ -1,7 +1,9 @@
-// What an operand offers to the driver of the products (product/gemm.h), C = A B: A gives the rows
-// of a tile, B gives panels of columns. Operands are read for some steps of the sum at a time.
+// What the driver of the products (product/gemm.h) requires of its operands. In C = A B, A gives
+// the rows of a tile and B gives panels of columns. An operand is read for some steps of the sum at
+// a time.
 //
-// The concepts without a T ask for abilities that the driver uses where they are there.
+//   RowOperand, PanelOperand   required of every A, of every B
+//   the other concepts         optional abilities, which the driver uses where an operand has them
 #pragma once
 #include <concepts>
 
@@ -10,27 +12,27 @@
 
 namespace ffncore {
 
-// Where a tile's rows of A lie; see TileArgs.
+// Where the rows of A of a tile lie; see TileArgs.
 template <class T> struct RowTile {
     const T *a0, *a1;
     int64_t row, step, segment, jump;
 };
 
-// A panel of B for some steps: [steps][ld] of T or of 16-bit elements; or a packed one of these.
+// A panel of B for some steps: [steps][ld] of T or of 16-bit elements.
 struct Panel {
     const void *data;
     int64_t ld;
-    bool narrow = false; // 16 bits
-    bool packed = false; // and packed
-    bool leaves = false; // what the first tile has widened goes to the others
+    bool narrow = false; // it holds 16-bit elements
+    bool packed = false; // they lie as in packed weights (packing.h)
+    bool leaves = false; // the first tile stores the widened numbers for the other tiles
 };
 
 // Rows of A that are prepared together, for some steps.
 template <class T> struct Strip {
     RowRange rows;
     Steps steps;
-    int64_t tile; // rows of a tile, if they are copied
-    T *copied;    // where to
+    int64_t tile; // rows of a tile, if rows are copied
+    T *copied;    // buffer of the copy
 };
 
 // ---- A
@@ -40,15 +42,18 @@ concept RowOperand =
     requires(const A &a, const Kernels<T> &kernels, RowRange rows, const Strip<T> &strip) {
         // How many of these rows the first tile may take.
         { a.tile_rows(rows) } -> std::same_as<int64_t>;
-        // Whether rows are copied, and whether k is contiguous in a whole block of them.
+        // Whether rows are copied before they are used.
         { a.copies() } -> std::same_as<bool>;
+        // Whether k is contiguous in memory within a whole block of the rows.
         { a.contiguous() } -> std::same_as<bool>;
-        // Copies a strip, if rows are copied; and where some rows of a prepared strip lie.
+        // Copies a strip, if rows are copied.
         a.prepare(kernels, strip);
+        // Where some rows of a prepared strip lie.
         { a.get(rows, strip) } -> std::same_as<RowTile<T>>;
     };
 
-// Rows of one matrix, or of two that share a tile. They are fetched ahead, while a tile works.
+// Gives rows of one matrix, or of two that share a tile. The driver prefetches the next rows while
+// a tile is computed.
 template <class A>
 concept HoldsMatrices = requires(const A &a) {
     { a.first } -> std::convertible_to<Input>;
@@ -60,18 +65,18 @@ concept HoldsMatrices = requires(const A &a) {
 template <class B, class T>
 concept PanelOperand =
     requires(const B &b, const Kernels<T> &kernels, int64_t panel, Steps steps, T *to) {
-        // In place, or made at `to`.
+        // The panel where it lies, or a copy of it at `to`.
         { b.get(kernels, panel, steps, to) } -> std::same_as<Panel>;
     };
 
-// May hold other elements than T.
+// May hold elements of another type than T.
 template <class B>
 concept HasType = requires(const B &b) {
     { b.type() } -> std::same_as<Element>;
 };
 
-// Read in memory's order: where a panel's step k begins, the bytes to be fetched there, and the
-// bytes to the next step.
+// Is read in the order of memory. line: where step k of a panel begins; line_bytes: the bytes to
+// prefetch there; line_step: the bytes from one step to the next.
 template <class B>
 concept ReadInOrder = requires(const B &b, int64_t panel, int64_t k) {
     { b.line(panel, k) } -> std::same_as<const char *>;
@@ -79,14 +84,14 @@ concept ReadInOrder = requires(const B &b, int64_t panel, int64_t k) {
     { b.line_step() } -> std::same_as<int64_t>;
 };
 
-// A panel in memory holds the columns of several tiles' panels: of `share()`.
+// A panel in memory holds the columns of `share()` panels of tiles.
 template <class B>
 concept SharesPanels = requires(const B &b) {
     { b.share() } -> std::same_as<int64_t>;
 };
 
-// Rows that are contiguous in k can be turned in registers: whether they are, for so many tiles;
-// and vector v of a panel from step k on.
+// Can be transposed in registers, because its rows are contiguous in k. turns: whether this is to
+// be done, when so many tiles read the panel; turn: vector v of a panel from step k on.
 template <class B, class T>
 concept TurnsInRegisters =
     requires(const B &b, int64_t tiles, int64_t panel, int64_t v, int64_t k) {
@@ -94,7 +99,7 @@ concept TurnsInRegisters =
         { b.turn(panel, v, k) } -> std::same_as<TurnedArgs<T>>;
     };
 
-// Copied by strips, if copies(): panels side by side, kBlock steps each.
+// Is copied a strip at a time, if copies(): one panel of kBlock steps behind the other.
 template <class B, class T>
 concept CopiesStrips =
     requires(const B &b, const Kernels<T> &kernels, PanelRange panels, Steps steps, T *to) {

@@ -1,12 +1,15 @@
-// What gives panels, B of a product (operand.h):
+// The operands that give panels: B of a product C = A B (operand.h). Which index is k, the one that
+// is summed over, tells them apart:
 //
-//   TokenPanels     prepared panels of tokens [panel][k][width]
+//   TokenPanels     panels of tokens that lie ready: [panel][k][width]
 //   PackedPanels    packed weights
-//   RawPanels       raw weights (few tokens): turned in registers, in place, or packed by blocks
-//   MatrixPanels    a matrix whose rows are k: raw weights of the backward pass, x, h
-//   UnitPanels      token panels turned: [k = token][units], block by block
-//   PackedAcross    packed weights whose k is their outputs, turned block by block
-//   GatheredPanels  tokens' rows, gathered: k is tokens
+//   RawPanels       raw weights, for few tokens: transposed in registers, read in place, or packed
+//   a
+//                   block at a time
+//   MatrixPanels    a matrix with a row for each k: raw weights of the backward pass, x, h
+//   UnitPanels      token panels, transposed a block at a time: [k = token][units]
+//   PackedAcross    packed weights, transposed a block at a time: k counts their outputs
+//   GatheredPanels  rows of tokens, gathered: k counts tokens
 #pragma once
 #include "../packing/packing.h"
 #include "operand.h"
@@ -17,7 +20,7 @@ namespace ffncore {
 template <class T> struct TokenPanels {
     const T *data;
     int64_t depth, width, last, last_width; // the last panel may be narrower
-    int64_t first = 0;                      // panel that lies at data
+    int64_t first = 0;                      // number of the panel that lies at data
     int64_t ld(int64_t p) const { return p == last ? last_width : width; }
     Panel get(const Kernels<T> &, int64_t p, Steps steps, T *) const { return at(p, steps.first); }
     Panel at(int64_t p, int64_t k) const {
@@ -30,16 +33,16 @@ template <class T> struct TokenPanels {
     }
 };
 
-// Panels of 16-bit elements are widened by the tiles.
+// 16-bit elements are widened by the tiles while they compute.
 template <class T> struct PackedPanels {
     const char *data;
     Element of;
-    int64_t depth, width; // width of a tile: a panel, or half of one
+    int64_t depth, width; // width of a tile: a packed panel, or half of one
     bool leaves = false, pairs = false;
     Element type() const { return of; }
     int64_t terms() const { return pairs ? 2 : 1; } // of a step
     Panel get(const Kernels<T> &, int64_t p, Steps steps, T *) const {
-        const int64_t lane = of == kBfloat16 ? 2 : 1; // elements from column to column
+        const int64_t lane = of == kBfloat16 ? 2 : 1; // elements from one column to the next
         return {line(p, steps.first) + p % share() * width * lane * element_bytes(of), kPanel<T>,
                 of != kOwn<T>, of != kOwn<T>, leaves};
     }
@@ -51,10 +54,11 @@ template <class T> struct PackedPanels {
     }
 };
 
-// Raw weights as panels. Where rows are contiguous in k they are turned in registers; where k
-// rows are (transposed weights, plain), the matrix is the panel; else a block is packed.
+// Raw weights as panels. Weights whose rows are contiguous in k are transposed in registers.
+// Weights whose columns are contiguous (transposed weights of a plain block) are panels already.
+// Other weights are packed, a block at a time.
 template <class T> struct RawPanels {
-    Weights<T> weights; // the up phase of it; or, with `down`, its down matrix
+    Weights<T> weights; // gate and up of these are read; or down, if `down` is true
     bool down;
     int64_t width;
 
@@ -63,12 +67,13 @@ template <class T> struct RawPanels {
     int64_t outputs() const { return down ? weights.d : weights.f; }
     Element type() const { return weights.type; }
 
-    // For each tile anew; 16 bits are rather turned and widened once, to memory.
+    // Every tile transposes the panel again. So 16-bit weights for several tiles are transposed and
+    // widened once instead, to memory (get).
     bool turns(int64_t tiles) const {
         return last().col == 1 && (!gated() || weights.gate.col == 1) &&
                (tiles == 1 || last().template holds<T>());
     }
-    // Vector v of panel p from block k on.
+    // Vector v of panel p from step k on.
     TurnedArgs<T> turn(int64_t p, int64_t v, int64_t k) const {
         const int64_t half = width / 2;
         const Input &m = gated() && v == 0 ? weights.gate : last();
@@ -94,16 +99,18 @@ template <class T> struct RawPanels {
     }
 };
 
-// How a matrix is read: full panels where they lie (of 16 bits: two vectors wide), which is good
-// for rows that spread over the sets of L2 (see row_stride), or that are read by one tile; the same
-// by slices (Walk::slice); or copied, a strip at a time.
+// How the panels of a matrix are read:
+//   kInPlace  where they lie, if they are full (and for 16 bits two vectors wide). This is good for
+//             rows that spread over the sets of L2 (see row_stride), or that one tile reads.
+//   kSliced   in place, too, but some steps of all panels at a time (Walk::slice)
+//   kCopied   copied, a strip at a time
 enum class Reading { kInPlace, kSliced, kCopied };
 
 template <class T> struct MatrixPanels {
     Input m; // element (k, column)
     int64_t cols, width;
     Reading reading;
-    int64_t paired; // copied to pairs of bfloat16 (Walk::pairs): length of the sum; else 0
+    int64_t paired; // length of the sum, if copied to pairs of bfloat16 (Walk::pairs); else 0
     MatrixPanels(const Input &m, int64_t cols, int64_t width, Reading reading, int64_t paired = 0)
         : m(m), cols(cols), width(width), reading(reading), paired(paired) {}
     Element type() const { return m.type; }
@@ -121,7 +128,7 @@ template <class T> struct MatrixPanels {
                                     width);
         return {to, width};
     }
-    // Some rows of all panels at a time: a row's columns are read together.
+    // Copies some rows of all panels at a time, so that the columns of a row are read together.
     void copy(const Kernels<T> &kernels, PanelRange panels, Steps steps, T *to) const {
         constexpr int64_t kRows = 16;
         each_part(steps, kRows, [&](Steps some) {
@@ -135,13 +142,13 @@ template <class T> struct MatrixPanels {
     const char *line(int64_t p, int64_t k) const { return m.at(k, p * width); }
 };
 
-// Packed down, or (gated: one side of) packed up: k counts the rows of the raw matrix, columns are
-// what those are summed over in the forward pass.
+// Packed down, packed up, or one side (gate or up) of a packed gated up phase. k counts the rows of
+// the raw matrix. The columns are the dimension that the forward pass sums over.
 template <class T> struct PackedAcross {
     const char *packed;
     Element type;
-    int64_t packed_depth, cols, width; // steps of a packed panel, padding included
-    bool gated, upper;
+    int64_t packed_depth, cols, width; // packed_depth: steps of a packed panel, with padding
+    bool gated, upper;                 // upper: of a gated panel the side of up, not of gate
     bool copies() const { return true; }
     void copy(const Kernels<T> &kernels, PanelRange panels, Steps steps, T *to) const {
         for (int64_t p = panels.first; p < panels.end(); ++p)
@@ -150,7 +157,7 @@ template <class T> struct PackedAcross {
     Panel get(const Kernels<T> &kernels, int64_t p, Steps steps, T *to) const {
         const int64_t first = p * width, have = std::min(width, cols - first);
         const int64_t per_panel = gated ? kPanel<T> / 2 : kPanel<T>;
-        const int64_t run = gated ? kGroup<T> : kPanel<T>; // rows side by side
+        const int64_t run = gated ? kGroup<T> : kPanel<T>; // rows that lie side by side
         each_part(steps, run, [&](Steps some) {
             const int64_t in = some.first % per_panel;
             const int64_t col = gated ? in / run * 2 * run + (upper ? run : 0) : in;
@@ -162,14 +169,14 @@ template <class T> struct PackedAcross {
     }
 
   private:
-    // Columns of a panel, `steps` of each: into rows.
+    // Transposes some columns of a packed panel, `steps` numbers of each, into rows.
     void turn(const Kernels<T> &kernels, const char *panel, ColumnRange cols, int64_t steps,
               T *to) const {
         const Access<T> &of = kernels.of[type];
         if (type != kBfloat16)
             return of.pack(panel + cols.first * element_bytes(type), kPanel<T>, 1, steps,
                            cols.count, to, width, width);
-        // A pair of steps is moved like one number of 32 bits.
+        // A pair of steps is moved as one number of 32 bits.
         T pairs[kPanel<T> * kPanel<T> / 2];
         const int64_t half = ceil_div(steps, 2);
         kernels.of[kFloat32].pack(panel + cols.first * 4, kPanel<T>, 1, half, cols.count, pairs,
@@ -192,7 +199,7 @@ template <class T> struct UnitPanels {
     }
 };
 
-// Tokens' rows as panels of B: [k = token][columns].
+// Rows of tokens as panels of B: [k = token][columns].
 template <class T> struct GatheredPanels {
     TokenRows<T> tokens;
     int64_t cols, width;
@@ -203,8 +210,8 @@ template <class T> struct GatheredPanels {
     }
 };
 
-// Their abilities. A signature that no longer fits would lose one without an error, and only be
-// slow.
+// The abilities of these operands (operand.h). Without these lines, a signature that does not fit a
+// concept would give no error, and only make the product slow.
 static_assert(ReadInOrder<TokenPanels<float>>);
 static_assert(ReadInOrder<PackedPanels<float>> && SharesPanels<PackedPanels<float>>);
 static_assert(TurnsInRegisters<RawPanels<float>, float>);

@@ -1,25 +1,27 @@
-// What gives the rows of a tile, A of a product (operand.h):
+// The operands that give the rows of a tile: A of a product C = A B (operand.h). k is the index
+// that is summed over.
 //
-//   WeightRows    gate | up | down, in place; or copied where k is not contiguous in memory
-//   StridedRows   any matrix in place: tokens (x, h, dgate), or columns of such a one
-//   PanelRows     token panels read across: rows are units, k is tokens
-//   TokenColumns  columns of tokens' rows, gathered block by block: k is tokens
+//   WeightRows    rows of gate, up or down, in place; copied where k is not contiguous in memory
+//   StridedRows   any matrix in place: rows of tokens (x, h, dgate), or the columns of such a
+//   matrix PanelRows     token panels read across: rows are units, k counts tokens
+//   TokenColumns  columns of the rows of tokens, gathered a block at a time: k counts tokens
 #pragma once
 #include "operand.h"
 #include "token_rows.h"
 
 namespace ffncore {
 
-// Elements from row to row of a copied block: whole lines, which spread over the sets of L1.
+// Elements from one row of a copied block to the next: whole cache lines, and not a power of two,
+// so that the rows spread over the sets of L1.
 constexpr int64_t kCopiedRow = kBlock + 16;
 
-// n rows of one matrix: a tile has them in two halves.
+// n rows of one matrix, as a tile has them: in two halves (TileArgs).
 template <class T>
 RowTile<T> halves(const T *a0, int64_t n, int64_t row, int64_t step, int64_t block = kBlock) {
     return {a0, a0 + (n + 1) / 2 * row, row, step, block, block * step};
 }
 
-// How many of some rows one tile may take where none crosses `cut`.
+// How many of these rows one tile may take, so that it does not cross `cut`.
 inline int64_t rows_before(int64_t cut, RowRange rows) {
     return rows.first < cut ? std::min(rows.count, cut - rows.first) : rows.count;
 }
@@ -27,12 +29,12 @@ inline int64_t rows_before(int64_t cut, RowRange rows) {
 template <class T> struct StridedRows {
     const T *data;
     int64_t row, step = 1;
-    int64_t block = kBlock;  // steps of a block: half of it where they are pairs
-    int64_t first = 0;       // row that lies at data
-    int64_t cut = INT64_MAX; // tiles do not cross it
+    int64_t block = kBlock;  // steps of a block: kBlock / 2 where a step is a pair
+    int64_t first = 0;       // number of the row that lies at data
+    int64_t cut = INT64_MAX; // no tile crosses this row
     bool contiguous() const { return step == 1; }
     int64_t tile_rows(RowRange rows) const { return rows_before(cut, rows); }
-    StridedRows from(int64_t k) const { // the sum's steps from k on
+    StridedRows from(int64_t k) const { // steps of the sum from k on
         StridedRows part = *this;
         part.data += k * step;
         return part;
@@ -45,14 +47,16 @@ template <class T> struct StridedRows {
     }
 };
 
-// Rows of a weight matrix. With `second` a unit is a row of each. They are read in place where they
-// hold T and k is contiguous in memory; else copied, to rows or (k not contiguous) to tiles.
+// Rows of a weight matrix; with `second`, a unit is a row of each of the two matrices. Rows are
+// read in place where they hold T and k is contiguous in memory. Else they are copied: to rows, or
+// to tiles [k][rows of the tile] where k is not contiguous.
 template <class T> struct WeightRows {
     Input first, second;       // element (r, k)
-    int64_t paired = 0;        // copied to pairs of bfloat16 (Walk::pairs): a row's length; else 0
-    int64_t second_offset = 0; // of the second matrix's copy: copy_size of a strip
+    int64_t paired = 0;        // length of a row, if copied to pairs of bfloat16; else 0
+    int64_t second_offset = 0; // where the copy of the second matrix begins: copy_size of a strip
 
-    // Elements of a copied block of `units` rows: as tiles, or as rows of as many.
+    // Elements that a copied block of `units` rows takes, as tiles or as rows; padded to whole
+    // tiles.
     static int64_t copy_size(int64_t units, int64_t tile, bool as_tiles) {
         return ceil_div(units, tile) * (as_tiles ? kTileStride : tile) * kCopiedRow;
     }
@@ -61,7 +65,7 @@ template <class T> struct WeightRows {
     int64_t tile_rows(RowRange rows) const { return rows.count; }
     bool by_rows() const { return !paired && first.col == 1 && (!second.data || second.col == 1); }
     bool copies() const {
-        return !by_rows() || !first.holds<T>() || // one tile, one stride
+        return !by_rows() || !first.holds<T>() || // a tile has one stride for both matrices
                (second.data && second.row != first.row);
     }
 
@@ -105,15 +109,15 @@ template <class T> struct WeightRows {
     }
 };
 
-// Token panels [token panel][rows][width] read across: k is tokens. Tiles do not cross `cut`.
+// Token panels [token panel][rows][width] read across: k counts tokens. No tile crosses row `cut`.
 template <class T> struct PanelRows {
     const T *data;
     int64_t rows, width, cut;
-    PanelRows from(int64_t k) const { // the sum's steps from k on: whole panels
+    PanelRows from(int64_t k) const { // steps of the sum from k on; k begins a panel
         return {data + k * rows, rows, width, cut};
     }
     bool pair() const { return false; }
-    bool contiguous() const { return false; } // not over a whole block
+    bool contiguous() const { return false; } // only within a panel, not over a whole block
     bool copies() const { return false; }
     void prepare(const Kernels<T> &, const Strip<T> &) const {}
     int64_t tile_rows(RowRange some) const { return rows_before(cut, some); }
@@ -123,7 +127,7 @@ template <class T> struct PanelRows {
     }
 };
 
-// Columns of tokens' rows as rows of A: k is the token. A block is copied, [token][ld].
+// Columns of the rows of tokens as rows of A: k counts tokens. A block is copied, as [token][ld].
 template <class T> struct TokenColumns {
     TokenRows<T> tokens;
     int64_t ld;
@@ -140,6 +144,6 @@ template <class T> struct TokenColumns {
     }
 };
 
-static_assert(HoldsMatrices<WeightRows<float>>); // an ability, see panel_operands.h
+static_assert(HoldsMatrices<WeightRows<float>>); // why: see the end of panel_operands.h
 
 } // namespace ffncore

@@ -1,10 +1,12 @@
-// The rows that a group's products take from a matrix of tokens [tokens, cols]: row i is that of
-// token tokens[i], or of token i, times a factor of its own where there are factors (rounded to the
-// matrix's type, as if the caller had multiplied).
+// The rows that the products of a group take from a matrix of tokens m [tokens, cols]:
 //
-// Rows that lie as a product wants them are read in place. Others are gathered by the tasks that
-// multiply them, into the thread's scratch: as rows, as pairs of bfloat16, or as a panel [k][rows].
-// So a mixture of experts keeps no array of the rows in the experts' order.
+//   row i = factors[i] * m[tokens[i]]      tokens == nullptr: m[i]; factors == nullptr: 1
+//
+// A row with a factor is rounded to the type of m, as if the caller had multiplied. Rows that lie
+// as a product needs them are read in place. Other rows are gathered by the tasks that multiply
+// them, into the scratch memory of the thread: as rows, as pairs of bfloat16, or as a panel
+// [k][rows]. So a mixture of experts needs no array that holds all rows in the order of their
+// experts.
 #pragma once
 #include <algorithm>
 #include <cstring>
@@ -16,8 +18,8 @@ namespace ffncore {
 
 template <class T> struct TokenRows {
     Input m;
-    const int32_t *tokens = nullptr; // nullptr: 0, 1, 2, ...
-    const T *factors = nullptr;      // nullptr: 1
+    const int32_t *tokens = nullptr;
+    const T *factors = nullptr;
 
     const char *at(int64_t i, int64_t col = 0) const { return m.at(tokens ? tokens[i] : i, col); }
     TokenRows from(int64_t i) const {
@@ -26,7 +28,7 @@ template <class T> struct TokenRows {
     }
     bool in_order() const { return !tokens && !factors; }
 
-    // Some columns of some rows -> to [rows][ld]
+    // Copies some columns of some rows to `to` [rows][ld].
     void copy(const Kernels<T> &kernels, TokenRange rows, ColumnRange cols, T *to,
               int64_t ld) const {
         const Access<T> &of = kernels.of[m.type];
@@ -43,7 +45,8 @@ template <class T> struct TokenRows {
         }
     }
 
-    // The same of bfloat16 -> to [n][ld pairs]; an odd row has +0 behind it.
+    // The same for whole rows of bfloat16, to [rows][ld pairs]. A row of odd length is followed by
+    // +0.
     void copy_pairs(const Kernels<T> &kernels, TokenRange rows, int64_t cols, T *to,
                     int64_t ld) const {
         for (int64_t i = rows.first; i < rows.end(); ++i, to += ld) {
@@ -64,8 +67,9 @@ template <class T> struct TokenRows {
         }
     }
 
-    // The first columns of some rows -> to [cols][ld]; zero from the last row to ld. pack: Access's
-    // of m's type, or that of pairs, whose steps are `terms` columns.
+    // Copies the first `cols` columns of some rows, transposed, to `to` [cols][ld], with zeros from
+    // the last row to ld. `pack` is Access::pack for the type of m, or Pairs::pack, for which a
+    // step is `terms` columns.
     template <class Pack>
     void panel(const Kernels<T> &kernels, const Pack &pack, int64_t terms, TokenRange rows,
                int64_t cols, T *to, int64_t ld) const {
@@ -75,7 +79,7 @@ template <class T> struct TokenRows {
         constexpr int64_t kRows = 64;
         const Access<T> &of = kernels.of[m.type];
         const int64_t bytes = m.bytes();
-        alignas(64) T copied[kRows * kPart]; // of m's type, so that there is one way to pack
+        alignas(64) T copied[kRows * kPart]; // holds elements of m's type, as `pack` reads them
         for (int64_t c = 0; c < cols; c += kPart) {
             const int64_t some = std::min(kPart, cols - c);
             for (int64_t i = 0; i < n; ++i) {
@@ -97,7 +101,7 @@ template <class T> struct TokenRows {
 
   private:
     static constexpr int64_t kPart = 64; // columns, an even number
-    // In place, rounded to m's type.
+    // Multiplies a row in place, and rounds it to the type of m.
     void multiply(const Kernels<T> &kernels, const T *factor, int64_t cols, T *row) const {
         kernels.scale(row, cols, factor, 1, cols, row, cols);
         if (m.holds<T>()) return;

@@ -1,5 +1,6 @@
-// See packing.h for the layout. Packing and unpacking are regions of one phase, all matrices
-// together; a task is a piece of a matrix that memory holds in long runs, in its own order.
+// Packs and unpacks weights; see packing.h for the layout. Each is a region of one phase with all
+// matrices in it. A task is a piece of a matrix (Pieces), cut so that memory is read, or for
+// unpacking written, in long runs.
 #include "packing.h"
 
 #include <algorithm>
@@ -45,11 +46,11 @@ void pack_up_panel(const Kernels<T> &kernels, const Weights<T> &w, const UpPanel
 
 namespace {
 
-// How a matrix [panels of rows] x [depth] is cut into tasks of 256 KiB: rows that are contiguous
-// are read 8 KiB at a time, columns across 16 panels, 1 or 2 KiB at a time.
+// How a matrix [panels of rows] x [depth] is cut into tasks of 256 KiB. Contiguous rows are read 8
+// KiB at a time; contiguous columns are read across 16 panels, 1 or 2 KiB at a time.
 struct Pieces {
     int64_t panels, depth;      // of the matrix
-    int64_t some_panels, piece; // of a task; a piece is even
+    int64_t some_panels, piece; // of a task: panels, and steps of depth (an even number)
     template <class Byte>
     Pieces(const Array<Byte> &m, int64_t panels, int64_t depth) : panels(panels), depth(depth) {
         const bool by_rows = std::abs(m.col) <= std::abs(m.row);
@@ -57,7 +58,7 @@ struct Pieces {
         piece = (by_rows ? 8192 : 512) / m.bytes();
     }
     int64_t tasks() const { return ceil_div(panels, some_panels) * ceil_div(depth, piece); }
-    // body(panel, steps)
+    // Calls body(panel, steps) for each panel of the task.
     template <class Body> void run(int64_t task, const Body &body) const {
         const int64_t across = ceil_div(depth, piece), k = task % across * piece;
         const int64_t first = task / across * some_panels;
@@ -66,11 +67,12 @@ struct Pieces {
     }
 };
 
-// A panel is made in L1, so many steps at a time, and read as numbers: 16 KiB of these. An even
-// number.
+// A panel is packed or read so many steps at a time, as numbers in L1 (16 KiB). The number is even,
+// so that no pair is cut.
 constexpr int64_t kSteps = 128;
 
-// Steps [0, n) of a panel to numbers: use(steps, numbers).
+// Converts steps [0, n) of a packed panel to numbers, and calls use(steps, numbers) for some at a
+// time.
 template <class T, class Use>
 void read_panel(const Kernels<T> &kernels, Element type, int64_t n, const char *panel,
                 const Use &use) {
@@ -104,9 +106,9 @@ void pack_weights(const Weights<T> &w, const PackedHeader &header, const Kernels
     const int64_t neurons = w.gated ? panel / 2 : panel, step = packed_step<T>(type);
     char *const up = to + at.up, *const down = to + at.down;
     const Pieces ups(w.up, ceil_div(w.f, neurons), w.d), downs(w.down, ceil_div(w.d, panel), w.f);
-    // Steps [0, n) of a panel of a matrix, by what packs some of them: pack(weights, terms of a
-    // step, steps, where to). 16 bits are moved pair by pair where pairs lie together,
-    // as numbers of 32 bits; a last odd step is not.
+    // Writes steps [0, n) of a panel; pack(weights, terms of a step, steps, destination) packs some
+    // of them. Where two neighbouring 16-bit elements can be moved as one number of 32 bits, pairs
+    // of steps are; a last odd step is moved alone.
     const bool moves = w.type == type && has_pairs(w.gate) && has_pairs(w.up) && has_pairs(w.down);
     Weights<T> pairs = w;
     for (Input *m : {&pairs.gate, &pairs.up, &pairs.down}) *m = pair_view<T>(*m);
@@ -124,7 +126,8 @@ void pack_weights(const Weights<T> &w, const PackedHeader &header, const Kernels
                            to + k * step);
         }
     };
-    // Groups of a whole vector; to split them is to alternate their halves, too.
+    // On levels whose vectors hold two groups of 32 bytes, gate and up are packed a vector at a
+    // time; split_groups then makes their 32-byte groups alternate (it is its own inverse).
     const int64_t group = kernels.split_groups ? panel / 2 : kGroup<T>;
     Schedule s;
     s.phase();
@@ -188,7 +191,8 @@ void unpack_weights(const char *packed, const Output (&matrices)[3], const Outpu
     constexpr int64_t panel = kPanel<T>;
     Schedule s;
     s.phase();
-    // A panel's columns [offset, offset + group) are rows of the matrix, and so on every `stride`.
+    // The columns of a panel that are rows of the matrix: [offset, offset + group), and again every
+    // `stride` columns.
     struct Columns {
         int64_t offset, group, stride;
     };

@@ -1,16 +1,18 @@
-// Packed weights: one layout for every ISA, so that a pack outlives a change of ISA.
+// Packed weights. There is one layout for every instruction set, so that packed weights stay valid
+// when the instruction set changes.
 //
-// A panel has P columns: 16 of float64, else 32. Buffer, each part 64-byte aligned:
+// A panel has P columns: 16 for float64, else 32. The parts of a buffer, each aligned to 64 bytes:
 //
 //   header   PackedHeader
-//   up       [panels][d][P]; plain: P neurons a panel; gated: P / 2, groups of G = P / 4 alternate
-//            gate, up, gate, up
-//   down     [panels][f][P]; P outputs a panel
-//   biases   b_gate [f], b_up [f], b_down [d]; those that are present; float beside 16 bits
+//   up       [panels][d][P]. plain: P hidden units a panel; gated: P / 2 of them, in groups of P /
+//   4
+//            columns: gate, up, gate, up
+//   down     [panels][f][P], with P outputs a panel
+//   biases   b_gate [f], b_up [f], b_down [d], if present; float32 for 16-bit weights
 //
 // bfloat16 lies in pairs of k, [panels][d / 2][P][2], as VDPBF16PS reads it. Columns beyond the
-// last neuron or output are zero, and so are a missing k and the gaps behind the biases: equal
-// weights make equal bytes.
+// last hidden unit or output are zero, and so are the second half of a last pair and the gaps
+// behind the biases. Hence equal weights make equal bytes.
 #pragma once
 #include "../arrays/array.h"
 #include "../arrays/ranges.h"
@@ -20,8 +22,8 @@ namespace ffncore {
 template <class T> constexpr int64_t kPanel = kPanelBytes / (int64_t)sizeof(T);
 template <class T> constexpr int64_t kGroup = kGroupBytes / (int64_t)sizeof(T);
 
-// The weights of one expert. Raw: gate, up [f, d], down [d, f]; packed: the two panel buffers.
-// Biases are contiguous.
+// The weights of one expert. Raw weights have gate, up [f, d] and down [d, f]; packed weights have
+// the two arrays of panels. Biases are contiguous.
 template <class T> struct Weights {
     int64_t d = 0, f = 0;
     bool gated = false;
@@ -32,14 +34,14 @@ template <class T> struct Weights {
     bool packed() const { return packed_up != nullptr; }
 };
 
-// Steps of k that a packed panel holds, and its bytes from one to the next.
+// The steps of k that a packed panel holds, padding included; and the bytes of one step.
 inline int64_t packed_depth(Element type, int64_t depth) {
     return type == kBfloat16 ? round_up(depth, 2) : depth;
 }
 template <class T> int64_t packed_step(Element type) { return kPanel<T> * element_bytes(type); }
 
-// Whether pairs of 16-bit elements along a row can be named by the place of a T each; and the
-// matrix of these.
+// Whether two neighbouring 16-bit elements of a row can be addressed as one T; and the matrix of
+// these pairs.
 inline bool has_pairs(const Input &m) {
     return !m.data || (m.bytes() == 2 && m.col == 1 && m.row % 2 == 0);
 }
@@ -48,10 +50,10 @@ template <class T> Input pair_view(const Input &m) { return {m.data, m.row / 2, 
 struct PackedHeader {
     uint64_t magic;
     int64_t dtype, d, f, gated;
-    int64_t b_gate, b_up, b_down; // present?
+    int64_t b_gate, b_up, b_down; // 1: present, 0: absent
 };
 
-// Offsets in bytes of the parts of a packed buffer; 0 = absent.
+// Offsets in bytes of the parts of a packed buffer, 0 for an absent one; and its total bytes.
 struct PackedLayout {
     explicit PackedLayout(const PackedHeader &header);
     int64_t up, down, b_gate, b_up, b_down, bytes;
@@ -59,18 +61,19 @@ struct PackedLayout {
 
 constexpr uint64_t kPackedMagic = 0x31304b4341504646u; // "FFPACK01"
 
-// The header says what the buffer is to hold: what the weights hold, or 16 bits of float32.
+// The header gives the dtype of the packed matrices: that of the weights, or 16 bits for float32.
 template <class T>
 void pack_weights(const Weights<T> &weights, const PackedHeader &header, const Kernels<T> &kernels,
                   int threads, char *to);
-// Writes the elements back: gate, up, down and their biases (stride in row), of any strides; those
-// with data == nullptr are skipped.
+// Writes the elements back to gate, up, down and their biases (whose stride is `row`), which may
+// have any strides. Those with data == nullptr are skipped.
 template <class T>
 void unpack_weights(const char *packed, const Output (&matrices)[3], const Output (&biases)[3],
                     const Kernels<T> &kernels, int threads);
 template <class T> Weights<T> packed_view(const char *packed);
 
-// Hidden units [first, first + units) of an expert. Packed: first is a multiple of the block.
+// Hidden units [first, first + units) of an expert. For packed weights, first is a multiple of the
+// block.
 template <class T> Weights<T> slice_units(Weights<T> w, int64_t first, int64_t units) {
     w.gate = w.gate.from(first);
     w.up = w.up.from(first);
@@ -86,12 +89,12 @@ template <class T> Weights<T> slice_units(Weights<T> w, int64_t first, int64_t u
     return w;
 }
 
-// The columns of a panel of the up phase, from neuron `first` on: `width` neurons (plain), or
-// alternating groups of `group` of them, gate and up (gated).
+// The columns of a panel of the up phase, which begins with hidden unit `first`. plain: `width`
+// hidden units; gated: groups of `group` hidden units, alternately of gate and of up.
 struct UpPanel {
     int64_t first, group, width;
 };
-// Some steps of it, into dst[steps][width].
+// Packs some steps of the panel into dst[steps][width].
 template <class T>
 void pack_up_panel(const Kernels<T> &kernels, const Weights<T> &w, const UpPanel &panel,
                    Steps steps, T *dst);

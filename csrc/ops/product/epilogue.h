@@ -1,5 +1,5 @@
-// What becomes of a finished tile of C: what the driver of the products (gemm.h) asks of an
-// epilogue.
+// What the driver of the products (gemm.h) requires of an epilogue, which takes each finished tile
+// of C. TakesTiles is required; the other concepts are optional abilities.
 #pragma once
 #include <concepts>
 
@@ -8,7 +8,7 @@
 
 namespace ffncore {
 
-// A tile of C: rows of A times a panel of B, whose columns that exist are `cols`.
+// A tile of C: rows of A times a panel of B. `cols` are the columns of the panel that exist.
 struct Tile {
     RowRange rows;
     int64_t panel;
@@ -19,11 +19,12 @@ struct Tile {
 template <class E, class T>
 concept TakesTiles = requires(const E &e, const Tile &tile, T *sums) { e(tile, sums); };
 
-// Is told before the last block of a tile, to fetch what the tile will need.
+// Is told before the last block of a tile, so that it can prefetch what the tile will need.
 template <class E>
 concept AnnouncedTiles = requires(const E &e, const Tile &tile) { e.begin(tile); };
 
-// Some tiles (direct) go straight to memory: the micro-kernel writes them where `at` says.
+// Lets the micro-kernel write some tiles (those that are `direct`) straight to their place (`at`)
+// in the array (`of`).
 template <class E>
 concept WritesTiles = requires(const E &e, const Tile &tile, int64_t row, int64_t col) {
     { e.direct(tile) } -> std::same_as<bool>;

@@ -1,5 +1,5 @@
-// What is fetched into L2 before somebody waits for it: lines by themselves, and what a tile of the
-// micro-kernel fetches beside its work (TileArgs::prefetch), a line or two in each of its steps.
+// Prefetches into L2: lines on their own (fetch_lines), and lines that the micro-kernel prefetches
+// while it computes a tile (TileArgs::prefetch), one or two in each of its steps.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -8,9 +8,9 @@
 
 namespace ffncore {
 
-constexpr int64_t kRunLength = 16; // the micro-kernel's run of prefetches, in k
+constexpr int64_t kRunLength = 16; // steps of k in a run of the micro-kernel's prefetches
 
-// Into L2: `rows` rows of `cols` bytes.
+// Prefetches `rows` rows of `cols` bytes.
 inline void fetch_lines(const char *first, int64_t row, int64_t rows, int64_t cols) {
     for (int64_t r = 0; r < rows; ++r) {
         for (int64_t i = 0; i < cols; i += 64) __builtin_prefetch(first + r * row + i, 1, 2);
@@ -18,7 +18,8 @@ inline void fetch_lines(const char *first, int64_t row, int64_t rows, int64_t co
     }
 }
 
-// Panels read across: in each segment the next tile's rows follow this one's `n`.
+// For panels read across (PanelRows): prefetches the rows of the next tile, which follow the `n`
+// rows of this one in each segment.
 template <class T> void fetch_across(int64_t n, TileArgs<T> &t) {
     t.prefetch = (const char *)(t.a0 + n * t.row);
     t.prefetch_step = n * (int64_t)sizeof(T);
@@ -26,8 +27,9 @@ template <class T> void fetch_across(int64_t n, TileArgs<T> &t) {
     t.prefetch_jump = (t.jump - n * t.row) * (int64_t)sizeof(T);
 }
 
-// A panel read in place, [k][ld], by few tiles: its own later rows are fetched, at last the first
-// of what is read next. A whole panel ahead, rows of some lengths would evict each other.
+// For a panel that few tiles read in place, [k][ld]: prefetches its own later rows, and at the end
+// the first rows of the panel that is read next. A prefetch of a whole panel ahead would make rows
+// of some lengths evict each other.
 template <class T>
 void fetch_soon(const char *panel, int64_t ld, const char *next, TileArgs<T> &t) {
     constexpr int64_t kDistance = 64; // L3's latency at full bandwidth is about 24 rows

@@ -1,16 +1,17 @@
-// One driver for every product of the engine:  C [rows, cols] = sum over terms of A B.
+// The driver of every product of the engine: C [rows, cols] = the sum over one or two terms of A B.
 //
-// Operands. A gives the rows of a tile, addressed in place (weight rows, token rows, panels of
-// hidden units) or copied block by block. B gives panels [k][panel width]: prepared, or packed
-// block by block just before use. Which side is the weights is the caller's choice; the bits are
+// Operands. A gives the rows of a tile, in place (weight rows, token rows, panels of hidden units)
+// or copied a block at a time. B gives panels [k][panel width], which lie ready, or are packed a
+// block at a time just before use. The caller chooses which side the weights are on; the bits are
 // the same.
 //
-// Loops. The summed dimension is cut into blocks of 512 (kBlock), and after 64 of these a new
-// partial sum begins (kPartialSum): the contract. One side of a task stays in L2, the other streams
-// past it: few panels of tokens stay while weight rows stream; many pass by a strip of rows that
-// stays; token rows stay while packed weights stream. The running sums of a strip stay in scratch,
-// in L2; one block needs none, and its tiles live in L1. When the last block of a tile is done, the
-// epilogue gets the tile. What comes next is fetched into L2 by the micro-kernel while it works.
+// Loops. The summed dimension is cut into blocks of 512 (kBlock), and after 64 blocks a new partial
+// sum begins (kPartialSum), as the arithmetic contract says. One side of a task stays in L2 while
+// the other streams past it: few token panels stay while weight rows stream; a strip of weight rows
+// stays while many token panels stream; token rows stay while packed weights stream. The running
+// sums of a strip are in scratch memory, in L2. A sum of one block needs none; its tile is in L1.
+// When the last block of a tile is done, the epilogue gets the tile. While the micro-kernel
+// computes a tile, it prefetches what comes next into L2.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -24,7 +25,7 @@
 
 namespace ffncore {
 
-inline std::atomic<int64_t> counted_flops{0}; // what the products did, for tests
+inline std::atomic<int64_t> counted_flops{0}; // FLOPs of all products so far, for tests
 
 template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> class Multiply {
   public:
@@ -33,7 +34,7 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
         : k_(kernels), w_(walk), a_(a), b_(b), terms_(terms), s_(scratch), epilogue_(epilogue),
           unit_(walk.pair ? 2 : 1), order_{walk, b, terms} {}
 
-    // Rows of A, in units, times panels of B.
+    // Multiplies rows of A, counted in units, by panels of B.
     void operator()(RowRange rows, PanelRange panels) {
         order_.end = panels.end();
         if (w_.rows_outer)
@@ -46,8 +47,8 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
     }
 
   private:
-    // What a panel's tiles fetch into L2, each its part: bytes from tile to tile, k to k, run to
-    // run.
+    // What the tiles of a panel prefetch into L2, each its part; with the distances in bytes from
+    // one tile to the next, from one step of k to the next, and from one run to the next.
     struct Ahead {
         const char *data = nullptr;
         int64_t tile = 0, step = 0, run = 0;
@@ -59,7 +60,7 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
         Block block{};
         block.rows = rows, block.panels = panels;
         Steps &steps = block.steps;
-        do { // an empty sum is a block, too
+        do { // an empty sum is one block, too: its tiles are zero
             const int64_t at = w_.before + steps.first, in_partial = at % partial;
             steps.count = std::min({w_.step, w_.depth - steps.first, partial - in_partial});
             const bool end = steps.end() == w_.depth && w_.finish;
@@ -83,7 +84,7 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
 
     void slices(const Block &block) const {
         int64_t k = 0;
-        do { // an empty sum is a slice, too
+        do { // an empty block is one slice, too
             Block slice = block;
             slice.steps = {block.steps.first + k, std::min(w_.slice, block.steps.count - k)};
             slice.resumes = k > 0;
@@ -103,7 +104,8 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
             a.prepare(k_, strip);
             TileArgs<T> t = tile_args(a, rows, strip);
             for (int64_t p = panels.first; p < panels.end(); ++p) {
-                // A panel alone fetches one matrix with every other tile.
+                // The panels prefetch a matrix each. A single panel prefetches the two matrices in
+                // turn, one with each tile.
                 const int64_t matrix = panels.count == 1
                                            ? (r - block.rows.first) / w_.tile_rows % unit_
                                            : p - panels.first;
@@ -120,7 +122,8 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
         const A &a = a_[block.term];
         const B &b = b_[block.term];
         const int64_t all = block.rows.count, tiles = ceil_div(all, w_.tile_rows);
-        // Copied tiles are alike but for the last one; others differ by a row at most.
+        // Copied tiles all have the same height except the last one. Other tiles differ by at most
+        // one row.
         const int64_t height = ceil_div(all, tiles), least = all / tiles, higher = all % tiles;
         const Strip<T> strip{block.rows, block.steps, height, s_.a};
         a.prepare(k_, strip);
@@ -173,27 +176,28 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
     Ahead fetch_plan(const Later<B> &next, const Panel &panel, int64_t depth, int64_t tiles) const {
         if constexpr (ReadInOrder<B>) {
             const char *data = next.b ? next.b->line(next.panel, next.steps.first) : nullptr;
-            if (b_->line_step() != b_->line_bytes()) { // lines far apart
-                if (panel.ld == w_.panel) return {};   // but copied
+            if (b_->line_step() != b_->line_bytes()) { // the lines of B lie far apart
+                if (panel.ld == w_.panel) return {};   // but this panel is a copy
                 return {data ? data : (const char *)panel.data, 0, 0, 0, true};
             }
             if (!data || depth == 0) return {};
-            // One tile takes all of a panel, and memory is the limit: what comes next is near. (A
-            // panel ahead, 128 KB, took 7 % longer with 8 rows of float; without, half as long
-            // again.)
+            // Where one tile reads a whole panel, memory is the limit, and a short distance is
+            // best. (With 8 rows of float, prefetching a panel ahead, 128 KB, took 7 % longer, and
+            // no prefetch 50 % longer.)
             constexpr int64_t kNear = 8 << 10;
             if (tiles == 1 && order_.one_by_one())
                 return {(const char *)panel.data + kNear, 0, b_->line_step(),
                         kRunLength * b_->line_step(), false};
             const int64_t all = next.steps.count * b_->line_step();
-            const int64_t bytes = all / (tiles * next.share); // evenly
+            const int64_t bytes = all / (tiles * next.share); // every tile prefetches the same part
             return {data + next.part * tiles * bytes, bytes, bytes / depth,
                     kRunLength * bytes / depth, false};
         }
         return {};
     }
 
-    // Fetches the rows from r on while a tile works: gate with the first panel, up with the second.
+    // Prefetches the rows from r on while a tile is computed: those of gate with the first panel,
+    // those of up with the second.
     void fetch_rows(const Block &block, const A &a, int64_t r, int64_t matrix,
                     TileArgs<T> &t) const {
         t.prefetch = nullptr;
@@ -201,12 +205,13 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
             const Input &m = matrix ? a.second : a.first;
             if (r >= block.rows.end() || matrix > 1 || t.step != 1 || !m.data) return;
             t.prefetch = m.at(r, block.steps.first);
-            t.prefetch_step = m.row * m.bytes(); // a line of each row
+            t.prefetch_step = m.row * m.bytes(); // one line of each row
             t.prefetch_run = kRunLength * m.bytes();
         }
     }
 
-    // Tile i of a slice fetches its part of the next one, whose rows are as wide as the strip.
+    // Tile i of a slice prefetches its part of the next slice, whose rows are as long as the strip
+    // is wide.
     void fetch_slice(const Block &block, int64_t i, int64_t tiles, TileArgs<T> &t) const {
         if constexpr (ReadInOrder<B>) {
             const Later<B> next = order_.after_slice(block);
@@ -240,8 +245,8 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
         return t;
     }
 
-    // Where the sums of a tile are: those of the first partial sum, to which the later ones are
-    // added, or those of a later one.
+    // Where the sums of a tile are kept: those of the first partial sum, to which the later ones
+    // are added, or (later) those of the current later partial sum.
     T *sums(const Block &block, const Tile &tile, bool later) const {
         if (w_.carry.sums)
             return (later ? w_.carry.partial : w_.carry.sums) +
@@ -255,12 +260,13 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
         return row * unit_ * w_.panel;
     }
 
-    // The same of a block's sums between slices: behind those of whole blocks.
+    // Where the unfinished sums of a block are kept between its slices: behind those of whole
+    // blocks.
     T *parts(const Block &block, const Tile &tile) const {
         return s_.sums + in_strip(block, tile, w_.strip);
     }
 
-    // Of a panel: those that exist, and the vectors that hold them.
+    // The columns of a panel that exist, and the number of vectors that a tile computes for them.
     ColumnRange columns_of(int64_t p) const {
         return {p * w_.panel, std::min(w_.panel, w_.cols - p * w_.panel)};
     }
@@ -274,7 +280,7 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
         t.b = panel.data;
         t.ldb = panel.ld;
         if constexpr (WritesTiles<Epilogue>)
-            if (!panel.narrow && epilogue_.direct(tile)) { // one block of a gradient
+            if (!panel.narrow && epilogue_.direct(tile)) { // a gradient that sums over one block
                 const int64_t r = tile.rows.first;
                 const Output &out = epilogue_.of(r);
                 const int64_t row = out.row * out.bytes();
@@ -297,7 +303,8 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
         if (!block.rests) finish(block, tile, vectors);
     }
 
-    // A block of a tile is done.
+    // Called when a block of a tile is done: adds a partial sum that has ended, and hands the tile
+    // to the epilogue after the last block.
     void finish(const Block &block, const Tile &tile, int64_t vectors) const {
         if (!block.ends && !block.last) return;
         T *const total = sums(block, tile, false);
@@ -310,7 +317,7 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
         if (block.last) epilogue_(tile, total);
     }
 
-    // A tile whose rows of B are turned on the way, a vector of outputs at a time.
+    // Computes a tile whose rows of B are transposed in registers, a vector of outputs at a time.
     void turned_tile(const Block &block, const TileArgs<T> &rows, const B &b,
                      const Tile &tile) const {
         T *c = sums(block, tile, block.later);
@@ -335,7 +342,8 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
         finish(block, tile, vectors_of(tile.cols));
     }
 
-    // Panels of 16-bit elements are two vectors wide.
+    // The micro-kernels, by their number of rows, for a tile of so many vectors. Those for panels
+    // of 16-bit elements are always two vectors wide.
     auto tiles(const Panel &panel, int64_t vectors) const {
         if (w_.pairs) return k_.pairs.tile[vectors];
         if constexpr (HasType<B>)

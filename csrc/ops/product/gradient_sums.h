@@ -1,10 +1,11 @@
-// Where a weight gradient's blocks of tokens are added up, when that is not the gradient itself:
+// Sums over tokens that are kept outside a weight gradient:
 //
-//   total    a gradient of 16 bits is rounded once, so that the sum of several calls is kept in T
-//   partial  the partial sum at hand (kPartialSum tokens), from the second one on
+//   total    for a gradient of 16 bits, which is rounded once: the sum of several chunks, in T
+//   partial  the current partial sum (kPartialSum tokens), from the second one on
 //
-// Tokens before the first 32768 are added to the gradient or its total; each later partial sum is
-// made apart and then added. Both arrays are [rows][cols], whatever the gradient's strides are.
+// The first 32768 tokens are added to the gradient or its total. Each later partial sum is summed
+// in `partial` and then added. Both arrays are [rows][cols], whatever the strides of the gradient
+// are.
 #pragma once
 #include "../arrays/array.h"
 #include "../schedule/call.h"
@@ -27,7 +28,8 @@ template <class T> struct GradientSums {
         return rest;
     }
 
-    // Where the tokens that follow the first `before` are added, and whether something is there.
+    // Where a chunk that follows `before` tokens is added; and (adds) whether to add to the numbers
+    // there, or to replace them.
     Output target(const Output &gradient, int64_t before) const {
         if (before >= kPartialSum) return in(partial);
         return total ? in(total) : gradient;
@@ -36,12 +38,13 @@ template <class T> struct GradientSums {
         return before % kPartialSum > 0 || (before == 0 && accumulate && !total);
     }
 
-    // Whether there is something to do after the first `end` tokens; last: they are all.
+    // Whether one of these sums has to be added to its target once `end` tokens are done. last:
+    // these are all tokens.
     bool ready(int64_t end, bool last) const {
         const bool partial_ends = partial && (last || end % kPartialSum == 0);
         return (partial_ends && end > kPartialSum) || (last && total);
     }
-    // Adds the job that does it.
+    // Adds a job that does so, if needed.
     void put(const Build<T> &build, const Output &gradient, int64_t rows, int64_t end, bool last,
              bool accumulate) const {
         constexpr int64_t kRows = 64; // per task

@@ -1,4 +1,4 @@
-// Where the tiles of a weight gradient go.
+// The epilogue of a weight gradient: it stores the tiles, or adds them to what is there.
 #pragma once
 #include "epilogue.h"
 
@@ -9,16 +9,17 @@ struct GradientSize {
     int64_t rows, cols, tokens;
 };
 
-// Whether a weight gradient goes past the caches: it is written once, in whole lines, and is larger
-// than L2. That spares reading what is overwritten. width: of a tile.
+// Whether a weight gradient is written past the caches, which spares reading the lines that are
+// overwritten. This is done where it is written once, in whole lines, and is larger than L2. width:
+// columns of a tile.
 inline bool streams(const Output &out, const GradientSize &size, int64_t width, bool add,
                     int64_t l2) {
     return !add && size.tokens <= kBlock && width * out.bytes() % 64 == 0 &&
            size.rows * size.cols * out.bytes() > l2;
 }
 
-// The epilogue of a weight gradient: out, or from row `cut` on second, (+)= tile. Whole tiles of a
-// single block are rounded and written by the micro-kernel where they belong.
+// out (+)= tile, or for rows from `cut` on, second (+)= tile. Where the sum is a single block, the
+// micro-kernel itself rounds whole tiles and writes them to their place (direct).
 template <class T> struct GradientTiles {
     const Kernels<T> *k;
     int64_t width; // of a tile
@@ -26,7 +27,7 @@ template <class T> struct GradientTiles {
     int64_t cut;
     bool add;
     bool one_block; // the sum is a single block of tokens
-    bool stream;    // past the caches
+    bool stream;    // write past the caches
     const Output &of(int64_t r) const { return r < cut ? out : second; }
     char *at(int64_t r, int64_t col) const { return of(r).at(r < cut ? r : r - cut, col); }
     bool direct(const Tile &tile) const {

@@ -1,25 +1,26 @@
-// In which order a product reads B: which block comes next, so that it can be fetched in time.
+// The order in which a product reads B: which block comes next, so that it can be prefetched.
 #pragma once
 #include "../operands/operand.h"
 #include "walk.h"
 
 namespace ffncore {
 
-// What the driver (gemm.h) works at: some steps of a strip, a block of the sum or several.
+// What the driver (gemm.h) works on: some steps of a strip, which are one block of the sum or
+// several.
 struct Block {
     RowRange rows;
     PanelRange panels;
     Steps steps;
     int term;
-    bool add, last;
-    bool later; // it belongs to a partial sum after the first one
-    bool ends;  // and is the end of it
-    // Of slices: whether there are earlier ones of this block, and later ones.
+    bool add, last; // it is added to the sums that are there, else stored; it ends the whole sum
+    bool later;     // it belongs to a partial sum after the first one
+    bool ends;      // it is the end of such a partial sum
+    // For a slice of a block: whether there are earlier slices of the block, and later ones.
     bool resumes = false, rests = false;
 };
 
-// A panel's block of B that is read later. A packed panel may hold the columns of several tiles
-// (`share`): then they fetch it in turn, and this is number `part`.
+// A block of a panel of B that is read later. A packed panel may hold the columns of several tiles
+// (`share`). Then each of them prefetches a part of it, and this one has number `part`.
 template <class B> struct Later {
     const B *b = nullptr;
     int64_t panel = 0;
@@ -33,11 +34,13 @@ template <class T, class B> struct Order {
     int terms;
     int64_t end = 0; // of the panels of this call
 
-    // Panels one by one, each through its whole sum: packed panels in memory's order.
+    // Whether packed panels are read one by one, each through its whole sum: in the order of
+    // memory.
     bool one_by_one() const { return SharesPanels<B> && !walk.rows_outer && walk.strip == 1; }
 
-    // The block of B that is read after a panel's: that of the strip's next panel, else of its
-    // first one for the next term or block, else of the next strip's.
+    // The block of B that is read after this block of `panel`. It belongs to the next panel of the
+    // strip; after the last one to the first panel, for the next term or block; after the last
+    // block to the next strip.
     Later<B> after(const Block &block, int64_t panel) const {
         Later<B> later{b + block.term, panel, block.steps};
         if constexpr (SharesPanels<B>) {
@@ -58,7 +61,8 @@ template <class T, class B> struct Order {
         return {};
     }
 
-    // What is read after a slice: the block's next one, else the first of what follows.
+    // The slice that is read after a slice: the next one of the block, or the first one of what
+    // follows the block.
     Later<B> after_slice(const Block &block) const {
         Later<B> later = after(block, block.panels.end() - 1);
         if (block.rests)

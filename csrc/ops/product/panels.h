@@ -1,15 +1,16 @@
-// Products with tokens as panels [k][tokens], as jobs of a schedule: what the passes of a layer and
-// of a mixture are made of.
+// Products with tokens as panels [k][tokens], as jobs of a schedule. The passes of a layer and of a
+// mixture consist of them.
 //
 //   product           weight rows * token panels -> tile [rows][tokens]
 //   weight_gradient   token panels read across * panels of [tokens][columns] -> [rows][columns]
 //
-// Weights stream once per chunk of tokens (plan.h), a tile of 6 rows x 64 tokens at a time
-// (AVX-512); the chunk's panels stay in L2. Products with a transposed weight copy it block by
-// block into tiles. Sums over tokens run in blocks of 512 into the gradient itself.
+// Weights stream through the cores once for each chunk of tokens (plan.h), in tiles of 6 rows x 64
+// tokens (AVX-512), while the panels of the chunk stay in L2. A product with a transposed weight
+// matrix copies it, a block at a time, into tiles. Sums over tokens add block after block to the
+// gradient itself.
 //
 // With an instruction that takes pairs of bfloat16, all operands are pairs along the sum: a step of
-// a panel is two terms, of d, of units, or of tokens.
+// a panel is then two terms, of d, of hidden units, or of tokens.
 #pragma once
 #include "../operands/panel_operands.h"
 #include "../operands/row_operands.h"
@@ -30,17 +31,17 @@ template <class T> Walk<T> walk_of(int64_t depth, int64_t tokens) {
     return walk;
 }
 
-// A product that any thread can do a part of.
+// A product that is ready to run: any thread can compute a part of it.
 template <class T> struct PanelsProduct {
     const Kernels<T> *k;
     Walk<T> walk;
     std::array<WeightRows<T>, 2> rows;
     std::array<TokenPanels<T>, 2> panels;
     int terms;
-    int64_t together;    // panels at a time
-    TokenRows<T> gather; // m.data == nullptr: the panels lie ready
+    int64_t together;    // the most panels at a time
+    TokenRows<T> gather; // rows that become the panels; m.data == nullptr: the panels lie ready
 
-    // Weight rows times panels, at most `together` of these.
+    // Multiplies weight rows by panels, at most `together` of them.
     template <class Epilogue>
     void operator()(RowRange some, PanelRange of, const Scratch<T> &mine,
                     const Epilogue &epilogue) const {
@@ -59,10 +60,10 @@ template <class T> struct PanelsProduct {
         }
         multiply(*k, walk, rows.data(), b.data(), terms, mine, some, of, epilogue);
     }
-    int64_t sum_length; // in numbers, where walk.depth counts pairs
+    int64_t sum_length; // counts numbers, while walk.depth may count pairs
 };
 
-// The jobs that a group's phases are made of.
+// Adds the jobs of a group to the current phase of its schedule.
 template <class T> struct Panels {
     const Build<T> &build;
     const Kernels<T> *k;
@@ -80,14 +81,15 @@ template <class T> struct Panels {
 
     int64_t steps(int64_t depth) const { return ceil_div(depth, per_step); }
 
-    // Rows of `depth` numbers, of a weight matrix or (`second`) two.
+    // Rows of `depth` numbers of a weight matrix, or with `second` of two.
     WeightRows<T> rows(const Input &first, const Input &second, int64_t depth) const {
         if (!pairs) return {first, second};
         if (depth % 2 == 0 && has_pairs(first) && has_pairs(second))
             return {pair_view<T>(first), pair_view<T>(second)};
         return {first, second, depth};
     }
-    // gate and up as the forward pass reads them, and a matrix's columns as the backward pass does.
+    // The rows of gate and up, as the forward pass reads them; and the columns of a matrix as rows,
+    // as the backward pass reads it.
     WeightRows<T> up_rows(const Weights<T> &w) const {
         return rows(w.gated ? w.gate : w.up, w.gated ? w.up : Input{}, w.d);
     }
@@ -95,12 +97,13 @@ template <class T> struct Panels {
         return rows(m.transposed(), {}, depth);
     }
 
-    // Token panels [panel][steps][width] of one chunk; the last is as wide as its tokens need.
+    // Token panels [panel][steps][width] of one chunk. The last one is as narrow as its tokens
+    // allow, in whole vectors.
     TokenPanels<T> fitted(const T *data, int64_t steps, int64_t tokens) const {
         const int64_t last = std::max<int64_t>(ceil_div(tokens, width), 1) - 1;
         return {data, steps, width, last, round_up(tokens - last * width, k->width)};
     }
-    // Panels that are all of full width: the backward pass reads them across, too.
+    // Panels that all have the full width, because the backward pass also reads them across.
     TokenPanels<T> full(const T *data, int64_t steps) const {
         return {data, steps, width, 0, width};
     }
@@ -110,7 +113,7 @@ template <class T> struct Panels {
         return k->max_rows[vectors];
     }
 
-    // Some tokens of m [., depth] into panels. Tasks: a panel, a block of depth.
+    // Packs some tokens of m [tokens, depth] into panels. A task is one block of depth of a panel.
     void pack(const Input &m, int64_t depth, TokenRange tokens, const TokenPanels<T> &panels) {
         const int64_t blocks = std::max<int64_t>(ceil_div(depth, kBlock), 1);
         const auto pack = pairs ? k->pairs.pack : k->of[m.type].pack;
@@ -124,9 +127,8 @@ template <class T> struct Panels {
               });
     }
 
-    // Weight rows x tokens: the rows stream past the panels, which stay in L2. With two terms, the
-    // blocks of the two sums alternate. With `gather` the panels' data is made by every task for
-    // itself.
+    // Weight rows * token panels. With two terms, the blocks of the two sums alternate. With
+    // `gather`, every task makes its panels itself, from the rows of tokens.
     template <class Epilogue>
     void product(const Walk<T> &walk, int64_t rows, const std::vector<WeightRows<T>> &terms,
                  const std::vector<TokenPanels<T>> &panels, Epilogue epilogue,
@@ -157,7 +159,7 @@ template <class T> struct Panels {
         const int64_t unit = walk.pair ? 2 : 1;
         walk.panel = width;
         const bool copies = a[0].copies() || a[1].copies();
-        const bool tiles = !a[0].by_rows() || !a[1].by_rows(); // of a copy
+        const bool tiles = !a[0].by_rows() || !a[1].by_rows(); // copies are tiles, not rows
         walk.tile_rows = tile_rows(walk.cols) / unit;
         if (tiles) walk.tile_rows = std::min<int64_t>(walk.tile_rows, kTileStride);
         const Blocking<T> blocks(walk, n, tiles, build.call.l2);
@@ -176,12 +178,13 @@ template <class T> struct Panels {
         return {k, walk, a, b, n, together, gather, sum_length};
     }
 
-    // Panels that a task gathers at most: 4 MiB a thread.
+    // The most panels that a task gathers: 4 MiB for each thread.
     int64_t gathered_panels(int64_t depth) const {
         return std::max<int64_t>((4 << 20) / std::max<int64_t>(depth * width * kBytes, 1), 1);
     }
 
-    // h from saved preactivations alone, where no product is needed: the epilogue without its dh.
+    // Computes h alone, from the preactivations, where dh is not needed: calls the epilogue of the
+    // backward pass without a product.
     template <class Epilogue> void hidden(int64_t rows, int64_t tokens, const Epilogue &epilogue) {
         const Grid grid({.rows = rows, .panels = ceil_div(tokens, width)}, build.call.threads);
         s.job(grid.tasks(), [=, width = width](int64_t task, int) {
@@ -194,18 +197,18 @@ template <class T> struct Panels {
         });
     }
 
-    // Weight gradients: out [rows, cols] (+)= the sum over the chunk's tokens of a row's value
-    // times a column's; rows from `cut` on go to `second`. rows_from(t) gives A, panels_from(t) B
-    // for the block from token t on. Blocks of tokens are added in a gradient of T itself, else in
-    // scratch.
+    // Weight gradients. out [rows, cols] (+)= A B, the sum over the tokens of the chunk; the rows
+    // from `cut` on belong to `second` instead of `out`. rows_from(t) and panels_from(t) give A and
+    // B for the tokens from t on. A gradient of T takes the blocks of tokens one by one. For a
+    // 16-bit gradient they are added in scratch memory first.
     struct Gradient : GradientSize {
         Output out, second;
         int64_t cut;
         bool add;
     };
 
-    // Panels outermost: those of B are made once, the rows stream past each. A panel of a gradient
-    // is written at a time.
+    // Panels are the outer loop: each panel of B is made once, and all rows stream past it. The
+    // gradient is written a panel at a time.
     template <class RowsFrom, class PanelsFrom>
     void weight_gradient(const Gradient &g, const RowsFrom &rows_from,
                          const PanelsFrom &panels_from) const {
@@ -215,17 +218,17 @@ template <class T> struct Panels {
         const Grid grid(
             {.rows = g.rows, .quantum = walk.tile_rows, .panels = ceil_div(g.cols, width)},
             build.call.threads, build.share);
-        // Rows whose running sums stay in half of L2.
+        // So many rows at a time that their running sums stay in half of L2.
         const int64_t tiles = build.call.l2 / 2 / (width * kBytes * walk.tile_rows);
         const int64_t most = one_block(g) ? g.rows : std::max<int64_t>(tiles, 1) * walk.tile_rows;
         build.scratch.need({.b = kBlock * width, .sums = one_block(g) ? 0 : most * width});
         gradient(g, walk, grid, most, rows_from, panels_from);
     }
 
-    // Rows outermost, in strips: a strip's block stays in L2, all panels pass by it, made for each
-    // anew. So a gradient is written by whole rows, in memory's order. copied: rows that are
-    // copied, ld elements from token to token.
-    static constexpr int64_t kStripTiles = 16; // a strip's block, 512 x 96 floats, a tenth of L2
+    // Strips of rows are the outer loop: a block of a strip stays in L2, and all panels, which are
+    // made anew for each strip, stream past it. So the gradient is written by whole rows, in the
+    // order of memory. copied: elements of scratch memory that A needs for its copies.
+    static constexpr int64_t kStripTiles = 16; // a block of a strip, 512 x 96 floats, is 192 KiB
     template <class RowsFrom, class PanelsFrom>
     void strips_gradient(const Gradient &g, const RowsFrom &rows_from,
                          const PanelsFrom &panels_from, int64_t copied = 0) const {
@@ -242,9 +245,10 @@ template <class T> struct Panels {
         gradient(g, walk, grid, g.rows, rows_from, panels_from);
     }
 
-    // The same of columns of m [tokens, rows], which are copied, and of b [tokens, cols].
+    // The same where A are the columns of m [tokens, rows], which are copied, and B is b [tokens,
+    // cols].
     void columns_gradient(const Gradient &g, const TokenRows<T> &m, const Input &b) const {
-        const int64_t ld = kStripTiles * tile_rows(g.cols) + 16; // spread over the sets of L1
+        const int64_t ld = kStripTiles * tile_rows(g.cols) + 16; // spreads over the sets of L1
         strips_gradient(
             g, [=](int64_t t) { return TokenColumns<T>{m.from(t), ld}; },
             [=, cols = g.cols, width = width](int64_t t) {
@@ -253,8 +257,8 @@ template <class T> struct Panels {
             kBlock * ld);
     }
 
-    // A bias gradient: out[j] (+)= the chunk's sum over tokens of element (t, j), in blocks. m is
-    // token panels of panel_rows units, or (0) rows.
+    // A bias gradient: out[j] (+)= the sum of element (t, j) over the tokens t of the chunk, block
+    // by block. m is token panels of panel_rows units; or rows of tokens, if panel_rows is 0.
     void bias_gradient(const Input &m, int64_t panel_rows, int64_t rows, int64_t tokens,
                        const Output &out, bool add) {
         add_bias_gradient(rows, tokens, out, add,
@@ -271,8 +275,8 @@ template <class T> struct Panels {
                               });
                           });
     }
-    // The same of rows that have to be gathered, [tokens, cols], each times its factor (or
-    // nullptr).
+    // The same for rows that have to be gathered, [tokens, cols]. Each is multiplied by its factor,
+    // unless factors is nullptr.
     void gathered_bias_gradient(const TokenRows<T> &m, const T *factors, int64_t cols,
                                 int64_t tokens, const Output &out, bool add) {
         add_bias_gradient(cols, tokens, out, add,
@@ -288,8 +292,8 @@ template <class T> struct Panels {
     }
 
   private:
-    // Whether a product is of one block, which goes straight into the gradient: one of 16 bits is
-    // rounded once, from the sum of all blocks.
+    // Whether each product sums over one block, which goes straight into the gradient. This is so
+    // for a gradient of T. A 16-bit gradient is rounded once, so its product sums over all tokens.
     bool one_block(const Gradient &g) const {
         const bool narrow =
             !g.out.template holds<T>() || (g.second.data && !g.second.template holds<T>());
@@ -304,7 +308,7 @@ template <class T> struct Panels {
         walk.tile_rows = tile_rows(g.cols);
         return walk;
     }
-    // most: rows at a time.
+    // most: the most rows at a time.
     template <class RowsFrom, class PanelsFrom>
     void gradient(const Gradient &g, const Walk<T> &walk, const Grid &grid, int64_t most,
                   const RowsFrom &rows_from, const PanelsFrom &panels_from) const {
@@ -333,7 +337,7 @@ template <class T> struct Panels {
 
     static constexpr int64_t kBiasUnits = 64; // per task
 
-    // sum(tokens, units, sums): adds these units' elements up over these tokens.
+    // sum(tokens, units, sums) adds the elements of these units over these tokens to sums.
     template <class Sum>
     void add_bias_gradient(int64_t rows, int64_t tokens, const Output &out, bool add,
                            const Sum &sum) {
@@ -342,7 +346,8 @@ template <class T> struct Panels {
             const int64_t j0 = task * kUnits, n = std::min(kUnits, rows - j0);
             const Access<T> &to = k->of[out.type];
             T total[kUnits] = {}, partial[kUnits];
-            // Into 16 bits the old number goes last, so that it and the sum are rounded once.
+            // In a 16-bit gradient the old number is added last, so that the result is rounded
+            // once.
             const bool first = add && out.template holds<T>(), last = add && !first;
             if (first) to.pack(out.at(j0), out.row, 0, n, 1, total, n, n);
             auto add_to = [n](T *to, const T *sums, bool adds) {

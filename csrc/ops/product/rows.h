@@ -1,12 +1,12 @@
 // Products with tokens as rows, as jobs of a schedule:
 //
 //   product           C [tokens, cols] = the sum over terms of A [tokens, depth] B [depth, cols]
-//   weight_gradient   out [rows, cols] (+)= A^T B, summed over tokens
-//   copy
+//   weight_gradient   out [rows, cols] (+)= A^T B, the sum over tokens
+//   copy              rows of tokens, copied to rows of T
 //
-// A tile is two vectors wide: on AVX-512 14 x 2 needs fewest loads an fma. The tokens' rows stay in
-// L2, with all their blocks where they fit (then a panel of B runs through its whole sum at once),
-// else block by block with a strip of panels.
+// A tile is two vectors wide, because on AVX-512 a tile of 14 x 2 needs the fewest loads for each
+// fma. The rows of tokens stay in L2. Where they fit with all their blocks, a panel of B runs
+// through its whole sum at once; else they stay block by block, while a strip of panels streams.
 #pragma once
 #include "../operands/panel_operands.h"
 #include "../operands/row_operands.h"
@@ -22,46 +22,47 @@
 
 namespace ffncore {
 
-// Up to so many tokens the backward pass reads raw weights by slices (Walk::slice). Against blocks
-// of 128 bytes of each row, or copied strips, 1 to 14 rows, where one tile takes a panel, take 20
-// to 35 % less time, 50 rows 10 to 25 % less, 100 rows 12 % less to 7 % more.
+// Up to so many tokens, the backward pass reads raw weights by slices (Walk::slice). Compared with
+// blocks that read 128 bytes of each row, or with copied strips, slices take 20 to 35 % less time
+// for 1 to 14 tokens (one tile reads a panel), 10 to 25 % less for 50, and from 12 % less to 7 %
+// more for 100.
 constexpr int64_t kSlicedRows = 80;
-// Rows whose distance is a power of two share a few sets of L1: beyond 8 they are copied, to rows
-// whose distance is an odd number of cache lines, which spread over all sets.
+// Rows whose distance is a power of two share a few sets of L1. More than 8 rows are therefore
+// copied, to rows whose distance is an odd number of cache lines, which spread over all sets.
 constexpr int64_t kRowsInPlace = 8;
 template <class T> int64_t row_stride(int64_t cols) {
     return (round_up(cols * (int64_t)sizeof(T), 128) + 64) / (int64_t)sizeof(T);
 }
-// Whether a block of rows at such a distance stays in L2 for a second tile: distances of 4 KiB, and
-// multiples, leave it a 32nd of the sets, or less.
+// Whether a block of rows at this distance stays in L2 for a second tile. At distances of 4 KiB and
+// its multiples the rows share a 32nd of the sets, or fewer.
 template <class T> bool rows_spread(int64_t stride) {
     return stride * (int64_t)sizeof(T) % 4096 != 0;
 }
 
-// Which part of a sum a product is, where the summed dimension comes in chunks.
+// Which chunk of a sum a product computes.
 template <class T> struct SumPart {
     Carry<T> carry;
     int64_t before = 0; // terms of earlier chunks
     bool last = true;
 };
 
-// C [tokens, cols], each the sum of `depth` terms.
+// The size of C [tokens, cols], whose elements are sums of `depth` terms.
 struct ProductSize {
     int64_t tokens, depth, cols;
 };
 
-// A product that any thread can do a part of.
+// A product that is ready to run: any thread can compute a part of it.
 template <class T, class Panels> struct RowsProduct {
     const Kernels<T> *k;
     Walk<T> walk;
     std::array<StridedRows<T>, 2> rows;
     std::array<Panels, 2> panels;
     int terms;
-    int64_t together; // tokens at a time
+    int64_t together; // the most tokens at a time
     ProductSize size;
-    TokenRows<T> gather; // m.data == nullptr: the rows lie ready
+    TokenRows<T> gather; // rows to be gathered; m.data == nullptr: the rows lie ready
 
-    // Tokens from `first` on, at most `together` of them, times panels.
+    // Multiplies the tokens from `first` on, at most `together` of them, by some panels.
     template <class Epilogue>
     void operator()(int64_t first, PanelRange some, const Scratch<T> &mine,
                     const Epilogue &epilogue) const {
@@ -80,6 +81,7 @@ template <class T, class Panels> struct RowsProduct {
     }
 };
 
+// Adds the jobs of a group to the current phase of its schedule.
 template <class T> struct Rows {
     const Build<T> &build;
     const Kernels<T> *k;
@@ -90,31 +92,31 @@ template <class T> struct Rows {
         : build(build), k(&build.call.kernels), s(build.schedule), width(2 * k->width),
           tile(k->max_rows[2]) {}
 
-    // from [tokens, cols] -> to [tokens][ld]
+    // Copies from [tokens, cols] to `to` [tokens][ld].
     void copy(const Input &from, int64_t tokens, int64_t cols, T *to, int64_t ld) const {
         s.job(ceil_div(tokens, kRowsInPlace), [=, k = k](int64_t task, int) {
-            const int64_t t = task * kRowsInPlace; // the panel of this "packing" is the rows' copy
+            const int64_t t = task * kRowsInPlace; // pack copies rows: its k is the token
             k->of[from.type].pack(from.at(t), from.col, from.row, cols,
                                   std::min(kRowsInPlace, tokens - t), to + t * ld, ld, cols);
         });
     }
 
-    // Packed weights with sums of `depth`. A tile that widens 16 bits takes 8 (bfloat16) to 17 %
-    // longer; to leave what it has widened to other tiles costs as much as widening for two or
-    // three.
+    // Packed weights for sums of `depth` terms. A tile that widens 16-bit elements takes 8 % longer
+    // for bfloat16 and 17 % for float16. Storing the widened numbers for other tiles (`leaves`)
+    // costs as much as widening for two or three tiles, so it pays only for more.
     PackedPanels<T> packed(const char *panels, const Weights<T> &w, int64_t depth, int64_t tokens,
                            bool pairs) const {
-        const int64_t most = w.type == kBfloat16 ? 3 : 2; // tiles that widen
+        const int64_t most = w.type == kBfloat16 ? 3 : 2; // tiles that widen for themselves
         const bool leaves = w.type != kOwn<T> && !pairs && tokens > most * tile;
         return {panels, w.type, depth, width, leaves, pairs};
     }
 
-    // Rows of bfloat16 for an instruction that takes pairs are even: an odd one has +0 behind it.
-    // They are named by the place of a pair, which is that of one T.
+    // Rows of bfloat16 as rows of pairs, for an instruction that takes pairs. A pair has the size
+    // of one float (T). A row of odd length must be followed by +0.
     static StridedRows<T> pairs_of(const Input &rows) {
         return {(const T *)rows.data, rows.row / 2, 1, kBlock / 2};
     }
-    // from [tokens, cols], bfloat16 -> to [tokens][ld pairs]
+    // Copies from [tokens, cols], of bfloat16, to `to` [tokens][ld pairs].
     void copy_pairs(const Input &from, int64_t tokens, int64_t cols, T *to, int64_t ld) const {
         s.job(ceil_div(tokens, kRowsInPlace), [=](int64_t task, int) {
             const int64_t end = std::min(tokens, (task + 1) * kRowsInPlace);
@@ -128,16 +130,15 @@ template <class T> struct Rows {
         });
     }
 
-    // The epilogue gets each finished tile. Rows that have to be gathered (`gather`, else absent)
-    // are not copied beforehand but by every task for itself, which spares a phase, and an array of
-    // them.
+    // The epilogue gets each finished tile. If rows have to be gathered (`gather`), every task
+    // gathers those that it needs. This spares a phase and an array of all rows.
     template <class Panels, class Epilogue>
     void product(const ProductSize &size, const std::vector<StridedRows<T>> &rows,
                  const std::vector<Panels> &panels, const SumPart<T> &part,
                  const Epilogue &epilogue, const TokenRows<T> &gather = {}) const {
         const auto ready = prepare(size, rows, panels, part, gather);
-        // The grid's "rows" are panels here, which are cut finely; its "panels" are groups of
-        // tokens, one a task.
+        // The "rows" of this grid are panels, which are cut finely. Its "panels" are groups of
+        // tokens; a task has one.
         const Grid grid({.rows = ceil_div(size.cols, width),
                          .quantum = ready.walk.strip,
                          .panels = ceil_div(size.tokens, ready.together)},
@@ -166,7 +167,7 @@ template <class T> struct Rows {
         if constexpr (std::is_same_v<Panels, PackedPanels<T>>) {
             const int64_t terms_of_step = b[0].terms();
             walk.pairs = b[0].pairs;
-            // What is left widened is one block.
+            // There is room for the widened numbers of one block.
             walk.step = (b[0].leaves ? kBlock : sum_step(depth)) / terms_of_step;
             walk.depth = ceil_div(depth, terms_of_step);
             walk.before = part.before / terms_of_step;
@@ -179,7 +180,8 @@ template <class T> struct Rows {
         if constexpr (std::is_same_v<Panels, MatrixPanels<T>>)
             if (b[0].reading == Reading::kSliced) {
                 sliced = true;
-                // One tile a panel: memory is the limit. Rows of 16 bits: as many bytes.
+                // Short slices where one tile reads a panel, as memory is the limit then. 16-bit
+                // rows take twice as many steps, which are as many bytes.
                 walk.slice = tokens <= tile && b[0].m.template holds<T>() ? 32 : 64;
                 blocks.strip = sliced_strip(blocks.rows, cols);
             }
@@ -198,9 +200,9 @@ template <class T> struct Rows {
         return {k, walk, a, b, terms, blocks.rows, size, gather};
     }
 
-    // Panels of a slice's strip: a page of each row of B, so that memory is read in order; for more
-    // tokens fewer, because both sums of the strip stay in a third of L2; and tasks for every
-    // thread.
+    // The panels of a strip that is read by slices: at most a page (4096 bytes) of each row of B,
+    // so that memory is read in order. There are fewer for many tokens, because both sums of the
+    // strip have to stay in a third of L2, and fewer where every thread would not get its tasks.
     int64_t widest_strip() const { return 4096 / (width * (int64_t)sizeof(T)); }
     int64_t sliced_strip(int64_t tokens, int64_t cols) const {
         constexpr int64_t kTasks = 2; // a thread
@@ -210,8 +212,8 @@ template <class T> struct Rows {
         return std::max(std::min({widest_strip(), room, share}), kPanelStrip);
     }
 
-    // The backward pass: raw weights whose rows are summed over, and packed ones (PackedAcross) of
-    // `depth` such rows' elements.
+    // Weights for the backward pass, which sums over their rows: raw ones; and packed ones
+    // (PackedAcross), which were packed for sums of `depth` terms.
     MatrixPanels<T> across(const Input &m, int64_t cols, int64_t tokens) const {
         const bool in_place = m.holds<T>() && rows_spread<T>(m.row);
         return {m, cols, width,
@@ -224,7 +226,8 @@ template <class T> struct Rows {
         return {panels, w.type, packed_depth(w.type, depth), cols, width, gated, upper};
     }
 
-    // h from preactivations alone, where no product is needed: the epilogue without its dh.
+    // Computes h alone, from the preactivations, where dh is not needed: calls the epilogue of the
+    // backward pass without a product.
     template <class Epilogue>
     void hidden(int64_t tokens, int64_t units, const Epilogue &epilogue) const {
         const Grid grid({.rows = tokens, .quantum = tile, .panels = ceil_div(units, width)},
@@ -238,9 +241,10 @@ template <class T> struct Rows {
         });
     }
 
-    // out [rows, cols] (+)= the sum over tokens t of a[t][row] * b[t][col]; a holds T. Rows stream
-    // and are written whole, while b stays in L1 or L2. Blocks of tokens are added in a gradient of
-    // T itself, else in scratch.
+    // out [rows, cols] (+)= the sum over tokens t of a[t][row] * b[t][col]; a holds T. The rows of
+    // the gradient are written one after the other, while b stays in L1 or L2. A gradient of T
+    // takes the blocks of tokens one by one. For a 16-bit gradient they are added in scratch memory
+    // first.
     void weight_gradient(const Input &a, int64_t rows, const Input &b, int64_t cols, int64_t tokens,
                          const Output &out, bool add) const {
         Walk<T> walk{};

@@ -1,28 +1,30 @@
-// How a product walks through its rows, panels and sum: what its driver (gemm.h) is told.
+// How a product walks through its rows, its panels and its sum: the parameters of the driver
+// (gemm.h).
 #pragma once
 #include "../schedule/buffers.h"
 
 namespace ffncore {
 
-// How a product walks. Rows are counted in units of A: a unit is one row, or (pair) a row of gate
-// and the same row of up, which share a tile: then the tile's upper half is gate, the lower up.
+// Rows of A are counted in units. A unit is one row, or (pair) a row of gate and the same row of
+// up. Then they share a tile: the upper half of its rows is gate, the lower half up.
 template <class T> struct Walk {
-    int64_t depth;         // length of the sum
+    int64_t depth;         // steps of the sum
     int64_t cols;          // columns of C
     int64_t panel;         // columns of a panel of B
-    int64_t tile_rows;     // units per tile, at most
-    int64_t step = kBlock; // of the sum that a call of the micro-kernel takes: whole blocks
-    // Steps of a block that all panels of a strip take at a time, else all of them: then what a
-    // strip reads of B, these rows of it, fits in L2 twice, and is fetched there as it lies.
+    int64_t tile_rows;     // the most units of a tile
+    int64_t step = kBlock; // steps that a call of the micro-kernel takes: whole blocks
+    // With slices, all panels of a strip take so many steps of a block before the next ones;
+    // without, a panel takes the whole block. What a slice of a strip reads of B fits in L2 twice,
+    // so that the next slice can be prefetched as it lies in memory.
     int64_t slice = kBlock;
     bool pair = false;
-    bool rows_outer = true;    // the rows stream, the panels stay; else the other way round
-    int64_t strip = INT64_MAX; // units (rows_outer) or panels per strip
-    bool rows_stay = false;    // a strip of rows stays in L2 while its panels pass by
+    bool rows_outer = true;    // strips are of rows, else of panels
+    int64_t strip = INT64_MAX; // units or panels of a strip
+    bool rows_stay = false;    // rows_outer: a strip of rows stays in L2 while the panels stream
     Carry<T> carry;
-    int64_t carry_rows = 0;
-    int64_t before = 0;       // steps of the sum in earlier calls
-    bool finish = true;       // the last block of the sum is in this call
+    int64_t carry_rows = 0;   // rows of the arrays of carry
+    int64_t before = 0;       // steps of the sum in earlier chunks
+    bool finish = true;       // this chunk has the last block of the sum
     bool full_panels = false; // panels are padded to their full width (packed weights)
     bool pairs = false;       // a step is a pair of bfloat16 (kernels.h, Pairs)
 

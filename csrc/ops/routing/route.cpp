@@ -1,5 +1,5 @@
-// See route.h. A task is some tokens in a row. Rows whose elements do not follow each other in
-// memory go through a buffer of the thread's own, beside the kernel's scratch memory.
+// Routing and its backward pass, see route.h. A task is a range of tokens. Rows that are not
+// contiguous go through a buffer of the thread, which also has the scratch memory of the kernel.
 #include "route.h"
 
 #include <algorithm>
@@ -11,14 +11,14 @@ namespace ffncore {
 
 namespace {
 
-// Logits of a task: some 30 us of work, beside which handing it out is nothing.
+// Logits of a task: about 30 us of work, so that the cost of starting a task does not matter.
 constexpr int64_t kTaskLogits = 1 << 13;
 
 template <class T> struct Buffers {
     T *scratch, *logits, *grad_logits, *weights;
 };
 
-// Of one thread, in elements; every part begins with a whole cache line.
+// The memory of one thread, in elements. Every part begins with a cache line.
 template <class T> struct Layout {
     int64_t row, slots;
     explicit Layout(const RouteParams &p)
@@ -31,7 +31,7 @@ template <class T> struct Layout {
     }
 };
 
-// A row of n elements as the kernels want it: contiguous, in place where it is.
+// A row of n elements as the kernels need it: contiguous. It is read in place if it is so already.
 template <class T>
 const T *read_row(const Kernels<T> &kernels, const Input &m, int64_t t, int64_t n, T *buffer) {
     if (m.col == 1) return reinterpret_cast<const T *>(m.at(t, 0));
@@ -47,7 +47,7 @@ void write_row(const Kernels<T> &kernels, const Output &m, int64_t t, int64_t n,
     kernels.of[m.type].store(buffer, n, 1, n, nullptr, 0, 0, m.at(t, 0), 0, m.col, false);
 }
 
-// body(token, buffers) for every token.
+// Calls body(token, buffers) for every token. Returns false if memory ran out.
 template <class T, class Body> bool over_tokens(const Route<T> &r, const Body &body) {
     const Layout<T> layout(r.params);
     const int64_t together = std::max<int64_t>(1, kTaskLogits / r.params.experts);

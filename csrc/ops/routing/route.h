@@ -1,8 +1,9 @@
-// Routing: T tokens choose k of E experts each, by their logits; and the backward pass. Formulas:
-// kernels/route.inl; meaning of the options: ffncore_router in include/ffncore.h.
+// Routing: each of T tokens chooses k of E experts by its logits; and the backward pass. The
+// formulas are in kernels/route.inl, the meaning of the options in include/ffncore.h
+// (ffncore_router).
 //
-// Logits, weights and gradients are of T, float or double, and matrices of any strides. Tokens are
-// independent, so that neither threads nor other tokens change a bit.
+// Logits, weights and gradients are matrices of float or double, of any strides. Tokens are
+// independent of each other, so neither threads nor other tokens change a bit.
 #pragma once
 #include "../arrays/array.h"
 
@@ -14,16 +15,16 @@ template <class T> struct Route {
     RouteParams params;
     int64_t tokens = 0;
     Input logits{};             // [T, E]
-    int32_t *experts = nullptr; // [T, k]; read where they are given, and by the backward pass
+    int32_t *experts = nullptr; // [T, k]; written, or read if given, and by the backward pass
     int64_t expert_stride = 0;
     bool given = false;
     const T *bias = nullptr; // [E]
-    Output weights{};        // [T, k]; its gradient in the backward pass
+    Output weights{};        // [T, k]; in the backward pass their gradient, which is read
     Output log_sum_exp{};    // [T], or absent
-    Output grad_logits{};    // [T, E], of the backward pass
+    Output grad_logits{};    // [T, E], written by the backward pass
 };
 
-// false: out of memory.
+// Return false if memory ran out.
 template <class T> bool route(const Route<T> &r);
 template <class T> bool route_backward(const Route<T> &r);
 

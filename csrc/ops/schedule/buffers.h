@@ -1,5 +1,5 @@
-// The memory of a call: parts of one buffer, each thread's buffers for its products, and the
-// running sums that a product keeps between its calls.
+// The memory of a call: the parts of its one buffer (Arena), the buffers of each thread for its
+// products (Scratch), and the running sums that a product keeps between its chunks (Carry).
 #pragma once
 #include <algorithm>
 #include <utility>
@@ -8,7 +8,7 @@
 
 namespace ffncore {
 
-// Hands out parts of one buffer; with base == nullptr it only adds up.
+// Hands out parts of one buffer. With base == nullptr it only counts their bytes.
 class Arena {
   public:
     explicit Arena(char *base = nullptr) : base_(base) {}
@@ -27,26 +27,26 @@ class Arena {
 // One thread's buffers for a product.
 template <class T> struct Scratch {
     T *tile;    // one tile
-    T *a;       // a strip's block of A, copied: strip rows x kBlock
-    T *b;       // a strip's blocks of B, copied: kBlock x panel width each
-    T *sums;    // running sums of a strip; with slices, those of a block behind them
-    T *partial; // of sums with several partial sums: a strip's partial sum at hand
-    T *out;     // of a mixture: all rows of some columns of y, before they are combined
+    T *a;       // a block of A of a strip, copied: rows of the strip x kBlock
+    T *b;       // a block of B of a strip, copied: kBlock x panel width for each panel
+    T *sums;    // running sums of a strip; with slices, followed by the sums of the current block
+    T *partial; // the current partial sums of a strip, where a sum has several
+    T *out;     // of a mixture: some columns of the outputs of all rows, before they are combined
 };
 
-// The sizes of its parts, in elements; `tile` is the same for all products.
+// The sizes of the parts of a Scratch, in elements. `tile` has the same size for all products.
 struct ScratchSizes {
     int64_t a = 0, b = 0, sums = 0, partial = 0, out = 0;
 };
 
-// Every thread's Scratch. Grows to the largest product's needs while a schedule is built; the
-// jobs look their part up when they run.
+// The Scratch of every thread. It grows to the needs of the largest product while a schedule is
+// built. Jobs ask for their thread's part when they run, because only then the sizes are final.
 template <class T> struct ScratchSet : ScratchSizes {
     int64_t tile = kMaxRows * kMaxVectors * 64 / (int64_t)sizeof(T);
     T *base = nullptr;
     void need(const ScratchSizes &sizes) {
         auto grow = [](int64_t &have, int64_t need) { have = std::max(have, round_up(need, 64)); };
-        grow(a, sizes.a); // whole cache lines
+        grow(a, sizes.a); // in whole cache lines
         grow(b, sizes.b);
         grow(sums, sizes.sums);
         grow(partial, sizes.partial);
@@ -69,15 +69,15 @@ template <class T> struct ScratchSet : ScratchSizes {
     int64_t each() const { return tile + a + b + sums + partial + out; }
 };
 
-// The running sums of a product that comes in several calls, each a chunk of the summed dimension:
+// The running sums of a product that is computed a chunk of the summed dimension at a time:
 // [panel][rows][panel width].
 template <class T> struct Carry {
-    T *sums = nullptr;    // nullptr: one call is the whole sum
-    T *partial = nullptr; // the partial sum at hand, from the second one on
+    T *sums = nullptr;    // nullptr: one chunk is the whole sum
+    T *partial = nullptr; // the current partial sum, from the second one on
 };
 
-// What a product's running sums are kept in between chunks of hidden units; a second array where
-// there are several partial sums of these.
+// Takes the memory for the running sums over f hidden units; with a second array where such a sum
+// has several partial sums.
 template <class T> Carry<T> take_carry(Arena &arena, bool needed, int64_t elements, int64_t f) {
     Carry<T> carry;
     if (needed) carry.sums = arena.take<T>(elements);

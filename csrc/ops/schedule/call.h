@@ -1,5 +1,5 @@
-// A call: with what and on how many threads it computes, and how its schedule is built, once to
-// count memory and once to run.
+// A call: which kernels and how many threads it uses (Call), and how its schedule is built: once to
+// count its memory and once to run (run_schedule).
 #pragma once
 #include <utility>
 
@@ -16,19 +16,20 @@ template <class T> struct Call {
     int64_t l2;
 };
 
-// bfloat16's arithmetic has no subnormals.
+// Whether subnormals count as zero: in bfloat16's arithmetic, the only one whose kernels round the
+// hidden state.
 template <class T> bool flushes(const Kernels<T> &kernels) { return kernels.round != nullptr; }
 
-// Where a group's phases are added. With an arena that only counts, nothing may run.
+// What a group needs to add its phases. While the arena only counts, nothing may run.
 template <class T> struct Build {
     Schedule &schedule;
     Arena &arena;
     ScratchSet<T> &scratch;
     const Call<T> &call;
-    double share = 1; // of a phase's work that one job is: a group of a mixture has less
+    double share = 1; // the share of a phase's work that a job has: below 1 for a mixture's groups
 };
 
-// Bytes of the groups' buffers, and of these and the threads' scratch.
+// Returns the bytes of the groups' buffers, and the bytes of these and the scratch of all threads.
 template <class T, class Add>
 std::pair<int64_t, int64_t> count_schedule(const Call<T> &call, const Add &add,
                                            ScratchSet<T> &scratch) {
@@ -40,8 +41,9 @@ std::pair<int64_t, int64_t> count_schedule(const Call<T> &call, const Add &add,
     return {shared, arena.used()};
 }
 
-// A schedule is built twice: to count memory (the groups' buffers, then the threads' scratch), and
-// for good. add(build) adds its phases. false: out of memory.
+// Builds a schedule and runs it; add(build) adds its phases. It is built twice: first to count the
+// memory (the buffers of the groups, then the scratch of the threads), then with that memory.
+// Returns false if memory ran out.
 template <class T, class Add> bool run_schedule(const Call<T> &call, const Add &add) {
     ScratchSet<T> scratch;
     const auto [shared, bytes] = count_schedule(call, add, scratch);

@@ -6,7 +6,8 @@
 
 namespace ffncore {
 
-// Four tasks a thread: a core that is late by a tenth of a phase finds its last task taken over.
+// With four tasks a thread, a core that is late by a tenth of a phase has its last task taken over
+// by another one.
 constexpr int64_t kTasksPerThread = 4;
 
 Grid::Grid(const GridSize &size, int threads, double share)

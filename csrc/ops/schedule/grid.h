@@ -1,4 +1,4 @@
-// How a product is cut into tasks.
+// How a product is cut into tasks: a grid of row ranges and panel ranges.
 #pragma once
 #include <algorithm>
 
@@ -7,17 +7,17 @@
 
 namespace ffncore {
 
-// [rows] x [panels]; rows are cut between tiles of `quantum` rows, a task has at most `together`
-// panels.
+// A product of [rows] x [panels]. Rows are cut only between tiles of `quantum` rows, and a task has
+// at most `together` panels.
 struct GridSize {
     int64_t rows, quantum = 1, panels = 1, together = 1;
 };
 
 struct Grid {
     int64_t rows, quantum, row_tasks, panels, panel_tasks;
-    // At least kTasksPerThread tasks a thread where there is that much work, and a multiple of the
-    // threads, so that equal cores end together. A job that is a share of its phase has its share
-    // of these tasks.
+    // Makes at least kTasksPerThread tasks a thread where there is enough work, and a multiple of
+    // the number of threads, so that equally fast cores end together. A job with a share of its
+    // phase makes that share of the tasks.
     Grid(const GridSize &size, int threads, double share = 1);
     int64_t tasks() const { return row_tasks * panel_tasks; }
     int64_t row(int64_t i) const { // first row of row task i

@@ -1,5 +1,6 @@
-// See plan.h. The search: hidden units in ever smaller parts, from all of them to one block; for
-// each, the tokens that fit. Where all fits at once, the first try is the answer.
+// Searches for the plan that plan.h describes. The search cuts the hidden units into more and more
+// parts, from one part to parts of one block, and takes for each cut as many tokens as fit. Where
+// everything fits at once, the first try is the answer.
 #include "plan.h"
 
 #include <algorithm>
@@ -12,43 +13,47 @@ PlanOverride plan_override;
 
 namespace {
 
-// Shared workspace of a call. The promise is 64 MiB plus 4 MiB a thread; the rest is for the list
-// of jobs, copies of strided biases, alignment and the huge page rounding.
+// Bytes of the shared workspace of a call. The promise is 64 MiB plus 4 MiB a thread; the other 8
+// MiB are for the list of jobs, copies of strided biases, alignment, and rounding to huge pages.
 constexpr int64_t kBudget = 56 << 20;
 
-// Hidden units are cut into 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, ... parts: steps of a quarter are
-// finer than the differences between plans, and few whatever d_ff is.
+// Hidden units are cut into 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, ... parts. Steps of a quarter are
+// fine enough, as neighbouring plans hardly differ, and there are few of them whatever d_ff is.
 constexpr int64_t kStep = 4;
 
-// The packed x and grad_y of a backward chunk get all they need, or half of the room, or less:
-// below a sixteenth, the chunk hardly gains what they lose.
+// In the backward pass, the packed x and grad_y of a chunk get all the room that they need, or a
+// half of the budget, or less. Below a sixteenth, the chunk hardly gains what they lose.
 constexpr int64_t kLeastShare = 16;
 
-// Running sums of y or dx between chunks of hidden units: take_carry().
+// Arrays of running sums of y or dx between chunks of hidden units, as in take_carry().
 int64_t carries(const PlanRequest &r) { return r.f > kPartialSum ? 2 : 1; }
 
 bool partial_sums(const PlanRequest &r) { return r.weight_grads && r.tokens > kPartialSum; }
 
-// See Plan. Partial sums are held for as few units as fit, unless dx of all tokens would have to be
-// carried; sums of 16-bit gradients, where dx of all tokens is smaller than those of the layer.
+// Whether a chunk of hidden units goes through all tokens before the next one (Plan::units_outer).
+// With several partial sums it does, so that they are held for few hidden units, unless dx would
+// have to be carried for all tokens. With 16-bit gradients it does where dx of all tokens is
+// smaller than the sums of the whole layer.
 bool units_outer(const PlanRequest &r) {
     if (partial_sums(r)) return !r.grad_x;
     return r.narrow && !r.rows && r.tokens * carries(r) <= (r.gated ? 3 : 2) * r.f;
 }
 
-// Bytes of the sums of `units` units' weight gradients that are kept beside these (GradientSums).
+// Bytes of the sums that are kept in addition to the weight gradients of `units` hidden units
+// (GradientSums).
 int64_t kept_bytes(const PlanRequest &r, int64_t units) {
     const int64_t copies = (r.narrow ? 1 : 0) + (partial_sums(r) ? 1 : 0);
     return copies * (r.gated ? 3 : 2) * units * (r.d + 1) * r.element;
 }
 
-// Whether the layer's partial sums leave too little room for chunks: then dx is computed apart.
+// Whether the partial sums of the layer leave too little room for chunks. Then dx is computed apart
+// (Plan::grad_x_apart).
 bool crowded(const PlanRequest &r) {
     return partial_sums(r) && r.grad_x && kept_bytes(r, r.f) > kBudget / 4;
 }
 
-// Chunks of hidden units are multiples of it: of the block where these are summed over, for dx; of
-// a few where partial sums of wide rows have to fit.
+// Chunks of hidden units are multiples of this: of the block, because dx sums over hidden units; or
+// of 16 where there is no dx, and partial sums of long rows have to fit.
 int64_t unit_grain(const PlanRequest &r) { return partial_sums(r) && !r.grad_x ? 16 : kBlock; }
 
 struct Cut {
@@ -56,17 +61,19 @@ struct Cut {
     bool keeps_sums = false;
 };
 
-// Bytes that a cut holds, as linear in its tokens as the layouts are.
+// The bytes that a cut holds: a fixed part, a part for each token of the chunk, and one for each
+// token of the slice.
 class Held {
   public:
-    // keeps_sums: of the chunk, or (partial sums) of the layer, see Plan.
+    // keeps_sums: with sums in addition to the gradients; of the chunk, or of the layer (see Plan).
     Held(const PlanRequest &r, int64_t units, bool keeps_sums) {
         const int64_t sides = r.gated ? 2 : 1;
         const int64_t carried = units < r.f ? carries(r) : 0;
         fixed_ = 1024; // rounding of a dozen buffers to cache lines
         auto row = [&](int64_t columns) { return columns * r.element + 192; }; // row_stride
-        const int64_t out = carried * round_up(r.d * r.element, kPanelBytes);  // whole panels
-        if (r.backward && r.rows) { // dgate, dup, h; panels; x, grad_y; running sums of dx
+        const int64_t out = carried * round_up(r.d * r.element, kPanelBytes);  // in whole panels
+        // dgate, dup, h; gate, up, dh in panels; copied x, grad_y; running sums of dx
+        if (r.backward && r.rows) {
             const int64_t panels = (r.recompute ? sides : 0) + (r.xielu ? 1 : 0); // gate, up, dh
             token_ = (sides + (r.weight_grads ? 1 : 0)) * row(units) + panels * units * r.element +
                      (r.converts || copies_rows(r.d, r.element) ? 2 * row(r.d) : 0) +
@@ -92,11 +99,11 @@ class Held {
             fixed_ += 2 * (r.f * (int64_t)sizeof(double) + units * r.element);
         }
     }
-    int64_t slice() const { return slice_; } // a token of a slice
+    int64_t slice() const { return slice_; } // bytes of one token of a slice
     int64_t bytes(int64_t chunk, int64_t slice) const {
         return fixed_ + chunk * token_ + slice * slice_;
     }
-    // Tokens of a chunk that leaves room for a slice, and of one that is its own slice.
+    // The most tokens of a chunk that leaves room for this slice, and of a chunk in one slice.
     int64_t tokens(int64_t slice) const { return (kBudget - bytes(0, slice)) / token_; }
     int64_t tokens() const { return (kBudget - fixed_) / (token_ + slice_); }
 
@@ -104,8 +111,8 @@ class Held {
     int64_t token_ = 0, slice_ = 0, fixed_ = 0;
 };
 
-// Bytes that go through memory: weights and their gradients for each chunk or slice; running sums,
-// x and grad_y for each part of the hidden units.
+// The bytes that a cut moves through memory: weights and their gradients once for each chunk or
+// slice of tokens; running sums, x and grad_y once for each part of the hidden units.
 double moved(const PlanRequest &r, const Cut &c) {
     const double sides = r.gated ? 2 : 1, parts = (double)ceil_div(r.f, c.units);
     const double matrix = (double)r.d * (double)r.f, x = (double)r.tokens * (double)r.d;
@@ -117,7 +124,7 @@ double moved(const PlanRequest &r, const Cut &c) {
     const double slice_sides = 1 + (r.recompute ? sides : 0); // dh; gate and up again
     elements += matrix * (slices * slice_sides + (r.grad_x ? chunks * sides : 0));
     if (r.weight_grads) elements += 2 * (matrix * chunks * (sides + 1) + parts * x);
-    if (!one_slice) // packed again for each part
+    if (!one_slice) // x and grad_y are packed again for each part
         elements += parts * x * (r.recompute ? 4 : 2);
     return elements * (double)r.element;
 }
@@ -175,7 +182,8 @@ class Search {
         }
     }
 
-    // Whole grains of at most `tokens`, in chunks as equal as can be.
+    // The size of a chunk: at most `tokens`, a multiple of the grain, and such that all chunks are
+    // nearly equal.
     int64_t chunk_of(int64_t tokens) const {
         if (tokens >= all_) return all_;
         const int64_t grain = r_.rows && !r_.backward && tokens < grain_ ? 1 : grain_;
@@ -195,11 +203,11 @@ class Search {
     }
 
     const PlanRequest &r_;
-    const int64_t all_;   // tokens, as they are held in one chunk, of a partial sum at most
+    const int64_t all_;   // tokens of the largest chunk: all, or those of a partial sum; padded
     const int64_t grain_; // chunks are multiples of it
     Cut best_{};
     bool fits_ = false;
-    double rank_ = 0; // bytes moved, or held where nothing fits
+    double rank_ = 0; // bytes that best_ moves; or that it holds, where nothing fits
 };
 
 } // namespace
@@ -240,13 +248,13 @@ bool tokens_in_rows(int64_t tokens, bool packed, bool turned_once) {
 
 bool backward_in_rows(int64_t tokens, bool packed, bool pairs) {
     if (packed) return true;
-    if (tokens > kPartialSum) return false; // rows add all tokens in the gradients themselves
+    if (tokens > kPartialSum) return false; // tokens as rows have no partial sums over tokens
     if (plan_override.rows >= 0) return plan_override.rows == 1;
     return tokens <= (pairs ? kBackwardRowTokensBesidePairs : kBackwardRowTokens);
 }
 
 int64_t recompute_slice(int64_t d, int64_t element, int64_t panel) {
-    constexpr int64_t kSlice = 4 << 20; // bytes: beyond, the weights' share of the reading is small
+    constexpr int64_t kSlice = 4 << 20; // bytes; with more, reading the weights hardly counts
     return std::max<int64_t>(kSlice / std::max<int64_t>(d * element, 1) / panel, 1) * panel;
 }
 

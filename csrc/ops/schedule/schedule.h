@@ -1,6 +1,7 @@
-// A call as a list of phases, each a list of jobs, each a number of independent tasks.
+// A schedule: a call as a list of phases. A phase is a list of jobs, and a job is a number of
+// independent tasks.
 //
-// Jobs of one phase may run in any order and at the same time; a phase sees all that the phases
+// The jobs of one phase may run in any order and at the same time. A phase sees all that the phases
 // before it have written. The thread pool (core/threads.h) knows only phases and task numbers.
 #pragma once
 #include <cstdint>
@@ -18,8 +19,9 @@ struct Job {
 
 class Schedule final : public Region {
   public:
-    // threads > 0: what has been added runs, on so many threads, whenever it is kJobs long; 0:
-    // never by itself; kCount: jobs are not kept, for a call that only counts memory.
+    // threads > 0: whenever kJobs jobs have been added, they run on so many threads, and the list
+    // begins anew. 0: nothing runs before run_region(). kCount: jobs are not kept, because this
+    // schedule only counts memory.
     explicit Schedule(int threads = 0, bool flushes = false)
         : threads_(threads), flushes_(flushes) {}
     static constexpr int kCount = -1;
@@ -54,8 +56,9 @@ class Schedule final : public Region {
     size_t end(int64_t phase) const {
         return phase + 1 < (int64_t)firsts_.size() ? firsts_[phase + 1] : jobs_.size();
     }
-    // A job takes about 500 bytes: 1 MB at most, whatever the number of chunks. Jobs of calls that
-    // have so many take milliseconds each: beside 2000 of them, waking the threads is nothing.
+    // A job takes about 500 bytes, so the list takes at most 1 MB, however many chunks there are.
+    // In calls with so many jobs each takes milliseconds; compared with 2000 of them, the time to
+    // wake the threads does not matter.
     static constexpr size_t kJobs = 2000;
 
     const int threads_;
