@@ -71,6 +71,11 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
                 block.later = at >= partial;
                 block.ends =
                     block.later && last_term && (end || in_partial + steps.count == partial);
+                if constexpr (SharesPanels<B>)
+                    if (w_.groups) {
+                        groups(block);
+                        continue;
+                    }
                 if (w_.rows_outer && !w_.rows_stay)
                     rows_outer(block);
                 else if (w_.slice < kBlock)
@@ -167,6 +172,43 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
         }
     }
 
+    // One tile of rows and the panels of a strip, as many side by side as there are kernels for.
+    void groups(const Block &block) const {
+        const A &a = a_[block.term];
+        const B &b = b_[block.term];
+        const RowRange rows = block.rows;
+        const Strip<T> strip{rows, block.steps, rows.count, s_.a};
+        TileArgs<T> t = tile_args(a, rows, strip);
+        t.panel = b.panel_stride();
+        t.ahead = w_.ahead;
+        t.c_panel = (w_.carry.sums ? w_.carry_rows : rows.count) * w_.panel;
+        const auto &kernels = w_.pairs              ? k_.pairs.group
+                              : b.type() != kOwn<T> ? k_.of[b.type()].group
+                                                    : k_.group;
+        for (int64_t p = block.panels.first; p < block.panels.end();) {
+            int64_t n = std::min<int64_t>(block.panels.end() - p, w_.strip);
+            while (n > 1 && (p % b.share() || !kernels[n][rows.count])) --n;
+            const Panel panel = b.get(k_, p, block.steps, s_.b);
+            Tile tile{rows, p, columns_of(p)};
+            if (n == 1) {
+                one_tile(block, t, panel, tile, vectors_of(tile.cols));
+            } else {
+                t.b = panel.data;
+                t.ldb = panel.ld;
+                t.ldc = w_.panel;
+                t.c = sums(block, tile, block.later);
+                t.add = block.add;
+                kernels[n][rows.count](t);
+                for (int64_t g = 0; g < n; ++g) {
+                    tile.panel = p + g;
+                    tile.cols = columns_of(p + g);
+                    finish(block, tile, vectors_of(tile.cols));
+                }
+            }
+            p += n;
+        }
+    }
+
     Panel get(const Block &block, const B &b, int64_t p) const {
         if constexpr (CopiesStrips<B, T>)
             if (b.copies()) return {s_.b + (p - block.panels.first) * kBlock * w_.panel, w_.panel};
@@ -251,7 +293,8 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
         if (w_.carry.sums)
             return (later ? w_.carry.partial : w_.carry.sums) +
                    (tile.panel * w_.carry_rows + tile.rows.first) * unit_ * w_.panel;
-        if (terms_ == 1 && w_.depth <= w_.step) return s_.tile;
+        if (terms_ == 1 && w_.depth <= w_.step)
+            return s_.tile + (w_.groups ? in_strip(block, tile, 0) : 0);
         return (later ? s_.partial : s_.sums) + in_strip(block, tile, 0);
     }
     int64_t in_strip(const Block &block, const Tile &tile, int64_t panels_before) const {

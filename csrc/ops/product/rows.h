@@ -188,6 +188,12 @@ template <class T> struct Rows {
         walk.rows_outer = false;
         walk.strip = blocks.strip;
         walk.full_panels = true;
+        if constexpr (std::is_same_v<Panels, PackedPanels<T>>)
+            if (const int64_t most = widest_group(b[0], blocks.rows)) {
+                walk.groups = true;
+                walk.ahead = build.call.streams.ahead;
+                walk.strip = blocks.strip = most;
+            }
         walk.carry = part.carry;
         walk.carry_rows = tokens;
         walk.finish = part.last;
@@ -198,6 +204,17 @@ template <class T> struct Rows {
                             .sums = (sliced ? 2 : sums) * strip,
                             .partial = sums && walk.long_sum() ? strip : 0});
         return {k, walk, a, b, terms, blocks.rows, size, gather};
+    }
+
+    // The most panels that so many tokens take side by side; 0: one tile takes one.
+    int64_t widest_group(const PackedPanels<T> &b, int64_t tokens) const {
+        if (tokens > kGroupRows || b.leaves) return 0;
+        const auto &kernels = b.pairs           ? k->pairs.group
+                              : b.of != kOwn<T> ? k->of[b.of].group
+                                                : k->group;
+        int64_t most = std::min(kMaxGroup, build.call.streams.panels);
+        while (most > 0 && !kernels[most][tokens]) --most;
+        return most;
     }
 
     // The panels of a strip that is read by slices: at most a page (4096 bytes) of each row of B,

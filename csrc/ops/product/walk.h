@@ -25,6 +25,8 @@ template <class T> struct Walk {
     int64_t carry_rows = 0;   // rows of the arrays of carry
     int64_t before = 0;       // steps of the sum in earlier chunks
     bool finish = true;       // this chunk has the last block of the sum
+    bool groups = false;      // one tile of rows: the panels of a strip are read side by side
+    int64_t ahead = 0;        // groups: bytes that are prefetched ahead in each panel
     bool full_panels = false; // panels are padded to their full width (packed weights)
     bool pairs = false;       // a step is a pair of bfloat16 (kernels.h, Pairs)
 
