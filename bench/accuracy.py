@@ -1,12 +1,16 @@
-"""Measures the error of every activation and writes docs/accuracy.md.
+"""Measures the error of every activation, and writes docs/accuracy.md.
 
-    python bench/accuracy.py [--stride 61] [--print]
+    python bench/accuracy.py [--stride 61]     measures; writes results/accuracy.jsonl and the page
+    python bench/accuracy.py --page            writes the page from the files of results/ alone
 
-Builds tests/cpp/accuracy.cpp, which includes the kernels' source, for the widest instruction set
-that this machine has. --stride 1 takes every float there is: about an hour.
+Measuring builds tests/cpp/accuracy.cpp, which includes the kernels' source, for the widest
+instruction set that this machine has. --stride 1 takes every float there is: about an hour. The
+page also has the errors of whole layers, which `python -m ffncore bench --json` has measured
+(results/bench.jsonl). Exit status 1 where an error is beyond its limit.
 """
 
 import argparse
+import json
 import os
 import re
 import shlex
@@ -17,42 +21,148 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "tests" / "cpp" / "accuracy.cpp"
-TABLE = ROOT / "docs" / "accuracy.md"
+RESULTS = ROOT / "bench" / "results" / "accuracy.jsonl"
+LAYERS = ROOT / "bench" / "results" / "bench.jsonl"
+PAGE = ROOT / "docs" / "accuracy.md"
 
-# As CMakeLists.txt compiles the kernels: no contraction, an fma only where one is written.
+# As CMakeLists.txt compiles the kernels: an fma only where the source has one.
 FLAGS = ["-std=c++20", "-O3", "-ffp-contract=off", "-fno-math-errno"]
 AVX2 = ["avx2", "fma", "f16c"]
 AVX512 = [*AVX2, "avx512f", "avx512bw", "avx512vl", "avx512dq"]
+LEVELS = {"avx512": AVX512, "avx2": AVX2, "scalar": []}
+
+# Of a layer's error in each dtype: what stands beside it.
+YARDSTICKS = {
+    "float32": "the same formula in numpy, float32",
+    "bfloat16": "rounding h and y to bfloat16 once",
+    "float16": "rounding y to float16 once",
+    "bfloat16 under float32": "the same formula in numpy, float32, on the rounded weights",
+}
 
 
-def features():
-    """-m flags of the widest level that this CPU has; none: the scalar level."""
-    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    found = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
-    have = set(found.group(1).split()) if found else set()
-    level = next((names for names in (AVX512, AVX2) if have.issuperset(names)), [])
-    return [f"-m{name}" for name in level]
+def cpu(key):
+    """A line of /proc/cpuinfo, or "" where there is none."""
+    path = Path("/proc/cpuinfo")
+    text = path.read_text() if path.exists() else ""
+    found = re.search(rf"^{key}\s*:\s*(.*)$", text, re.MULTILINE)
+    return found.group(1) if found else ""
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--stride", type=int, default=61, help="take every n-th float")
-    parser.add_argument("--print", action="store_true", help="print the table, write no file")
-    options = parser.parse_args()
+def measure(stride):
+    """The rows of results/accuracy.jsonl, and the program's exit status."""
+    have = set(cpu("flags").split())
+    level = next(name for name, flags in LEVELS.items() if have.issuperset(flags))
+    compiler = shlex.split(os.environ.get("CXX", "g++"))
+    version = subprocess.run([*compiler, "--version"], stdout=subprocess.PIPE, text=True)
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "accuracy"
-        compiler = shlex.split(os.environ.get("CXX", "g++"))
-        subprocess.run([*compiler, *FLAGS, *features(), SOURCE, "-o", program], check=True)
-        run = subprocess.run([program, str(options.stride)], stdout=subprocess.PIPE, text=True)
-    if options.print:
-        print(run.stdout, end="")
-    else:
-        TABLE.parent.mkdir(exist_ok=True)
-        TABLE.write_text(run.stdout)
-        print(f"wrote {TABLE.relative_to(ROOT)}")
-    if run.returncode:
+        flags = [*FLAGS, *(f"-m{name}" for name in LEVELS[level])]
+        subprocess.run([*compiler, *flags, SOURCE, "-o", program], check=True)
+        run = subprocess.run([program, str(stride)], stdout=subprocess.PIPE, text=True)
+    machine = {
+        "kind": "machine",
+        "cpu": cpu("model name"),
+        "isa": level,
+        "compiler": version.stdout.splitlines()[0],
+        "stride": stride,
+    }
+    return [machine, *map(json.loads, run.stdout.splitlines())], run.returncode
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def functions(rows):
+    """The table of the activations."""
+    lines = [
+        "| function | float32 ULP | at | derivative | float64 ULP | at | derivative | special |",
+        "|---|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for row in rows:
+        if row["kind"] == "function":
+            single, double = row["float32"], row["float64"]
+            lines.append(
+                f"| {row['function']} "
+                f"| {single['ulp']:.2f} | {single['at']:.6g} | {single['derivative']:.2f} "
+                f"| {double['ulp']:.2f} | {double['at']:.6g} | {double['derivative']:.2f} "
+                f"| {'yes' if row['special'] else 'NO'} |"
+            )
+    return "\n".join(lines)
+
+
+def layers(rows):
+    """The table of the layers: rms errors of one forward pass."""
+    lines = ["| dtype | layer | rms error | yardstick |", "|---|---|---:|---:|"]
+    for row in rows:
+        if row["kind"] == "shape" and "experts" not in row:
+            lines.append(
+                f"| {row['dtype']} | {row['shape']} ({row['d']} x {row['f']}) "
+                f"| {row['error']:.2e} | {row['numpy_error']:.2e} |"
+            )
+    return "\n".join(lines)
+
+
+def page(rows, bench):
+    """docs/accuracy.md"""
+    machine = next(row for row in rows if row["kind"] == "machine")
+    other = next(row for row in bench if row["kind"] == "machine")
+    yardsticks = "\n".join(f"- {dtype}: {what}" for dtype, what in YARDSTICKS.items())
+    return f"""# Accuracy
+
+Generated by `python bench/accuracy.py` from the files in `bench/results`; do not edit.
+
+## Activations
+
+All instruction sets give the same bits, so there is one table. Errors are the largest that were
+found, with the argument at which they occur:
+
+- ULP: the error of the value, in units of the last place of the exact result, also where that is
+  subnormal. A result that is rounded correctly has at most 0.5.
+- derivative: the error of the derivative in units of the type's epsilon, relative to the larger of
+  1 and the exact derivative.
+- special: NaN gives NaN, and infinite arguments give what the formula gives.
+
+float32 is compared with double at one finite float in {machine["stride"]}, float64 with long double
+at two million arguments.
+
+{functions(rows)}
+
+Measured on {machine["cpu"]}, {machine["isa"]}, {machine["compiler"]}.
+
+xielu has the parameters with which its authors begin: for x > 0 it is 0.8 x^2 + 0.5 x, else
+0.8 (expm1(min(x, -1e-6)) - x) + 0.5 x. relu, relu2, leaky_relu and identity round at most twice.
+
+## Layers
+
+The error of a whole layer is the root of the mean square of its deviation from the same layer in
+float64, in units of the output's own root mean square. Beside it stands a yardstick, which depends
+on the dtype. It is the error of
+
+{yardsticks}
+
+{layers(bench)}
+
+Measured on {other["cpu"]}, {other["isa"]}, {other["threads"]} threads,
+ffncore {other["ffncore"]}, numpy {other["numpy"]}.
+[The arithmetic contract](arithmetic.md) has the bound of a sum's error.
+"""
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--stride", type=int, default=61, help="take every n-th float")
+    parser.add_argument("--page", action="store_true", help="measure nothing, write the page")
+    options = parser.parse_args(argv)
+    status = 0
+    if not options.page:
+        rows, status = measure(options.stride)
+        RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    PAGE.write_text(page(read(RESULTS), read(LAYERS)), "utf-8")
+    print(f"wrote {PAGE.relative_to(ROOT)}")
+    if status:
         print("an error is beyond its limit (see tests/cpp/accuracy.cpp)", file=sys.stderr)
-    return run.returncode
+    return status
 
 
 if __name__ == "__main__":

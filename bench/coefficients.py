@@ -1,12 +1,15 @@
-"""Prints the polynomials of csrc/kernels/math.inl: minimax fits by Remez's exchange. Needs mpmath.
+"""Prints the coefficients of the polynomials in csrc/kernels/math.inl. Needs mpmath.
 
     python bench/coefficients.py
 
-    q(r) = (e^r - 1 - r) / r^2                        |r| <= ln 2 / 2, error relative to r
-    P(u) = Phi(-a) e^(a^2 / 2) (a + k)                u = a / (a + k) - m, 0 <= a <= end, relative
+They are minimax fits, by Remez's exchange algorithm, of
 
-k and m are chosen: k (the pole) for the smallest error at the degree, m near the middle of the
-range, so that the powers of u fall quickly and rounding errors in Horner's rule do, too.
+    q(r) = (e^r - 1 - r) / r^2            for |r| <= ln 2 / 2; |r| times the error is smallest
+    P(u) = Phi(-a) e^(a^2 / 2) (a + k)    for u = a / (a + k) - m and 0 <= a <= end; the relative
+                                          error is smallest
+
+The pole k gives the smallest error for the degree. The shift m is near the middle of the range, so
+that the powers of u, and with them the rounding errors of Horner's rule, become small quickly.
 """
 
 import struct
@@ -16,7 +19,7 @@ from mpmath import mp, mpf
 
 mp.dps = 60
 
-# name, digits printed, degree of q, degree of P, k, m, end of the tail (beyond it results are zero)
+# Type, format, degree of q, degree of P, k, m, and the end of the tail, beyond which results are 0.
 TYPES = [
     ("float", "{:.9g}f", 4, 9, mpf("3.5"), mpf(13421773) / 2**25, mpf("14.7")),
     ("double", "{:.17g}", 10, 22, mpf(5), mpf("0.4375"), mpf(39)),
@@ -24,7 +27,7 @@ TYPES = [
 
 
 def minimax(f, weight, low, high, degree, rounds=12, points=400):
-    """Coefficients c with the smallest max of weight(x) |sum c_k x^k - f(x)|, and that maximum."""
+    """The coefficients c with the smallest maximum of weight(x) |sum c_k x^k - f(x)|, and it."""
     count = degree + 2
     middle, half = (low + high) / 2, (high - low) / 2
     nodes = [middle - half * mpmath.cos(mp.pi * i / (count - 1)) for i in range(count)]

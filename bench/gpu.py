@@ -1,16 +1,17 @@
-"""ffncore on a GPU beside torch: cuBLAS eager, torch.compile, grouped_mm; JSON lines and a table.
+"""ffncore and torch on a GPU: eager (cuBLAS), torch.compile, and grouped_mm for mixtures.
 
     python bench/gpu.py [--json FILE] [--seconds 180] [--only SUBSTRING]
 
-A case is (shape, tokens, dtype, mode): "forward", or "train", a forward and a backward pass with
-all gradients. All sides have the same random numbers. Weights and inputs are taken from a ring of
-copies that is larger than the L2, so that none finds its operands there. A round runs every side
-once, a batch of calls between two events; the time of a side is the median over rounds, `vs` the
-median of a peer's time over ours within a round. FLOPs are 6 T d f a pass (a backward pass counts
-two), bytes the weights, read once.
+It writes JSON lines and prints a table. A case is a shape, a number of tokens, a dtype and a mode:
+"forward", or "train", which is a forward and a backward pass with all gradients. All sides have the
+same random numbers. Weights and inputs come from a ring of copies that is larger than the L2 cache,
+so that no call finds its operands in the cache. A round runs every side once, as a batch of calls
+between two events. The time of a side is the median over the rounds, and `vs` is the median of a
+peer's time over ffncore's. A pass has 6 T d f FLOPs, a backward pass counts as two passes, and the
+bytes are those of the weights, read once.
 
-torch has no mixture in one call: the peer sorts tokens by expert, multiplies by grouped_mm, and
-adds up, as transformers' "grouped_mm" experts do; with float32 weights there is none.
+torch has no single call for a mixture. Its peer sorts the tokens by expert, multiplies with
+grouped_mm and adds up, as transformers' "grouped_mm" experts do. There is none for float32 weights.
 """
 
 import argparse
@@ -25,8 +26,8 @@ import torch.nn.functional as F
 import ffncore as fc
 
 ROUNDS = 7
-BATCH_SECONDS = 0.02  # of a side in a round: events resolve a microsecond, clocks settle
-RING_BYTES = 256 << 20  # an H200's L2 has 60 MB
+BATCH_SECONDS = 0.02  # long against the microsecond that events resolve; clocks settle
+RING_BYTES = 256 << 20  # the L2 cache of an H200 has 60 MB
 
 DENSE = {"square-4096": (4096, 4096), "llama-3.1-8b": (4096, 14336)}  # d, f
 MIXTURES = {  # d, f, experts, k
@@ -34,7 +35,7 @@ MIXTURES = {  # d, f, experts, k
     "mixtral-8x7b": (4096, 14336, 8, 2),
 }
 HALF, SINGLE = torch.bfloat16, torch.float32
-# Tokens and dtypes; what says most comes first, because time may run out.
+# The most important cases come first, because time may run out.
 CASES = [
     ("llama-3.1-8b", 8192, HALF),
     ("qwen3-30b-a3b", 8192, HALF),
@@ -56,7 +57,7 @@ def normal(*shape, dtype, scale=1.0):
     return (torch.randn(*shape, device="cuda") * scale).to(dtype)
 
 
-# ---- a dense layer: sides are functions of one set of arrays
+# ---- a dense layer
 
 
 class Dense:
@@ -141,7 +142,7 @@ def bytes_of(case):
 
 
 def batch(run, ring, calls):
-    """Seconds of a call."""
+    """Seconds per call."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     for i in range(calls):
@@ -152,13 +153,13 @@ def batch(run, ring, calls):
 
 
 def measure(sides, ring):
-    """Seconds of each side, by round. A side that fails is left out, with its reason."""
+    """The seconds of each side in each round, and why a side that failed is left out."""
     ready, failed = {}, {}
     for name, run in sides.items():
         try:
             once = max(min(batch(run, ring, 2) for _ in range(3)), 1e-6)
             ready[name] = (run, max(len(ring), round(BATCH_SECONDS / once)))
-        except Exception as error:  # of a peer: no kernel for these types, no memory
+        except Exception as error:  # a peer may have no kernel for the types, or no memory
             if name == "ffncore":
                 raise
             failed[name] = str(error).strip().splitlines()[0][:200]
@@ -193,7 +194,7 @@ def machine():
 
 
 def cases():
-    """Name, tokens, dtype, mode, how the arrays are made, FLOPs and weights' elements of a pass."""
+    """Shape, tokens, dtype, mode, a function that makes the arrays, FLOPs and weights of a pass."""
     for name, tokens, dtype in CASES:
         if name in DENSE:
             d, f = DENSE[name]
@@ -260,9 +261,19 @@ HEADER = (
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", default="gpu.jsonl", help="where results are written")
-    parser.add_argument("--seconds", type=float, default=180, help="cases begun before that")
-    parser.add_argument("--only", default="", help="cases whose shape has this in its name")
+    parser.add_argument(
+        "--json", default="gpu.jsonl", metavar="FILE", help="the results (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=180,
+        metavar="S",
+        help="start no case later (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="only shapes with this in their name"
+    )
     options = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.manual_seed(1)
@@ -274,7 +285,7 @@ def main():
             if options.only not in case[0]:
                 continue
             if time.monotonic() - began > options.seconds:
-                print(f"left out for time: {case[0]}, {case[1]} tokens, {case[3]}")
+                print(f"no time left for {case[0]}, {case[1]} tokens, {case[3]}")
                 continue
             row = run_case(*case)
             rows.append(row)

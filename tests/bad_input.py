@@ -1,4 +1,4 @@
-"""The arrays that a wrong call may name, and the check of what such a call does."""
+"""Arrays for calls with bad input, and the check of what such a call does."""
 
 import re
 
@@ -16,7 +16,7 @@ def f32(*shape):
 
 
 class Setting:
-    """Arrays that a call may name; all are looked at again after the error."""
+    """Arrays for a call; after the error all of them are compared with their old content."""
 
     def __init__(self):
         rng = np.random.default_rng(0)
@@ -53,7 +53,7 @@ def backward(s, grad=None, saved=None, **options):
 
 
 def huge(*shape):
-    """An array that exists nowhere: one number behind zero strides."""
+    """An array of any size in the memory of one number, by zero strides."""
     return np.lib.stride_tricks.as_strided(f32(1), shape, (0,) * len(shape), writeable=False)
 
 

@@ -1,6 +1,6 @@
-"""What the tests of the C ABI share: the library through cffi, and its structs from numpy arrays.
+"""Helpers for tests of the C ABI: the library through cffi, and its structs from numpy arrays.
 
-This keeps ffncore.h true: cffi takes sizes and offsets from its text alone.
+cffi computes sizes and offsets from the text of ffncore.h, so that these tests also check the text.
 """
 
 import importlib.resources
@@ -16,7 +16,7 @@ HEADER = (PACKAGE / "include" / "ffncore.h").read_text()
 
 
 def declarations():
-    """The header as cffi wants it: without what only a C++ compiler sees, and without # lines."""
+    """The header for cffi: without the parts for C++ and without preprocessor lines."""
     text = re.sub(r"(?ms)^#ifdef __cplusplus$.*?^#endif$", "", HEADER)
     return "\n".join(line for line in text.splitlines() if not line.startswith("#"))
 
@@ -142,7 +142,7 @@ WEIGHTS = ("gate", "up", "down", "b_gate", "b_up", "b_down")
 
 
 def mixture(dtype, gated=True, biases=True, tokens=37, n=3, k=2, d=18, f=34):
-    """x, grad_y, ids, routing weights, experts; experts and matrices behind any strides."""
+    """x, grad_y, ids, routing weights, experts; experts and matrices may have any strides."""
     rng = np.random.default_rng(11)
     draw = lambda *shape: rng.standard_normal(shape).astype(dtype)  # noqa: E731
     w = fc.FFNWeights(
@@ -159,7 +159,7 @@ def mixture(dtype, gated=True, biases=True, tokens=37, n=3, k=2, d=18, f=34):
 
 
 def experts(w):
-    """Expert 0 of these arrays, and the distances in elements; None: all absent."""
+    """Expert 0 of these arrays, and the strides between experts in elements; None: no arrays."""
     size = {"size": ffi.sizeof("ffncore_experts")}
     if w is None:
         return size
@@ -169,7 +169,7 @@ def experts(w):
 
 
 def moe_args(name, x, ids, factors, w, kind, **fields):
-    """name: "forward" or "backward"; kind: of the activation, or an activation; fields: more."""
+    """name: "forward" or "backward"; kind: an activation's number or its struct; fields: others."""
     args = ffi.new(f"ffncore_moe_{name}_args *")
     args.size = ffi.sizeof(f"ffncore_moe_{name}_args")
     args.x, args.experts = matrix(x), experts(w)

@@ -1,8 +1,8 @@
-"""torch and CuPy as far as ffncore uses them, over numpy's memory: the device of the emulation.
+"""Stand-ins for torch and CuPy with numpy's memory as their GPU, as far as ffncore uses them.
 
-Each is a module object with the library's name; a fixture puts it where import finds it. What a
-real one would wait for raises here, and so does work of CuPy's that is queued while another device
-than the array's is current: it would run there, on a stream that nobody waits for.
+Each is a module object with the library's name, which a fixture puts into sys.modules. A function
+that would wait for the GPU raises here. So does work of CuPy that is queued while the current
+device is not that of the array: it would run there, on another stream.
 """
 
 import operator
@@ -13,7 +13,7 @@ from support import BFLOAT16
 
 
 def allocate(shape, fill, dtype):
-    """As a GPU's allocators do: at a multiple of 256 bytes."""
+    """Memory at a multiple of 256 bytes, as the allocators of GPUs return it."""
     size = int(np.prod(shape)) * dtype.itemsize
     memory = np.empty(size + 256, np.uint8)
     start = -memory.ctypes.data % 256
@@ -23,7 +23,7 @@ def allocate(shape, fill, dtype):
 
 
 class Wrapped:
-    """An array of a library: what both have in common."""
+    """An array of a library: the part that both libraries share."""
 
     def __init__(self, array, device=0):
         self.numpy_array, self.device_index = array, device
@@ -32,7 +32,7 @@ class Wrapped:
         return type(self)(array, self.device_index)
 
     def works(self):
-        """Something is queued: what that asks for."""
+        """Check the conditions for queueing work."""
 
     @property
     def shape(self):
@@ -99,7 +99,7 @@ _BY_NUMPY = {known.numpy_dtype: known for known in TORCH_DTYPES.values()}
 class Tensor(Wrapped):
     requires_grad = False
     is_cuda = True
-    own_dtype = None  # one that numpy lacks
+    own_dtype = None  # a dtype that numpy does not have
 
     @property
     def device(self):
@@ -172,11 +172,11 @@ def fake_torch():
     module = types.ModuleType("torch")
     module.__dict__.update(TORCH_DTYPES)
     module.Tensor = Tensor
-    # What is not written stays what no result may be.
+    # Elements that are not written keep a value that no result has.
     module.empty, module.zeros = make(77), make(0)
     module.where = where
     module.ones_like = lambda a: a.like(np.ones_like(plain(a)))
-    # Unstable unless asked: equal keys in falling order.
+    # Not stable unless requested: equal keys are in falling order.
     module.argsort = lambda a, stable=False: a.like(
         np.argsort(plain(a), kind="stable") if stable else _unstable(plain(a))
     )

@@ -1,4 +1,4 @@
-"""What several tests share: layers, activation cases, tolerances, guard pages, the float state."""
+"""Helpers for tests: layers, activations, tolerances, guard pages, the floating-point mode."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ else:
 NARROW = [np.dtype(np.float16), *BFLOAT16]
 DTYPES = [np.dtype(np.float32), np.dtype(np.float64), *NARROW]
 
-# Of results near 1, from a handful of roundings.
+# For results near 1 with a handful of roundings.
 TOLERANCE = {
     np.dtype(np.float32): 1e-5,
     np.dtype(np.float64): 1e-13,
@@ -72,7 +72,7 @@ def make_weights(rng, d, f, *, gated=True, biases=(), dtype=np.float64):
 
 
 def make_experts(rng, n, d, f, **options):
-    """n blocks of make_weights, stacked."""
+    """n layers of make_weights, stacked."""
     blocks = [make_weights(rng, d, f, **options).arrays() for _ in range(n)]
     return fc.FFNWeights(**{name: np.stack([b[name] for b in blocks]) for name in blocks[0]})
 
@@ -97,15 +97,15 @@ def same_bits(a, b):
 
 
 def debug_plan(*sizes, threads_always=True):
-    """Forces the sizes in which work is cut; work that is small is spread over threads, too."""
+    """Sets the sizes of the plan's chunks, and lets small calls use several threads."""
     try:
         _core.debug_plan(*sizes, threads_always=threads_always)
-    except TypeError:  # a build without that switch: small calls stay on one thread
+    except TypeError:  # in a build without this option small calls use one thread
         _core.debug_plan(*sizes)
 
 
 def strided_copies(array):
-    """The same numbers behind other strides: Fortran order, sliced, reversed."""
+    """The same numbers with other strides: Fortran order, sliced, reversed."""
     yield np.asfortranarray(array)
     room = np.full(tuple(2 * n + 1 for n in array.shape), np.nan, array.dtype)
     part = room[tuple(slice(1, None, 2) for _ in array.shape)]
@@ -116,7 +116,7 @@ def strided_copies(array):
 
 
 def unaligned(array):
-    """The same numbers at addresses that are no whole number of elements."""
+    """The same numbers at unaligned addresses."""
     room = np.zeros(array.shape, np.dtype([("pad", "u1"), ("value", array.dtype)]))
     room["value"] = array
     assert not room["value"].flags.aligned
@@ -124,12 +124,12 @@ def unaligned(array):
 
 
 class Accuracy:
-    """Errors of many small results against the float64 reference, judged together.
+    """The errors of many small results against the float64 reference, checked together.
 
-    float32: the rms error may be 1.5 times that of the same formula in numpy float32; 16 bits: of
-    the same formula with one rounding of each tensor (yardsticks). One small result says little
-    about an rms, so all of a test's results are pooled by name. float64: the reference has the same
-    digits, so the error is a small multiple of its own.
+    In float32 the rms error may be 1.5 times that of the same formula in numpy float32; in 16 bits,
+    1.5 times that of the same formula with one rounding per tensor (yardsticks). A small result has
+    too few numbers for an rms, so all results of a test are pooled by name. In float64 the
+    reference has the same precision, and the error may be a small multiple of epsilon.
     """
 
     FACTOR = 1.5
@@ -155,11 +155,11 @@ class Accuracy:
             assert ours <= self.FACTOR * numpys, f"{name}: rms {ours:.2e}, numpy {numpys:.2e}"
 
 
-COMPLEX_STEP = 1e-30  # it has no cancellation: as small as we like
+COMPLEX_STEP = 1e-30  # it has no cancellation, so that the step may be very small
 
 
 def complex_step(fn, array):
-    """Gradient of a real function of one array."""
+    """The gradient of a real function of one array, by the complex step."""
     gradient = np.empty(array.shape)
     for index in np.ndindex(array.shape):
         moved = array.astype(np.complex128)
@@ -169,11 +169,11 @@ def complex_step(fn, array):
 
 
 def yardsticks(x, w, grad_y, activation, round_results=True):
-    """y and the gradients by the plainest formula of the same precision; None for float64.
+    """y and the gradients by the simplest formula of the same precision; None for float64.
 
-    float32: all of it in numpy float32. 16 bits: in float64, with one rounding of each tensor that
-    is a result (unless they are to be added up), or is kept between the passes or the products
-    (float16: h and the gradients of gate and up are float32).
+    float32: everything in numpy float32. 16 bits: in float64, with one rounding of each tensor that
+    is a result (unless results are to be accumulated), or is kept between the passes or between the
+    products (with float16, h and the gradients of gate and up are float32).
     """
     dtype = x.dtype
     if dtype == np.float64:
@@ -213,14 +213,24 @@ def yardsticks(x, w, grad_y, activation, round_results=True):
     grads |= {"down": grad.T @ h_of(gate, up), "b_down": grad.sum(0)}
     grads["x"] = grads["x"].reshape(x.shape)
     if not round_results:
-        # y_again: by the rounded preactivations that the backward pass begins with.
+        # y_again: computed from the rounded preactivations, with which the backward pass begins.
         y_again = h_of(gate, up) @ wide.down.T + arrays.get("b_down", 0)
         return y.reshape(x.shape), {**grads, "y_again": y_again}
     return rounded(y).reshape(x.shape), {name: rounded(a) for name, a in grads.items()}
 
 
+def own_kernels(dtype):
+    """The instruction sets whose kernels for a dtype are no other's.
+
+    avx512bf16 is a copy of avx512's table with other products of bfloat16 in it
+    (csrc/kernels/isa_avx512bf16.cpp).
+    """
+    isas = fc.available_isas()
+    return [isa for isa in isas if isa != "avx512bf16" or dtype in BFLOAT16]
+
+
 def in_every_isa(compute):
-    """What compute() gives, a tuple of arrays: the same bits in every instruction set."""
+    """Check that compute(), a tuple of arrays, has the same bits in every instruction set."""
     answers = {}
     for isa in fc.available_isas():
         with fc.using_isa(isa):
@@ -242,7 +252,7 @@ _libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 def guarded(array, end=True):
-    """A copy of array that touches a page which faults: behind its end, or before its start."""
+    """A copy of an array next to a page that faults: after its end, or before its start."""
     array = np.ascontiguousarray(array)
     inner = max(1, -(-array.nbytes // _PAGE)) * _PAGE
     pages = mmap.mmap(-1, inner + 2 * _PAGE)
@@ -266,7 +276,7 @@ FLUSH_TO_ZERO = 0x8040  # FTZ and DAZ
 
 @contextlib.contextmanager
 def mxcsr_bits(bits):
-    """Sets bits of this thread's MXCSR; yields a function that reads it."""
+    """Sets bits in the MXCSR of this thread; yields a function that reads it."""
     code = mmap.mmap(-1, _PAGE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     code.write(_LDMXCSR.ljust(16, b"\xcc") + _STMXCSR)
     address = np.frombuffer(code, np.uint8).ctypes.data

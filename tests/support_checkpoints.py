@@ -1,4 +1,4 @@
-"""Small checkpoints for tests: safetensors files written byte by byte, as they should be or not."""
+"""Small checkpoints for tests: safetensors files, valid or not, that are written byte by byte."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAMES |= {"uint8": "U8", "int8": "I8", "int32": "I32", "int64": "I64"}
 
 
 def described(tensors: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-    """Header and data of a file. A tensor may be (dtype name of the format, array of its bytes)."""
+    """Header and data of a file. A tensor may be a pair (dtype of the format, array of bytes)."""
     header: dict[str, Any] = {}
     data = b""
     for name, tensor in tensors.items():
@@ -46,7 +46,7 @@ def write(folder: Path, tensors: dict[str, Any], config: Any = None) -> Path:
 
 
 def shards(tensors: dict[str, Any], count: int = 2) -> dict[str, bytes]:
-    """The files of a checkpoint in parts, by name: tensors go round."""
+    """The files of a checkpoint in several parts, by name; tensors are distributed in turn."""
     files, weight_map = {}, {}
     for i in range(count):
         file = f"model-{i + 1:05}-of-{count:05}.safetensors"
@@ -75,7 +75,7 @@ def llama(layers: int = 2, d: int = 4, f: int = 6, dtype: Any = np.float32) -> d
 
 
 def deepseek_v3(layers: int = 2, d: int = 4, f: int = 3, e: int = 8) -> dict[str, Any]:
-    """Experts of a tensor each, a shared block and a bias of selection."""
+    """One tensor per matrix and expert, a shared expert and a bias of the selection."""
     rng = np.random.default_rng(11)
     tensors = {}
     for i in range(layers):

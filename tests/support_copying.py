@@ -1,8 +1,8 @@
-"""A value of every type that the package gives to its users, and something that it computes.
+"""An object of every public type of the package, and something that is computed with it.
 
-    Case(make, use)    make() the value; use(value) a dict of arrays and numbers, from it alone
+    Case(make, use)    make() returns the object; use(object) a dict of arrays and numbers
 
-Both are of fixed numbers, so that a process of its own computes with a value that it was sent.
+The numbers are fixed, so that another process can compute with an object that it was sent.
 """
 
 from collections.abc import Callable
@@ -70,7 +70,7 @@ def with_float32_biases():
 
 
 def large():
-    """Of more than a huge page."""
+    """Weights that are larger than a huge page."""
     return make_weights(np.random.default_rng(6), 512, 600, dtype=F4)
 
 
@@ -142,7 +142,7 @@ def gradients(saved, **options):
 
 
 def use_grads(grads):
-    """All are there, and may be added to."""
+    """Complete gradients, to which a backward pass can add."""
     found = {name: array + 1 for name, array in grads.arrays().items()}
     numbers = getattr(grads, "activation", None)
     return found if numbers is None else found | numbers._asdict()
@@ -161,7 +161,7 @@ def full_router():
 
 
 def layer(router=full_router):
-    """With everything that a layer may have."""
+    """A layer with every part that it can have."""
     return fc.MoE(
         experts(d=4),
         fc.Activation("xielu", alpha_p=0.3),
@@ -223,7 +223,7 @@ def report():
 
 
 def itself(value):
-    """What is compared by ==."""
+    """Objects that are compared by ==."""
     return {"value": value}
 
 
@@ -362,7 +362,7 @@ CASES = {
         "xielu": Case(lambda: reference.xielu_parameters(fc.Activation("xielu")), itself)
     },
     reference.Routed: {"route": Case(lambda: reference.route(draw(T, E), K), items)},
-    # What values above are made of.
+    # Parts of the objects above.
     memory.Memory: {
         "packed": Case(lambda: packed.Memory(fc.pack(large())._buffer), lambda m: {"a": m.array})
     },
@@ -373,5 +373,5 @@ ALL = {
 
 
 def use_all(values):
-    """By the names of ALL; for a process of its own."""
+    """The result of `use` by the name in ALL, for another process."""
     return {name: ALL[name].use(value) for name, value in values.items()}

@@ -1,6 +1,7 @@
-"""The CUDA library on a CPU, for tests of the Python side: its kernels, CUDA's words emulated."""
+"""The CUDA library on a CPU, where CUDA is emulated, for tests of the Python side."""
 
 import concurrent.futures
+import fcntl
 import os
 import shutil
 import subprocess
@@ -15,13 +16,25 @@ import ffncore as fc
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 CXX = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-FLAGS = ["-std=c++20", "-O2", "-ffp-contract=off", "-fPIC", "-Wno-unknown-pragmas"]
+# -O1: compiling takes longer than what the tests compute.
+FLAGS = ["-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-Wno-unknown-pragmas"]
 
 
 def build_library(folder):
-    """libffncore_cuda.so, whose device is the machine itself."""
+    """libffncore_cuda.so, whose device is the machine itself; built once in a folder."""
     if CXX is None or not SOURCES:
         pytest.skip("no C++ compiler, or no sources")
+    folder.mkdir(exist_ok=True)
+    library = folder / "libffncore_cuda.so"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            _build(library)
+    return library
+
+
+def _build(library):
+    folder = library.parent
 
     def compiled(source):
         to = folder / f"{source.stem}.o"
@@ -31,13 +44,11 @@ def build_library(folder):
 
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compiled, SOURCES))
-    library = folder / "libffncore_cuda.so"
     subprocess.run([CXX, "-shared", *objects, "-o", library], check=True)
-    return library
 
 
 class Gpu:
-    """A library of arrays, faked, and what tests do with it."""
+    """A stand-in for an array library, and what tests do with it."""
 
     def __init__(self, name, module, array):
         self.name, self.module, self.array = name, module, array
@@ -55,17 +66,18 @@ class Gpu:
 
 
 def numbers(array):
-    """What an array of the device holds, in float64."""
+    """The numbers of an array on the device, in float64."""
     assert isinstance(array, Wrapped)
     return array.numpy_array.astype(np.float64)
 
 
-# Of the largest entry: sums of float32 in another order; h, and outputs of experts, rounded once.
+# Relative to the largest entry: float32 sums have another order; h and the outputs of experts are
+# rounded once.
 TOLERANCE = {"float32": 2e-5, "float16": 4e-3, "bfloat16": 3e-2}
 
 
 def assert_close(array, expected, dtype):
-    """dtype: the narrowest one that numbers went through."""
+    """dtype: the narrowest dtype in the computation."""
     expected = np.asarray(expected, np.float64)
     found = numbers(array)
     assert found.shape == expected.shape

@@ -1,9 +1,9 @@
-"""What the tests of the mixture share: routings, both passes, and the mixture as a plain loop.
+"""Helpers for tests of mixtures: routings, both passes, and the mixture as a loop in numpy.
 
     y[t] = sum over s of w[t, s] FFN_e(x[t])   or   sum over s of FFN_e(w[t, s] x[t])
 
-The loop takes the rows of one expert at a time through the dense layer's formulas: reference.py in
-float64, or support.yardsticks with the roundings of the arrays' dtype.
+The loop computes the rows of one expert at a time with the formulas of a dense layer: those of
+ffncore.reference in float64, or support.yardsticks with the roundings of the arrays' dtype.
 """
 
 from collections import defaultdict
@@ -17,12 +17,12 @@ from ffncore.values.activation import as_activation
 
 
 def factor_dtype(dtype):
-    """Of the routing weights beside x of this dtype."""
+    """The dtype of the routing weights for x of this dtype."""
     return np.float64 if dtype == np.float64 else np.float32
 
 
 def make_routing(rng, tokens, n, k, dtype=np.float64, *, none=0.0):
-    """Any experts, duplicates too; a share of the slots without one. tokens: a number or a shape"""
+    """Random experts, also duplicates, and some slots without one. tokens: a number or a shape"""
     shape = (*np.atleast_1d(tokens), k)
     ids = rng.integers(0, n, shape)
     ids[rng.random(shape) < none] = -1
@@ -41,7 +41,7 @@ def part(routing, index):
 
 
 def turned(w, turn):
-    """The same experts, every array turned."""
+    """The same experts with a function applied to every array."""
     return fc.FFNWeights(**{name: turn(a) for name, a in w.arrays().items()})
 
 
@@ -125,13 +125,13 @@ def rough(x, routing, w, grad_y, **options):
 
 
 def compare(accuracy, answer, exact, yardstick, where=""):
-    """Results into the pool. All are judged by the digits of x's dtype: y's."""
+    """Add results to the pool. All of them may have the error of the dtype of x and y."""
     (y, grads), (exact_y, exact_grads), (rough_y, rough_grads) = answer, exact, yardstick
     accuracy.add("y", y, exact_y, rough_y, where)
     assert set(grads) == set(exact_grads), where
     for name, gradient in grads.items():
         exact_gradient = exact_grads[name]
-        if name == "activation":  # long sums, of which the loop's yardstick knows nothing
+        if name == "activation":  # long sums, which the loop's yardstick does not have
             np.testing.assert_allclose(gradient, exact_gradient, rtol=20 * TOLERANCE[y.dtype])
         else:
             rounded = gradient.astype(y.dtype)

@@ -1,11 +1,11 @@
-"""Options of fc.route, by the families that have them; for several tests."""
+"""Options of fc.route for tests, by the model families that have them."""
 
 import numpy as np
 from support import normal
 
 FLOATS = [np.dtype(np.float32), np.dtype(np.float64)]
 
-# Every option at least once, by the family that has it.
+# Every option occurs at least once.
 CASES = {
     "mixtral": {},
     "olmoe": {"norm_topk_prob": False},

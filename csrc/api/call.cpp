@@ -1,4 +1,4 @@
-// See call.h.
+// Chooses kernels and threads for a call, and prints the line of FFNCORE_VERBOSE=1; see call.h.
 #include "call.h"
 
 #include <atomic>
@@ -13,11 +13,12 @@ namespace ffncore {
 
 namespace {
 
-// Waking a sleeping thread costs the caller up to 10 us, so work below 20 us stays on one thread:
-// at 80 G multiply-adds a second, 20 GB a second of weights, or 1 G activations a second.
+// Waking a sleeping thread costs the caller up to 10 us, so work of less than 20 us stays on one
+// thread. In 20 us a thread computes or reads so much at 80 G multiply-adds, 20 GB of weights or 1
+// G activations a second.
 constexpr double kAloneMultiplyAdds = 1.6e6, kAloneBytes = 0.4e6;
 constexpr int64_t kAloneElements = 20000;
-constexpr int64_t kAloneLogits = 5000; // of 4 ns each
+constexpr int64_t kAloneLogits = 5000; // at 4 ns each
 
 std::atomic<bool> threads_always{false};
 

@@ -1,5 +1,5 @@
-// How a call runs: with which kernels and on how many threads, and the line that it prints where
-// FFNCORE_VERBOSE=1 asks for one.
+// How a call runs: which kernels and how many threads it uses, and the line that it prints with
+// FFNCORE_VERBOSE=1.
 #pragma once
 #include <chrono>
 #include <optional>
@@ -9,13 +9,13 @@
 
 namespace ffncore {
 
-// For tests: a switch that makes small calls use all threads too.
+// For tests: makes small calls use all threads, too.
 void set_threads_always(bool always);
 
-// Of the current instruction set, for arrays of this dtype.
+// The kernels of the current instruction set for arrays of this dtype.
 template <class T> const Kernels<T> &kernels(int32_t dtype);
 
-// num_threads(), or 1 for work that is over before a sleeping thread has woken up.
+// These choose num_threads() threads, or 1 for work that ends before a sleeping thread is awake.
 template <class T>
 Call<T> call_of(const ffncore_activation &a, const Weights<T> &w, const ffncore_matrix &x);
 template <class T>
@@ -23,13 +23,13 @@ Call<T> elementwise_call(const ffncore_activation &a, bool gated, const ffncore_
 int packing_threads(int64_t bytes);
 int routing_threads(int64_t logits);
 
-// What a run that may lack memory means.
+// The status of a call that has run, or failed because memory ran out.
 ffncore_status done(bool ran);
-// sums are those behind the gradients of alpha_p and alpha_n (see ActBackwardArgs).
+// Computes the gradients of alpha_p and alpha_n from the sums of the kernels (ActBackwardArgs).
 void xielu_gradients(const double (&sums)[2], const ffncore_activation &a, bool accumulate,
                      double *grad_p, double *grad_n);
 
-// One line a call, printed with the time of its scope when that ends.
+// The line of a call. It is printed when its scope ends, with the time that the scope took.
 class Line {
   public:
     Line(const char *op, int32_t dtype, bool gated, int threads, std::string sizes);

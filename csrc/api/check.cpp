@@ -1,4 +1,4 @@
-// See check.h.
+// Validates arguments and converts them to the structs of ops; see check.h.
 #include "check.h"
 
 #include <cstdarg>
@@ -14,12 +14,13 @@ namespace ffncore {
 
 namespace {
 
-// Longer sentences (of environment variables' values) are cut.
+// Longer sentences are cut. They occur with long values of environment variables.
 constexpr size_t kSentence = 512;
 thread_local char sentence[kSentence];
 
-// 2^40 in one dimension and 2^57 elements: with both, twice the elements (gate and up), padded to
-// panels, of 8 bytes each, stay below 2^62. Python has the same second limit.
+// At most 2^40 in one dimension and 2^57 elements. With both limits, the bytes of twice the
+// elements (gate and up), padded to panels, 8 bytes each, stay below 2^62. Python has the second
+// limit, too.
 constexpr int64_t kMaxLength = int64_t(1) << 40, kMaxElements = int64_t(1) << 57;
 
 void check_tokens(const ffncore_matrix &x, int64_t d) {
@@ -31,7 +32,7 @@ void check_tokens(const ffncore_matrix &x, int64_t d) {
 
 bool is_narrow(int32_t dtype) { return dtype == FFNCORE_BFLOAT16 || dtype == FFNCORE_FLOAT16; }
 
-// Weights beside x.
+// The dtype of weights has to be x's, or a 16-bit one with a float32 x.
 void check_weights_dtype(const char *name, int32_t dtype, int32_t x) {
     check_dtype(name, dtype);
     require(dtype == x || (x == FFNCORE_FLOAT32 && is_narrow(dtype)),
@@ -68,7 +69,7 @@ ffncore_status failure() noexcept {
         return refused.status;
     } catch (const std::bad_alloc &) {
         return fail(FFNCORE_OUT_OF_MEMORY, "out of memory");
-    } catch (const std::length_error &) { // of a container: more than there can be memory
+    } catch (const std::length_error &) { // a container larger than any memory
         return fail(FFNCORE_OUT_OF_MEMORY, "out of memory");
     } catch (const std::exception &e) {
         return fail(FFNCORE_UNSUPPORTED, "the system refused: %s", e.what());
@@ -117,7 +118,7 @@ void check_sizes(const char *name, int64_t rows, int64_t cols) {
 
 void check_matrix(const char *name, const ffncore_matrix &m, int64_t rows, int64_t cols) {
     require(m.data || rows == 0 || cols == 0,
-            "%s has shape (absent); expected (%" PRId64 ", %" PRId64 ")", name, rows, cols);
+            "%s is absent; expected shape (%" PRId64 ", %" PRId64 ")", name, rows, cols);
     require(m.rows == rows && m.cols == cols,
             "%s has shape (%" PRId64 ", %" PRId64 "); expected (%" PRId64 ", %" PRId64 ")", name,
             m.rows, m.cols, rows, cols);
@@ -151,7 +152,7 @@ ActivationParams activation_params(const ffncore_activation &a, bool gated) {
     p.up_softcap = a.up_softcap;
     p.gate_multiplier = a.gate_multiplier;
     p.negative_slope = a.negative_slope;
-    if (a.kind == FFNCORE_XIELU) { // not for the others: a softplus takes 30 ns
+    if (a.kind == FFNCORE_XIELU) { // only for xielu, as a softplus takes 30 ns
         p.xielu_p = math64::softplus(a.alpha_p);
         p.xielu_n = a.beta + math64::softplus(a.alpha_n);
     }
@@ -163,7 +164,7 @@ ActivationParams activation_params(const ffncore_activation &a, bool gated) {
 PackedHeader packed_header(const char *name, const void *packed) {
     PackedHeader header;
     std::memcpy(&header, packed, sizeof header);
-    require(header.magic == kPackedMagic, "%s is not what ffncore_pack wrote", name);
+    require(header.magic == kPackedMagic, "%s was not written by ffncore_pack", name);
     return header;
 }
 
@@ -228,7 +229,7 @@ Weights<T> weights_of(const ffncore_weights &w, int32_t dtype, Biases<T> &biases
         const PackedHeader h = packed_header("weights.packed", w.packed);
         check_weights_dtype("weights.packed", int32_t(h.dtype), dtype);
         require(h.d == out.d && h.f == out.f && (h.gated != 0) == out.gated,
-                "weights.packed was packed with another shape");
+                "weights.packed holds weights of another shape than weights.up");
         return packed_view<T>(static_cast<const char *>(w.packed));
     }
     out.b_gate = biases.contiguous(w.b_gate);

@@ -1,7 +1,7 @@
-// The first half of every entry point: test what was given, turn plain structs into the engine's,
-// and turn failures into a status and a sentence. Python has checked its arguments already, in its
-// own words; these checks are for embedders. Where nothing is wrong, nothing is formatted or
-// allocated.
+// The first half of every entry point: validates the arguments, turns the plain structs of the C
+// ABI into those of ops, and turns failures into a status and a sentence. Python has checked its
+// arguments before, with error texts of its own; these checks are for programs that call the C ABI.
+// Where nothing is wrong, nothing is formatted or allocated.
 #pragma once
 #include <cinttypes>
 #include <cstdint>
@@ -19,18 +19,18 @@
 
 namespace ffncore {
 
-// ---- failures: one sentence a thread, in a buffer of its own, so that telling cannot fail
+// ---- failures: each thread has a buffer for its sentence, so that reporting cannot fail
 
 const char *last_error() noexcept;
 ffncore_status fail(ffncore_status status, const char *format, ...) noexcept FFNCORE_PRINTF;
-struct Refused { // thrown once the sentence is kept
+struct Refused { // thrown after the sentence has been stored
     ffncore_status status;
 };
 void require(bool holds, const char *format, ...) FFNCORE_PRINTF;
-// What the exception that is being handled means; for use in a handler.
+// The status of the exception that is being handled, whose sentence it stores. For handlers only.
 ffncore_status failure() noexcept;
 
-// Nothing is thrown through the C ABI: body() runs in here.
+// Runs body(), and turns its exceptions into a status, so that none leaves the C ABI.
 template <class Body> ffncore_status guarded(const Body &body) noexcept {
     try {
         return body();
@@ -47,17 +47,17 @@ template <class Value, class Body> Value guarded_or(Value otherwise, const Body 
     }
 }
 
-// ---- checks; `name` begins the sentence
+// ---- checks; `name` is the argument that the sentence begins with
 
 const char *dtype_name(int32_t dtype);
 void check_dtype(const char *name, int32_t dtype);
 void check_same_dtype(const char *name, int32_t dtype, int32_t expected);
 void check_size(const char *name, size_t given, size_t expected);
-// Sizes whose products, padded to panels, can be counted.
+// Sizes must be so small that bytes, padded to panels, can be counted in 64 bits.
 void check_sizes(const char *name, int64_t rows, int64_t cols);
 void check_matrix(const char *name, const ffncore_matrix &m, int64_t rows, int64_t cols);
 void check_vector(const char *name, const ffncore_vector &v, int64_t length); // may be absent
-// Its dtype is that of `primal`, or float32 beside 16 bits.
+// The dtype must be `primal`, or float32 if `primal` has 16 bits.
 void check_number(const char *name, int32_t dtype, int32_t primal);
 ActivationParams activation_params(const ffncore_activation &a, bool gated);
 PackedHeader packed_header(const char *name, const void *packed);
@@ -66,14 +66,13 @@ inline bool is_gated(const ffncore_weights &w) {
     return w.packed ? w.gate.rows > 0 : w.gate.data != nullptr;
 }
 
-// Chooses what is computed in: run(T()) for float or double.
+// Chooses T, the type that is computed in, and calls run(T()): float or double.
 template <class Run> auto with_dtype(const char *name, int32_t dtype, const Run &run) {
     check_dtype(name, dtype);
     return dtype == FFNCORE_FLOAT64 ? run(double()) : run(float());
 }
 
-// run(T()) for what the arguments are computed in, once they are known to be there. `main` is the
-// matrix that tells.
+// Checks that args is there, and calls run(T()). T depends on the dtype of the matrix `main`.
 template <class Args, class Run>
 ffncore_status with_args(const Args *args, const ffncore_matrix Args::*main, const char *name,
                          const Run &run) {
@@ -96,7 +95,7 @@ inline Output output(const ffncore_vector &v) {
     return {static_cast<char *>(v.data), v.stride, 0, Element(v.dtype)};
 }
 
-// Biases of any stride and type, as the kernels want them: contiguous, of T.
+// Biases of any stride and type, as the kernels need them: contiguous, of T.
 template <class T> class Biases {
   public:
     explicit Biases(const Kernels<T> &kernels) : kernels_(kernels) {}
@@ -115,17 +114,17 @@ template <class T> class Biases {
     std::vector<std::vector<T>> copies_;
 };
 
-// Of weights alone the shapes, and whether they are packed and where: nothing is read. dtype: of x,
-// which they must fit.
+// Checks the shapes of weights, and whether they are packed; their data is not read. dtype is that
+// of x, which the weights have to fit. weights_of also reads packed headers and biases.
 template <class T> Weights<T> weight_shapes(const ffncore_weights &w, int32_t dtype);
 template <class T>
 Weights<T> weights_of(const ffncore_weights &w, int32_t dtype, Biases<T> &biases);
-// run: x, y and grad_y must be there too.
+// run: x, y and grad_y must be present, too.
 template <class T>
 ForwardGroup<T> forward_group(const ffncore_forward_args &a, const Weights<T> &w, bool run);
 template <class T>
 BackwardGroup<T> backward_group(const ffncore_backward_args &a, const Weights<T> &w, bool run);
-// A gradient of one matrix or vector, which may be absent.
+// A gradient of a matrix or vector with the dtype `primal`; it may be absent.
 Output gradient(const char *name, const ffncore_matrix &m, int64_t rows, int64_t cols,
                 int32_t primal);
 Output gradient(const char *name, const ffncore_vector &v, int64_t length, int32_t primal);

@@ -1,5 +1,5 @@
-// What a call would cost, from shapes alone: arithmetic, memory traffic, and the plan and workspace
-// that the same call would have. Pointers are tested for NULL, never read.
+// What a call would cost: its arithmetic, its memory traffic, and the plan and the workspace that
+// it would have. Only shapes count; pointers are compared with NULL, never read.
 #include "../include/ffncore.h"
 
 #include <vector>
@@ -22,14 +22,14 @@ void fill_plan(ffncore_cost &c, const PlanRequest &request, int64_t workspace) {
     c.activations = double(request.tokens) * double(request.f);
 }
 
-// A product of T x d x f reads a weight matrix.
+// Adds products of T x d x f, which read a weight matrix each.
 template <class T>
 void add_products(ffncore_cost &c, const Weights<T> &w, int64_t tokens, int products) {
     const double elements = double(w.d) * double(w.f) * products;
     c.flops += 2 * elements * double(tokens);
     c.bytes += elements * double(element_bytes(w.type));
 }
-// Or writes the gradient of one, which may be absent.
+// Adds the product that writes the gradient of a weight matrix, unless that is absent.
 template <class T>
 void add_gradient(ffncore_cost &c, const Weights<T> &w, int64_t tokens, const Output &gradient) {
     if (!gradient.data) return;
@@ -40,7 +40,7 @@ void add_gradient(ffncore_cost &c, const Weights<T> &w, int64_t tokens, const Ou
 
 template <class T> void cost_of(const ffncore_forward_args &a, bool packed, ffncore_cost &cost) {
     Weights<T> w = weight_shapes<T>(a.weights, a.x.dtype);
-    if (packed && !w.packed()) // only whether they are packed is looked at
+    if (packed && !w.packed()) // any pointer will do, as only its presence counts
         w.packed_up = w.packed_down = w.up.data;
     const std::vector<ForwardGroup<T>> groups{forward_group<T>(a, w, false)};
     const Call<T> call = call_of<T>(a.activation, w, a.x);

@@ -1,6 +1,5 @@
-// The C ABI: both passes of a layer, and the activations alone. Each entry point tests its
-// arguments (check.h), chooses how to run (call.h), runs, and returns a status; nothing is ever
-// thrown out of here.
+// The C ABI of a layer: both passes, and the activations alone. Each entry point validates its
+// arguments (check.h), chooses how to run (call.h), runs, and returns a status. It never throws.
 #include "../include/ffncore.h"
 
 #include <cstring>
@@ -22,7 +21,7 @@ void zero(const Output &m, int64_t rows, int64_t cols) {
         for (int64_t j = 0; j < cols; ++j) std::memset(m.at(i, j), 0, size_t(m.bytes()));
 }
 
-// No tokens: the gradients of the weights are sums of nothing.
+// Without tokens, the gradients of the weights are empty sums.
 template <class T> void zero_gradients(const BackwardGroup<T> &g) {
     const int64_t d = g.weights.d, f = g.weights.f;
     zero(g.grad_gate, f, d);
@@ -92,7 +91,7 @@ void ffncore_activation_init(ffncore_activation *a, int32_t kind) {
     a->alpha = 1;
     a->gate_multiplier = 1;
     a->negative_slope = 0.01;
-    // Apertus' initial values: softplus gives 0.8 and 0.8 - beta.
+    // The initial values of Apertus, whose softplus is 0.8 and 0.8 - beta.
     a->alpha_p = 0.2033823208110246;
     a->alpha_n = -1.0502256128148466;
     a->beta = 0.5;

@@ -1,4 +1,5 @@
-// A mixture of experts through the C ABI: experts as strides, routes tested once.
+// The C ABI of a mixture of experts, whose experts are expert 0 and the distances to the next one.
+// The expert ids are validated once, before anything runs.
 #include "../include/ffncore.h"
 
 #include <optional>
@@ -13,7 +14,7 @@ using namespace ffncore;
 
 namespace {
 
-// Rows are counted in 32 bits.
+// Checks the expert ids. Rows are counted in 32 bits.
 void check_routes(const int32_t *ids, int64_t tokens, int64_t top_k, int64_t experts) {
     require(top_k > 0, "top_k is %" PRId64 "; expected at least 1", top_k);
     require(tokens >= 0, "the number of tokens is %" PRId64 "; expected at least 0", tokens);
@@ -50,7 +51,7 @@ ffncore_weights expert(const ffncore_experts &all, int64_t e) {
     return w;
 }
 
-// What both passes are given, tested, and what keeps it alive.
+// The arguments that both passes share, validated and converted; it owns the copies that were made.
 template <class T> class Given {
   public:
     template <class Args>

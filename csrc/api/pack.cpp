@@ -1,5 +1,5 @@
-// Packed weights through the C ABI. A buffer's first bytes say what it holds; what it is unpacked
-// into has to agree with them in every present matrix and bias.
+// The C ABI of packed weights. The header of a buffer says what it holds. When it is unpacked,
+// every matrix and bias that is asked for has to agree with the header.
 #include "../include/ffncore.h"
 
 #include <optional>
@@ -31,7 +31,7 @@ void announce(std::optional<Line> &line, const char *op, const PackedHeader &h, 
                      "d=" + std::to_string(h.d) + " f=" + std::to_string(h.f));
 }
 
-// What may be packed as dtype: the same, or float32 rounded to 16 bits.
+// Weights may be packed as their own dtype, or float32 as 16 bits.
 void check_packs_as(int32_t dtype, const ffncore_weights &w) {
     check_dtype("dtype", dtype);
     const int32_t from = w.up.dtype;
@@ -42,7 +42,7 @@ void check_packs_as(int32_t dtype, const ffncore_weights &w) {
 
 template <class T> ffncore_status pack(int32_t dtype, const ffncore_weights &w, void *packed) {
     require(!w.packed, "weights are packed already");
-    const Kernels<T> &k = kernels<T>(FFNCORE_FLOAT32); // subnormals are kept
+    const Kernels<T> &k = kernels<T>(FFNCORE_FLOAT32); // for bfloat16, too: it keeps subnormals
     Biases<T> biases(k);
     const Weights<T> weights = weights_of<T>(w, w.up.dtype, biases);
     const PackedHeader header = header_of(dtype, w);
@@ -61,14 +61,14 @@ ffncore_status unpack(const ffncore_weights &into, const PackedHeader &h, const 
     constexpr const char *kBiases[3] = {"b_gate", "b_up", "b_down"};
     const int64_t there[3] = {h.b_gate, h.b_up, h.b_down};
     const int32_t dtype = int32_t(h.dtype);
-    require(h.gated || !into.gate.data, "gate is given, but packed is of a plain block");
+    require(h.gated || !into.gate.data, "gate is given, but packed holds a plain block");
     for (int i = 0; i < 3; ++i) {
         const int64_t rows = i < 2 ? h.f : h.d;
         if (m[i]->data) {
             check_matrix(kMatrices[i], *m[i], rows, i < 2 ? h.d : h.f);
             check_number(kMatrices[i], m[i]->dtype, dtype);
         }
-        require(there[i] || !b[i]->data, "%s is given, but packed has none", kBiases[i]);
+        require(there[i] || !b[i]->data, "%s is given, but packed holds no such bias", kBiases[i]);
         check_vector(kBiases[i], *b[i], rows);
         if (b[i]->data) check_number(kBiases[i], b[i]->dtype, dtype);
     }

@@ -1,4 +1,4 @@
-// The C ABI of routing: arguments tested and turned into the engine's, as in api.cpp.
+// The C ABI of routing: validates the arguments and turns them into those of ops/routing.
 #include "../include/ffncore.h"
 
 #include <cmath>
@@ -15,7 +15,7 @@ using namespace ffncore;
 
 namespace {
 
-// [T, E]; routing is in float32 or float64 alone.
+// Logits are [T, E], of float32 or float64.
 void check_logits(const ffncore_matrix &m) {
     require(m.dtype == FFNCORE_FLOAT32 || m.dtype == FFNCORE_FLOAT64,
             "logits.dtype is %s; expected float32 or float64", dtype_name(m.dtype));
@@ -34,7 +34,7 @@ void check_like_logits(const char *name, const ffncore_matrix &m, int64_t cols,
     check_same_dtype(name, m.dtype, logits.dtype);
 }
 
-// What the weights are made by.
+// The parameters by which weights are computed from scores.
 RouteParams weighting(const ffncore_router &r, int64_t experts, int64_t k) {
     check_size("router", r.size, sizeof r);
     require(r.score_fn >= FFNCORE_SCORE_SOFTMAX && r.score_fn <= FFNCORE_SCORE_SOFTMAX_TOPK,
@@ -58,7 +58,7 @@ RouteParams weighting(const ffncore_router &r, int64_t experts, int64_t k) {
     return p;
 }
 
-// What experts are chosen by.
+// Adds the parameters by which experts are chosen.
 void add_choice(const ffncore_router &r, int32_t dtype, RouteParams &p) {
     require(r.n_group >= 1 && p.experts % r.n_group == 0,
             "router.n_group is %" PRId64 "; expected a divisor of %" PRId64 " experts", r.n_group,
@@ -69,7 +69,8 @@ void add_choice(const ffncore_router &r, int32_t dtype, RouteParams &p) {
             "router.group_score is %" PRId32 "; expected 0 or 1", r.group_score);
     const int64_t size = p.experts / r.n_group, left = r.topk_group * size;
     require(r.n_group == 1 || size > 1 || r.group_score == FFNCORE_GROUP_MAX,
-            "router.n_group makes groups of one expert; expected two for FFNCORE_GROUP_TOP2_SUM");
+            "router.n_group makes groups of one expert; expected at least two for "
+            "FFNCORE_GROUP_TOP2_SUM");
     require(p.k <= left, "k is %" PRId64 "; expected at most %" PRId64 " experts", p.k, left);
     const ffncore_vector &bias = r.e_score_correction_bias;
     check_vector("router.e_score_correction_bias", bias, p.experts);
@@ -129,7 +130,7 @@ template <class T> ffncore_status forward(const ffncore_route_args &a) {
     if (log_sum_exp.data) {
         check_same_dtype("log_sum_exp", log_sum_exp.dtype, a.logits.dtype);
         require(router.score_fn == FFNCORE_SCORE_SOFTMAX,
-                "log_sum_exp is given; expected it with FFNCORE_SCORE_SOFTMAX alone");
+                "log_sum_exp is given; expected it only with FFNCORE_SCORE_SOFTMAX");
     }
     Route<T> r = route_of<T>(a.logits, params, a.experts, a.expert_stride, a.weights);
     Biases<T> biases(r.kernels);

@@ -1,4 +1,5 @@
-// The C ABI: the settings of the library, which hold for all calls, and what it tells of itself.
+// The C ABI of the library's settings, which hold for all calls, and of what it reports about
+// itself.
 #include "../include/ffncore.h"
 
 #include "../core/cpu.h"

@@ -1,16 +1,17 @@
-// The loops behind the machine's limits, for measure.cpp alone. Assembly, so that no compiler can
-// delete, merge or reorder them:
-// - fma: independent accumulators, each waiting only for itself. Latency 4 and two units need 8;
-//   24 (512 bits) and 12 (below, where only 16 registers exist) leave slack. Values are ordinary
-//   numbers: zeros would draw less power and so overstate the clock.
-// - clock: a chain of 32-bit imul, 3 cycles each on every x86-64 core with AVX2. An add of an
-//   immediate would not do: newer cores eliminate it at rename. It runs in the first 0.3 us after
-//   FMA work of the same width: measured, the clock rises within 4 us after the last wide FMA.
-// - read: 8 loads per step, nothing done with them. Software prefetch and several streams a thread
-//   were tried: not faster at any size.
-// - issue: nops, which need nothing but issue slots. Work on a core's other hardware thread, which
-//   may be another machine's, takes half of them, and a share of the caches that no limit here
-//   shows.
+// The loops that measure the machine's limits, for measure.cpp alone. They are written in assembly,
+// so that no compiler can delete, merge or reorder them:
+// - fma: independent accumulators, each of which waits only for itself. A latency of 4 on two units
+//   needs 8 of them; 24 (512 bits) and 12 (narrower, with only 16 registers) leave slack. The
+//   values are ordinary numbers, because zeros would draw less power and so raise the clock.
+// - clock: a chain of 32-bit imul, 3 cycles each on every x86-64 core with AVX2. A chain of
+//   additions of a constant would not do, as newer cores eliminate these when they rename
+//   registers. The chain runs in the first 0.3 us after FMA work of the same width, because the
+//   clock rises within 4 us after the last wide FMA (measured).
+// - read: 8 loads in each step, whose values are not used. Software prefetch and several streams a
+//   thread were tried, and were not faster at any size.
+// - issue: nops, which need nothing but issue slots. Work on the other hardware thread of a core,
+//   which may belong to another machine, takes half of these slots, and a share of the caches,
+//   which none of the other loops shows.
 #pragma once
 #include <chrono>
 #include <cstdint>
@@ -23,7 +24,7 @@
 namespace ffncore {
 namespace {
 
-constexpr int64_t kReadStep = 512; // bytes a step of the read loop takes
+constexpr int64_t kReadStep = 512; // bytes that a step of the read loop reads
 constexpr double kImulCycles = 3;
 constexpr int64_t kImulsPerStep = 40;
 
@@ -44,9 +45,9 @@ struct FmaLoop {
         "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15"
 #define ACC12 "0,1,2,3,4,5,6,7,8,9,10,11"
 #define ACC24 ACC12 ",12,13,14,15,16,17,18,19,20,21,22,23"
-// list: accumulators, set to zero by `zero` on their `part` first; x, y: the factors, broadcast from
-// memory. This file is compiled without AVX-512, so zmm16 to zmm31 are not the compiler's and need
-// not be named as clobbered.
+// list: the accumulators, which the instruction `zero` clears first, on their `part`; x, y: the
+// factors, broadcast from memory. This file is compiled without AVX-512, so the compiler does not
+// use zmm16 to zmm31, and they need not be named as clobbered.
 #define FMA_LOOP(fma, reg, broadcast, zero, part, list, x, y)                                   \
     asm volatile(broadcast " (%1), %%" reg x "\n\t" broadcast " (%2), %%" reg y "\n\t"             \
                  ".irp r," list "\n\t"                                                             \
@@ -63,7 +64,7 @@ struct FmaLoop {
 // clang-format on
 
 const float kF32[2] = {0.8147237f, -0.9057919f};
-const uint32_t kPairs[2] = {0x3f513f51, 0xbf68bf68}; // much the same, twice bfloat16 each
+const uint32_t kPairs[2] = {0x3f513f51, 0xbf68bf68}; // nearly the same numbers, as two bfloat16
 const double kF64[2] = {0.81472368639, -0.90579193707};
 
 #define FMA_RUN(values, ...)                                                                       \
@@ -94,8 +95,9 @@ const FmaLoop kFmaLoops[] = {
 bool has_fma() { return __builtin_cpu_supports("avx") && __builtin_cpu_supports("fma"); }
 bool wide_loads() { return __builtin_cpu_supports("avx512f"); }
 
-// Time stamps around a chain of `steps` x kImulsPerStep multiplications; lfence: nothing of the
-// chain starts early, nothing of it is left when the second stamp is taken.
+// The time stamps that a chain of `steps` x kImulsPerStep multiplications takes. lfence sees to it
+// that no part of the chain starts early, and that all of it is done when the second stamp is
+// taken.
 int64_t imul_chain(int64_t steps) {
     _mm_lfence();
     const int64_t start = int64_t(__rdtsc());
@@ -130,12 +132,12 @@ double stamps_per_second() {
     const double start = now();
     const int64_t stamp = int64_t(__rdtsc());
     double passed = 0;
-    while (passed < 0.02) // reading two clocks is off by 50 ns at most: 5e-6
+    while (passed < 0.02) // reading two clocks is off by at most 50 ns, a share of 5e-6
         passed = now() - start;
     return double(int64_t(__rdtsc()) - stamp) / passed;
 }
 
-// bytes: a multiple of kReadStep, at least one
+// bytes is a multiple of kReadStep, and not 0.
 void read_bytes(const char *p, int64_t bytes) {
     int64_t steps = bytes / kReadStep;
     if (wide_loads())

@@ -1,10 +1,11 @@
-// The machine's limits: FMA peak, clock, read bandwidth, and each activation's rate in L1.
+// Measures the machine's limits: the FMA peak, the clock, the read bandwidth, and the rate of each
+// activation on data in L1.
 //
-// The loops are loops.h's; an activation's is the kernel table's own epilogue over one tile (see
-// kernels.h), all of it in L1.
+// The loops are in loops.h. For an activation it is the kernel of the current table itself
+// (kernels.h), over one tile in L1.
 //
-// A slice is timed from the moment all threads stand at the start to the last one's end; the best
-// slice counts, since a limit is what the machine can do undisturbed. Test:
+// Time is measured in slices. A slice begins when all threads are ready, and ends when the last one
+// is done. The best slice counts, because a limit is what the machine can do undisturbed. Test:
 // tests/bench/test_bench.py.
 #include "measure.h"
 
@@ -28,12 +29,12 @@
 namespace ffncore {
 namespace {
 
-constexpr double kSlice = 2e-3; // long against starting a thread, short against a disturbance
+constexpr double kSlice = 2e-3; // much longer than starting a thread, shorter than a disturbance
 constexpr int64_t kHugePage = int64_t{2} << 20; // smaller pages cost read bandwidth
-constexpr int64_t kActRows = 1, kActCols = 512; // 6 double arrays of it, 24 KiB: fits any L1
-constexpr int64_t kActPad = 80;                 // multiples of 16: whole cache lines
+constexpr int64_t kActRows = 1, kActCols = 512; // 6 arrays of double are 24 KiB, which fits any L1
+constexpr int64_t kActPad = 80;                 // a multiple of 16: whole cache lines
 
-// Threads that are let go and joined also where one of them could not be started.
+// Threads that start together. They are released and joined even if one of them cannot be created.
 struct Team {
     std::atomic<int> arrived{0};
     std::atomic<bool> go{false};
@@ -44,7 +45,8 @@ struct Team {
     }
 };
 
-// body(thread, repeats) on all threads at once; returns the seconds from common start to last end.
+// Calls body(thread, repeats) on all threads at once. Returns the seconds from the common start to
+// the last end.
 template <class Body> double timed(int threads, int64_t repeats, const Body &body) {
     std::vector<double> ends(threads);
     double start = 0;
@@ -53,7 +55,7 @@ template <class Body> double timed(int threads, int64_t repeats, const Body &bod
         for (int t = 1; t < threads; ++t)
             team.threads.emplace_back([&, t] {
                 team.arrived.fetch_add(1);
-                while (!team.go.load(std::memory_order_acquire)); // waking a sleeper takes time
+                while (!team.go.load(std::memory_order_acquire)); // spins, as waking takes time
                 body(t, repeats);
                 ends[t] = now();
             });
@@ -68,7 +70,8 @@ template <class Body> double timed(int threads, int64_t repeats, const Body &bod
     return last - start;
 }
 
-// Best of the slices that fit in `seconds`: work per repeat and thread, summed over the threads.
+// The best rate of the slices that fit in `seconds`, for all threads together; work is that of one
+// repeat on one thread.
 template <class Body> double best_rate(double work, double seconds, int threads, const Body &body) {
     int64_t repeats = 1;
     double took = 0;
@@ -86,11 +89,11 @@ template <class Body> double best_rate(double work, double seconds, int threads,
     return work * double(repeats) * threads / best;
 }
 
-// What a level has no instructions of its own for: bfloat16's pairs stand beside avx512's, and 16
-// bits are computed with as float32.
+// Where a level has no instructions of its own: all of avx512bf16 but the pairs is avx512, and
+// 16-bit types are computed in float32.
 const char *or_wider(const char *isa) { return std::strcmp(isa, "avx512bf16") ? isa : "avx512"; }
 const char *computed_in(const char *dtype) {
-    return std::strstr(dtype, "float16") ? "float32" : dtype; // bfloat16, too
+    return std::strstr(dtype, "float16") ? "float32" : dtype; // matches bfloat16, too
 }
 
 const FmaLoop *find_fma(const char *isa, const char *dtype) {
@@ -108,18 +111,18 @@ const KernelTable *find_table(const char *isa) {
 }
 
 double measure_fma(const FmaLoop &loop, double seconds, int threads) {
-    constexpr int64_t steps = 1000; // some 5 us: the loop's start does not show
+    constexpr int64_t steps = 1000; // about 5 us, so that the start of the loop does not show
     return best_rate(loop.flops_per_step * steps, seconds, threads,
                      [&](int, int64_t repeats) { loop.run(steps * repeats); });
 }
 
 double measure_clock(const FmaLoop &loop, double seconds, int threads) {
-    constexpr int64_t heavy = 50000; // some 0.2 ms of FMA work: long enough for the clock to settle
-    constexpr int64_t steps = 8;     // 0.3 us: too short for it to change
+    constexpr int64_t heavy = 50000; // about 0.2 ms of FMA work, in which the clock settles
+    constexpr int64_t steps = 8;     // 0.3 us, in which it does not change
     const double rate = stamps_per_second();
     std::vector<double> hertz(threads);
     timed(threads, 1, [&](int t, int64_t) {
-        int64_t stamps = imul_chain(1); // what the stamps themselves take, and one step
+        int64_t stamps = imul_chain(1); // the time of the stamps themselves and of one step
         for (int i = 0; i < 100; ++i) stamps = std::min(stamps, imul_chain(1));
         std::vector<double> samples;
         const double end = now() + seconds;
@@ -128,16 +131,16 @@ double measure_clock(const FmaLoop &loop, double seconds, int threads) {
             const double chain = double(std::max<int64_t>(imul_chain(steps + 1) - stamps, 1));
             samples.push_back(kImulCycles * kImulsPerStep * steps * rate / chain);
         } while (now() < end);
-        std::sort(samples.begin(), samples.end());   // 0.9: the peak is the best slice's as well,
-        hertz[t] = samples[samples.size() * 9 / 10]; // and the stamps' jitter is left out
+        std::sort(samples.begin(), samples.end());   // 0.9: high, as the FMA peak is of the best
+        hertz[t] = samples[samples.size() * 9 / 10]; // slice, but below the jitter of the stamps
     });
     double mean = 0;
     for (double h : hertz) mean += h / threads;
     return mean;
 }
 
-// The read buffer is kept: the bench asks again in every round, and filling 700 MB takes longer
-// than reading it.
+// The read buffer is kept, because the bench measures in every round, and filling 700 MB takes
+// longer than reading them.
 std::mutex buffer_mutex;
 char *buffer = nullptr;
 int64_t buffer_bytes = 0;
@@ -160,7 +163,7 @@ double measure_read(int64_t bytes, double seconds, int threads) {
 #if defined(__linux__)
         madvise(buffer, size, MADV_HUGEPAGE);
 #endif
-        std::memset(buffer, 1, size); // untouched pages would all be one page of zeros
+        std::memset(buffer, 1, size); // untouched pages would all share one page of zeros
         buffer_bytes = size;
     }
     return best_rate(double(share), seconds, threads, [&](int t, int64_t repeats) {
@@ -168,7 +171,7 @@ double measure_read(int64_t bytes, double seconds, int threads) {
     });
 }
 
-// Once and short: a look at the machine, not a limit.
+// Measured once and for a short time: this shows the state of the machine, and is no limit.
 double measure_issue(int threads) {
     constexpr int64_t steps = 50000; // 0.3 ms
     return double(steps) * threads / timed(threads, 1, [&](int, int64_t) { nops(steps); });
@@ -183,7 +186,7 @@ ActivationParams default_params(int kind) {
     p.kind = kind;
     p.alpha = p.gate_multiplier = 1;
     p.negative_slope = 0.01;
-    p.xielu_p = p.xielu_n = 0.8; // as a fresh Apertus layer has them
+    p.xielu_p = p.xielu_n = 0.8; // the initial values of an Apertus layer
     p.beta = 0.5;
     p.eps = -1e-6;
     return p;
@@ -195,12 +198,12 @@ double activation_rate(const Kernels<T> &kernels, int kind, bool backward, bool 
     constexpr int64_t n = kActRows * kActCols;
     const ActivationParams params = default_params(kind);
     const auto body = [&](int, int64_t repeats) {
-        // Apart by kActPad, or a store and a later load would share the low 12 bits of their
-        // address.
+        // The arrays are kActPad apart. Without it, a store and a later load would share the low 12
+        // bits of their addresses.
         alignas(64) T arrays[6][n + kActPad];
         T *gate = arrays[0], *up = arrays[1], *dh = arrays[2], *dgate = arrays[3];
         T *dup = arrays[4], *h = arrays[5];
-        uint32_t state = 1; // preactivations in [-6, 6): where an activation does its work
+        uint32_t state = 1; // preactivations in [-6, 6), the range where activations are curved
         for (int64_t i = 0; i < n; ++i)
             for (T *array : {gate, up, dh}) {
                 state = state * 1664525u + 1013904223u;
@@ -236,7 +239,7 @@ double activation_rate(const Kernels<T> &kernels, int kind, bool backward, bool 
     return best_rate(double(n), seconds, threads, body);
 }
 
-// spec: "<kind>:<forward|backward>:<plain|gated>"
+// spec is "<kind>:<forward|backward>:<plain|gated>".
 double measure_activation(const std::string &spec, const KernelTable &table, const char *dtype,
                           double seconds, int threads) {
     const bool wide = !std::strcmp(dtype, "float64");

@@ -1,6 +1,6 @@
-// numpy arrays as the C ABI's structs, and a status as an exception. Python has checked dtypes,
-// ranks and shapes (python/ffncore/values) and has the error texts, so nothing is checked again
-// here.
+// Turns numpy arrays into the structs of the C ABI, and a status into an exception. Python has
+// checked dtypes, ranks and shapes (python/ffncore/values) and has the error texts; nothing is
+// checked again here.
 #pragma once
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -70,7 +70,8 @@ inline void *data(py::handle h) {
     return h.is_none() ? nullptr : const_cast<void *>(array_of(h).data());
 }
 
-// Of element 0 along a leading dimension, and the distance to the next one.
+// The matrix, or the vector, of expert 0 in an array with a leading dimension of experts; `stride`
+// receives the distance to the next expert.
 inline ffncore_matrix expert_matrix(py::handle h, int64_t &stride) {
     if (h.is_none()) return {};
     const py::array a = array_of(h);

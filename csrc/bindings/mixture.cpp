@@ -5,7 +5,7 @@ using binding::experts_of, binding::named, binding::Weights;
 
 namespace {
 
-// What both passes take.
+// The arguments that both passes share.
 template <class Args>
 Args moe_args(const py::array &x, const Weights &weights, const ffncore_activation &activation,
               const py::array &ids, const py::array &factors, bool on_input, py::handle saved) {
@@ -49,7 +49,8 @@ py::object moe_backward(const py::array &x, const py::array &grad_y, const Weigh
     return xielu ? py::object(py::make_tuple(alpha_p, alpha_n)) : py::none();
 }
 
-// What both passes take; experts are written, or read.
+// The arguments that both passes share. The forward pass writes experts, unless they are given; the
+// backward pass reads them.
 template <class Args>
 Args route_args(const py::array &logits, const py::array &experts, const ffncore_router &router,
                 py::handle bias) {

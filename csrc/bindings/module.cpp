@@ -1,5 +1,6 @@
-// The Python door: numpy arrays in, pointers and strides to the C ABI, status to exception. What
-// computes or moves data runs without the GIL. Signatures: python/ffncore/_core.pyi.
+// The Python binding. It passes the pointers and strides of numpy arrays to the C ABI, and turns a
+// status into an exception. Functions that compute or move data run without the GIL.
+// python/ffncore/_core.pyi has the signatures.
 #include <pybind11/stl.h>
 
 #include <array>
@@ -75,8 +76,8 @@ py::object activation_backward(const py::array &grad_h, py::object gate, const p
     return xielu ? py::object(py::make_tuple(alpha_p, alpha_n)) : py::none();
 }
 
-// A cost is asked for shapes alone: pointers that only have to be there point here. Biases cost
-// nothing, their gradients do.
+// A cost depends on shapes alone, so pointers that only have to be present point here. Biases cost
+// nothing, but their gradients do.
 char present;
 
 ffncore_weights shapes(int64_t d, int64_t f, bool gated, bool packed, int32_t dtype) {
@@ -158,7 +159,7 @@ py::list isas() {
 
 std::string isa() {
     const char *name = ffncore_isa_current();
-    if (!name) check(ffncore_isa_use(nullptr)); // FFNCORE_ISA names one that cannot run
+    if (!name) check(ffncore_isa_use(nullptr)); // raises, as FFNCORE_ISA names one that cannot run
     return name ? name : ffncore_isa_current();
 }
 
@@ -225,9 +226,10 @@ PYBIND11_MODULE(core, m) {
     });
 }
 
-// The module's door. A subinterpreter is turned away here, because pybind11 would first ask for the
-// GIL on behalf of the main interpreter, which a thread that holds it for another one waits for
-// without end (CPython 3.10 and 3.11; later ones refuse for themselves, and so does numpy).
+// The module's entry point. It refuses a subinterpreter before pybind11 does anything, because
+// pybind11 would ask for the GIL on behalf of the main interpreter. A thread that holds the GIL for
+// another interpreter would then wait for ever (CPython 3.10 and 3.11; later versions refuse by
+// themselves, and so does numpy).
 extern "C" PYBIND11_EXPORT PyObject *PyInit__core() {
     if (PyInterpreterState_Get() == PyInterpreterState_Main()) return PyInit_core();
     PyErr_SetString(PyExc_ImportError, "ffncore is imported in a subinterpreter; expected the main "

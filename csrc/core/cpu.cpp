@@ -1,13 +1,13 @@
-// Features of this CPU, the kernel tables that run on it, and the environment, see cpu.h.
+// Features of this CPU, the kernel tables that run on it, and the environment; see cpu.h.
 //
-// A level is usable when the CPU has its instructions AND the system saves its registers (XCR0):
-//   avx2    avx2, fma, f16c             XCR0: xmm, ymm
-//   avx512  avx2's, f, bw, vl, dq       XCR0: also opmask and both halves of zmm
-//   avx512bf16  avx512's, bf16, vnni    not Intel's; and KernelTable::works
-// Intel's cores take two cycles for a VDPBF16PS of 512 bits: 96 GFLOP/s where avx512's own fma
-// makes 188 (measured on Emerald Rapids). AMD's take it at the rate of an fma, which is twice the
-// FLOPs: there alone the level is worth having. The tests are tests/runtime/test_dispatch.py and
-// tests/cpp/test_pool.cpp.
+// A level is usable if the CPU has its instructions and the system saves its registers (XCR0):
+//   avx2        avx2, fma, f16c            XCR0: xmm, ymm
+//   avx512      those, f, bw, vl, dq       XCR0: also opmask and zmm
+//   avx512bf16  those, bf16, vnni          not on Intel; and KernelTable::works
+// Intel's cores take two cycles for a VDPBF16PS of 512 bits: it reaches 96 GFLOP/s where the fma of
+// avx512 reaches 188 (measured on Emerald Rapids). AMD's cores execute it at the rate of an fma,
+// which is twice the FLOPs. So the level is offered only where it is faster. Tests:
+// tests/runtime/test_dispatch.py and tests/cpp/test_pool.cpp.
 #include "cpu.h"
 
 #include <atomic>
@@ -58,7 +58,8 @@ Machine look() {
     const bool ymm = (saved & 0x06) == 0x06;                        // xmm, ymm
     const bool zmm = (saved & 0xE6) == 0xE6; // and opmask, zmm0-15 upper halves, zmm16-31
 
-    bool all[kLevels] = {true, true, true, true};
+    bool all[kLevels];
+    for (bool &level : all) level = true;
     const auto feature = [&](const char *name, uint32_t word, int bit, bool state, int level) {
         const bool has = state && (word >> bit & 1);
         if (has) (m.features += m.features.empty() ? "" : " ") += name;
@@ -73,7 +74,7 @@ Machine look() {
     feature("avx512dq", leaf7b, 17, zmm, kAvx512);
     feature("avx512vnni", leaf7c, 11, zmm, kAvx512Bf16);
 #if defined(FFNCORE_EMULATE_BF16)
-    feature("avx512bf16", leaf7a1, 5, zmm, kLevels); // the level does without
+    feature("avx512bf16", leaf7a1, 5, zmm, kLevels); // reported, but no level requires it
 #else
     feature("avx512bf16", leaf7a1, 5, zmm, kAvx512Bf16);
     all[kAvx512Bf16] = all[kAvx512Bf16] && !is_intel();
@@ -124,12 +125,12 @@ const KernelTable *find(const char *name) {
     return nullptr;
 }
 
-// Why `name`, which `what` asks for, cannot run here.
+// The sentence that says why the level `name`, given by `what`, cannot run here.
 std::string problem_with(const char *what, const char *name) {
     const char *reason = "an unknown instruction set";
     for (int level = 0; level < kLevels; ++level) {
         if (std::strcmp(name, kNames[level]) == 0) {
-            reason = kGetters[level] == nullptr ? "which this build leaves out"
+            reason = kGetters[level] == nullptr ? "which this build does not include"
                                                 : "which this machine does not support";
         }
     }
@@ -139,7 +140,7 @@ std::string problem_with(const char *what, const char *name) {
     return text;
 }
 
-// What FFNCORE_ISA chooses, or the best level.
+// The level that FFNCORE_ISA names, or the best one.
 struct Default {
     const KernelTable *table;
     std::string problem;
@@ -184,7 +185,7 @@ bool use_isa(const char *name) {
     }
     const KernelTable *const table = find(name);
     if (table == nullptr) {
-        problem = problem_with("isa", name);
+        problem = problem_with("name", name);
         return false;
     }
     chosen.store(table, std::memory_order_release);
@@ -209,7 +210,7 @@ int requested_threads() {
         char *end = nullptr;
         const long value = text == nullptr ? 0 : std::strtol(text, &end, 10);
         const bool fits = value > 0 && value < (1 << 20) && *end == '\0';
-        return fits ? int(value) : 0; // what is no number asks for nothing
+        return fits ? int(value) : 0; // anything that is not a positive number is ignored
     }();
     return n;
 }

@@ -1,5 +1,5 @@
-// MXCSR of the calling thread, see fpstate.h. On other machines the state is left as it is: there
-// only the scalar level is built, and its arithmetic follows the caller's mode.
+// Sets MXCSR of the calling thread, see fpstate.h. On machines other than x86-64 the state is left
+// as it is; only the scalar level is built there, and its arithmetic follows the caller's mode.
 #include "fpstate.h"
 
 #if defined(__x86_64__)
@@ -9,8 +9,8 @@
 namespace ffncore {
 
 #if defined(__x86_64__)
-constexpr unsigned kKeep = 0x1F80;  // all exceptions masked, nearest even
-constexpr unsigned kFlush = 0x9FC0; // and flush to zero, denormals are zeros
+constexpr unsigned kKeep = 0x1F80;  // all exceptions masked, round to nearest even
+constexpr unsigned kFlush = 0x9FC0; // also flush to zero, and denormals are zeros
 
 unsigned set_float_state(bool flush) {
     const unsigned saved = _mm_getcsr();

@@ -1,7 +1,8 @@
-// Floating-point state of the calling thread. Saved, set to round-to-nearest with all exceptions
-// masked, and restored: results do not depend on the caller's mode. Subnormals are kept (MXCSR
-// 0x1F80), or (bfloat16's arithmetic, 0x9FC0) zero going in and coming out.
-// Not inline: a compiler must not move arithmetic across these calls.
+// The floating-point state of the calling thread. It is saved, set to round to nearest with all
+// exceptions masked, and restored, so that results do not depend on the caller's mode. Subnormals
+// are kept (MXCSR 0x1F80); with `flush`, for bfloat16's arithmetic, they count as zero in operands
+// and in results (0x9FC0).
+// These functions are not inline, because a compiler must not move arithmetic across the calls.
 #pragma once
 
 namespace ffncore {

@@ -1,22 +1,22 @@
-// The thread pool behind run_region(), see threads.h for what it promises.
+// The thread pool behind run_region(); threads.h says what it promises.
 //
-// One word, `sequence`, numbers every phase of every region: while phase p of a region runs it is
+// One word, `sequence`, numbers all phases of all regions. While phase p of a region runs it is
 // base + p, afterwards base + phases, and it never goes back. It is all that a waiting thread
-// watches. The thread that reports the last task of a phase moves it on.
+// watches. The thread that reports the last task of a phase advances it.
 //
-// Tasks are claimed by a compare-and-swap on the share's word (sequence number, tasks taken). A
-// word with an older number means "nothing taken yet", one with a newer number "this phase is
-// over". So nothing has to be cleared between phases, and a thread that lost its core for a while
-// does no harm.
+// A task is claimed by a compare-and-swap on the word of its share (sequence number, tasks taken).
+// A word with an older number means that nothing has been taken yet, one with a newer number that
+// the phase is over. So nothing has to be cleared between phases, and a thread that loses its core
+// for a while does no harm.
 //
-// Workers enter a region through `gate` and leave it by themselves: when the last phase has no task
-// to claim, or when they have waited kSpin for the next phase; then they sleep and come back when
-// woken. The region lies on its caller's stack, so the caller waits for those inside, who are awake
-// and hold no task; it never waits for one that sleeps. Nobody but worker i/2 wakes worker i, so
-// that the caller pays for one wake-up however many threads there are.
+// Workers enter a region through `gate`. They leave it when the last phase has no task to claim, or
+// when they have waited for the next phase as long as they spin; then they sleep, and come back
+// when woken. The region lies on the stack of its caller. So at the end the caller waits for the
+// workers inside, which are awake and hold no task; it never waits for one that sleeps. Worker i is
+// woken by worker i/2 alone, so the caller pays for one wake-up however many threads there are.
 //
-// All this memory belongs to a Pool that is never freed: a late worker may always look at it. The
-// test is tests/cpp/test_pool.cpp, also under the thread sanitizer.
+// All this memory belongs to a Pool that is never freed, because a late worker may always look at
+// it. The test is tests/cpp/test_pool.cpp, which also runs under the thread sanitizer.
 #include "threads.h"
 
 #include <algorithm>
@@ -46,14 +46,15 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using Word = std::atomic<uint32_t>;
 
-constexpr int kMaxThreads = 1024; // more than the cores of any machine with one memory
-// Long enough for the caller's work between two layers, short enough to cost nobody a time slice.
+constexpr int kMaxThreads = 1024; // more cores than a machine with one memory has
+// Long enough for the caller's work between two layers, short enough to cost no one a time slice.
 constexpr std::chrono::microseconds kSpin(50);
-// With more threads than cores a spinning thread keeps one from running that has work.
+// With more threads than cores, a spinning thread keeps a thread with work from running.
 constexpr std::chrono::microseconds kCrowdedSpin(2);
 constexpr int kPausesPerLook = 16; // about 0.7 us of pauses between two looks at the clock
-constexpr uint32_t kOpen = 1u << 31, kCallerWaits = 1u << 30; // of the gate; below: threads inside
-// Sequence numbers are compared by the sign of their difference: ages stay below 2^31.
+// The upper bits of `gate`; the lower ones count the threads inside.
+constexpr uint32_t kOpen = 1u << 31, kCallerWaits = 1u << 30;
+// Sequence numbers are compared by the sign of their difference, so their ages stay below 2^31.
 constexpr uint32_t kRefresh = 1u << 30;
 constexpr int64_t kMaxPhases = int64_t(1) << 29;
 
@@ -89,12 +90,13 @@ template <class Done> bool spin_until(Done done, std::chrono::microseconds limit
 
 struct Pool;
 
-// Two pairs of lines, since the prefetcher fetches lines in pairs.
+// The members lie in two pairs of cache lines, because the hardware prefetcher fetches lines in
+// pairs.
 struct alignas(128) Slot {
     Word asleep{0};
     Pool *pool = nullptr;
     int index = 0;
-    uint32_t seen = 0;                           // sequence when the worker was started
+    uint32_t seen = 0;                           // the sequence when the worker was started
     alignas(128) std::atomic<uint64_t> claim{0}; // sequence << 32 | tasks taken from this share
 };
 
@@ -102,16 +104,16 @@ struct Pool {
     alignas(128) Word sequence{0};
     alignas(128) Word gate{0};
     alignas(128) std::atomic<int64_t> finished{0}; // tasks of the current phase
-    alignas(128) std::atomic<bool> busy{false};    // owned by a caller
+    alignas(128) std::atomic<bool> busy{false};    // a caller owns the pool
 
-    // The region; written while the gate is closed and nobody is inside.
+    // The region; written while the gate is closed and no thread is inside.
     Region *region = nullptr;
     int threads = 0;
     int64_t phases = 0;
     uint32_t base = 0;
     std::chrono::microseconds spin{0};
 
-    // The caller's own.
+    // Used by the caller alone.
     int workers = 0;
     uint32_t refreshed = 0;
 
@@ -120,12 +122,13 @@ struct Pool {
     uint32_t now() const { return sequence.load(std::memory_order_seq_cst); }
 };
 
-thread_local bool inside = false; // this thread runs tasks: what it calls runs on it alone
+thread_local bool inside = false; // this thread runs tasks, so a nested region runs on it alone
 
 bool later(uint32_t a, uint32_t b) { return int32_t(a - b) > 0; }
 
 // ---- sleeping and waking: a thread announces that it sleeps, then looks at the sequence once
-// more; who moves the sequence on looks for sleepers afterwards. One of the two sees the other.
+// more. A thread that advances the sequence looks for sleepers afterwards. So one of them sees the
+// other.
 
 void sleep_until_later(Pool &pool, Slot &slot, uint32_t seen) {
     slot.asleep.store(1, std::memory_order_seq_cst);
@@ -146,7 +149,8 @@ void wake_children(Pool &pool, int self) {
 
 // ---- tasks
 
-// First task of a share: the tasks t with t * threads / tasks == share (rounded down) are its own.
+// The first task of a share, which has the tasks t with t * threads / tasks == share (rounded
+// down).
 int64_t first_task(int64_t share, int64_t tasks, int64_t threads) {
     return (share * tasks + threads - 1) / threads;
 }
@@ -164,7 +168,7 @@ int64_t take(std::atomic<uint64_t> &claim, uint32_t sequence, int64_t size) {
     }
 }
 
-// Runs what can be claimed of one phase, first of the own share; returns the number of tasks.
+// Runs the tasks of a phase that can be claimed, first those of its own share; returns how many.
 int64_t run_tasks(Pool &pool, int self, uint32_t sequence, int64_t phase, int64_t tasks) {
     int64_t done = 0;
     for (int i = 0; i < pool.threads; ++i) {
@@ -195,8 +199,9 @@ void finish_phase(Pool &pool, int64_t phase) {
     if (next < pool.phases && pool.region->tasks(next) > 1) wake(pool.slots[1]);
 }
 
-// Works on the region from its current phase on: the caller to its end, a worker until there is
-// nothing more for it. Returns the sequence number after which there may be work again.
+// Works on the region from its current phase on. The caller works to the end of the region, a
+// worker until there is nothing left for it. Returns the sequence number after which there may be
+// work again.
 uint32_t take_part(Pool &pool, int self) {
     for (;;) {
         const uint32_t sequence = pool.now();
@@ -247,20 +252,20 @@ void *work(void *argument) {
             set_float_state(pool.region->flushes());
             seen = take_part(pool, slot.index);
         } else {
-            spin = std::chrono::microseconds(0); // not wanted
+            spin = std::chrono::microseconds(0); // this region has fewer threads
         }
         leave(pool);
     }
     return nullptr;
 }
 
-// Starts workers up to `threads` with the caller; returns how many threads there are then.
+// Starts workers until there are `threads` threads with the caller. Returns how many there are.
 int start_workers(Pool &pool, int threads) {
     if (pool.workers + 1 >= threads) return threads;
     pthread_attr_t attributes;
     if (pthread_attr_init(&attributes) != 0) return pool.workers + 1;
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    sigset_t all, before; // signals are the program's affair, not the workers'
+    sigset_t all, before; // workers block all signals, so the program's threads get them
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     while (pool.workers + 1 < threads) {
@@ -282,15 +287,15 @@ int start_workers(Pool &pool, int threads) {
 
 std::atomic<Pool *> current_pool{nullptr};
 
-// A child of fork() has none of the workers, and finds locks and counters as they happened to be:
-// it starts with a new pool.
+// A child of fork() has none of the workers, and finds locks and counters in any state. So it
+// starts with a new pool.
 void forget_pool() { current_pool.store(nullptr); }
 
 Pool *get_pool() {
     Pool *pool = current_pool.load(std::memory_order_acquire);
     if (pool != nullptr) return pool;
     static const int at_fork = pthread_atfork(nullptr, nullptr, forget_pool);
-    if (at_fork != 0) return nullptr; // without it a child would hang
+    if (at_fork != 0) return nullptr; // without the handler, a child would hang
     Pool *const fresh = new (std::nothrow) Pool;
     if (fresh == nullptr) return nullptr;
     if (current_pool.compare_exchange_strong(pool, fresh)) return fresh;
@@ -305,7 +310,7 @@ void run_alone(Region &region, int64_t phases) {
     }
 }
 
-// The gate is closed and nobody is inside.
+// Called while the gate is closed and no thread is inside.
 void run_together(Pool &pool, Region &region, int64_t phases, int threads) {
     const int64_t first = next_phase(region, 0, phases);
     if (first == phases) return;

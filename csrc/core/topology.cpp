@@ -1,8 +1,8 @@
-// How many cores this process may use, and the size of a core's L2 cache, see cpu.h.
+// How many cores this process may use, and the size of a core's L2 cache; see cpu.h.
 //
-// Hardware threads of one core share its FMA units, so a second one adds nothing here: counted are
-// the distinct cores among the CPUs of the affinity mask. A container is limited further by its
-// cgroup's quota (microseconds of CPU time per period), its own or any ancestor's; a quota of 2.5
+// Hardware threads of one core share its FMA units, so a second one gains nothing. Therefore the
+// distinct cores among the CPUs of the affinity mask are counted. A container is further limited by
+// the quota of its cgroup (microseconds of CPU time in a period) or of any ancestor. A quota of 2.5
 // CPUs gives three threads.
 #include "cpu.h"
 
@@ -25,7 +25,7 @@ namespace {
 constexpr int64_t kTypicalL2 = int64_t(1) << 20; // between 256 KiB (2015) and 2 MiB (2023)
 
 #if defined(__linux__)
-// A whole small file, or "".
+// The contents of a small file, or "".
 std::string contents(const std::string &path) {
     std::string text;
     if (FILE *const file = std::fopen(path.c_str(), "re")) {
@@ -39,7 +39,7 @@ std::string contents(const std::string &path) {
 
 std::vector<int> allowed_cpus() {
     std::vector<int> cpus;
-    // The kernel refuses a mask smaller than its own: larger ones are tried.
+    // The kernel refuses a mask that is smaller than its own, so larger ones are tried.
     for (int bits = 1024; bits <= 1 << 20; bits *= 4) {
         cpu_set_t *const mask = CPU_ALLOC(bits);
         if (mask == nullptr) break;
@@ -54,7 +54,8 @@ std::vector<int> allowed_cpus() {
     return cpus;
 }
 
-// The list of a CPU's hardware siblings names its core; the file's older name comes second.
+// A core is named by the list of its hardware threads. The file has an older name, which is tried
+// second.
 std::string core_of(int cpu) {
     const std::string folder = "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/";
     std::string siblings = contents(folder + "core_cpus_list");
@@ -62,7 +63,7 @@ std::string core_of(int cpu) {
     return siblings.empty() ? "cpu " + std::to_string(cpu) : siblings;
 }
 
-// CPUs that a pair (quota, period) stands for, rounded up; 0: no limit.
+// The CPUs that a quota and its period allow, rounded up; 0: no limit.
 int cpus_of(const std::string &quota, const std::string &period) {
     const double q = std::atof(quota.c_str()); // "max" and "-1" are no limit
     const double p = std::atof(period.c_str());
@@ -81,8 +82,8 @@ int quota_v1(const std::string &folder) {
     return cpus_of(contents(folder + "/cpu.cfs_quota_us"), contents(folder + "/cpu.cfs_period_us"));
 }
 
-// The least quota from `path` up to `root`. Inside a container the path may be the host's and not
-// exist here; the walk then ends at the root, which is the container's own group.
+// The smallest quota from `path` up to `root`. Inside a container, the path may be that of the host
+// and not exist here; the walk then ends at the root, which is the group of the container.
 int least_quota(const std::string &root, std::string path, int (*quota)(const std::string &)) {
     int least = 0;
     for (;;) {
@@ -130,7 +131,7 @@ int count_cores() {
 }
 
 int64_t look_up_l2() {
-    // sysfs first: a virtual machine's cpuid, which sysconf asks, may not tell.
+    // sysfs comes first, because sysconf asks cpuid, which in a virtual machine may not know.
     const std::string text = contents("/sys/devices/system/cpu/cpu0/cache/index2/size"); // "2048K"
     const int64_t kib = std::atoll(text.c_str());
     if (kib > 0 && text.find('K') != std::string::npos) return kib << 10;

@@ -1,7 +1,7 @@
-// Scratch buffers, see workspace.h. Buffers that no lease holds lie in one list. A lease takes the
-// smallest that is large enough; where none is, the largest free one is given back to the system
-// before a new one is made, so that there are never more buffers than there were leases at once,
-// and a sequence of growing requests does not leave its history behind.
+// Scratch buffers, see workspace.h. Buffers that no lease holds are in one list. A lease takes the
+// smallest buffer that is large enough. If there is none, the largest free buffer is given back to
+// the system before a new one is allocated. So there are never more buffers than there were leases
+// at the same time, and a sequence of growing requests does not leave smaller buffers behind.
 #include "workspace.h"
 
 #include <cstdlib>
@@ -16,10 +16,10 @@ namespace ffncore {
 namespace {
 
 constexpr size_t kLine = 64;                   // a cache line, an AVX-512 vector
-constexpr size_t kSmallStep = size_t(1) << 16; // rounding of small requests: similar sizes reuse
+constexpr size_t kSmallStep = size_t(1) << 16; // small requests are rounded, to share buffers
 constexpr size_t kHuge = size_t(2) << 20;      // a huge page of x86-64
 
-// Head of a free buffer, written into the buffer itself: the list needs no memory of its own.
+// The head of a free buffer is written into the buffer itself, so the list needs no other memory.
 struct Free {
     Free *next;
     size_t bytes;
@@ -34,9 +34,9 @@ size_t rounded(size_t bytes) {
 }
 
 #if defined(__linux__)
-// mmap rather than malloc: what is given back really leaves the process.
+// mmap instead of malloc, so that memory that is given back really leaves the process.
 void *allocate(size_t bytes) {
-    const size_t extra = bytes < kHuge ? 0 : kHuge; // room to align
+    const size_t extra = bytes < kHuge ? 0 : kHuge; // room for the alignment
     if (bytes > SIZE_MAX - extra) return nullptr;
     void *mapped =
         mmap(nullptr, bytes + extra, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -46,13 +46,14 @@ void *allocate(size_t bytes) {
     const size_t front = (kHuge - reinterpret_cast<size_t>(begin) % kHuge) % kHuge;
     if (front > 0) munmap(begin, front);
     if (front < extra) munmap(begin + front + bytes, extra - front);
-    madvise(begin + front, bytes, MADV_HUGEPAGE); // advice: a kernel without huge pages says no
+    madvise(begin + front, bytes, MADV_HUGEPAGE); // may fail: a kernel can be without huge pages
     return begin + front;
 }
 
 void release(void *data, size_t bytes) { munmap(data, bytes); }
 
-// A fork while another thread holds the mutex would leave it locked in the child.
+// Without these handlers, a fork while another thread holds the mutex would leave it locked in the
+// child.
 const int at_fork =
     pthread_atfork([] { mutex.lock(); }, [] { mutex.unlock(); }, [] { mutex.unlock(); });
 #else
@@ -61,7 +62,7 @@ void *allocate(size_t bytes) { return std::aligned_alloc(bytes < kHuge ? kLine :
 void release(void *data, size_t) { std::free(data); }
 #endif
 
-// Takes out of the list the smallest buffer of at least `bytes`, or nullptr.
+// Takes the smallest buffer of at least `bytes` out of the list; nullptr if there is none.
 Free *take(size_t bytes) {
     Free **best = nullptr;
     for (Free **at = &free_list; *at != nullptr; at = &(*at)->next) {
@@ -73,7 +74,7 @@ Free *take(size_t bytes) {
     return found;
 }
 
-// Takes out the largest buffer: called when all are too small.
+// Takes the largest buffer out of the list; called when all are too small.
 Free *take_largest() {
     Free **best = nullptr;
     for (Free **at = &free_list; *at != nullptr; at = &(*at)->next) {

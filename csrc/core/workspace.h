@@ -1,6 +1,6 @@
-// Scratch memory, reused between calls. 64-byte aligned; from 2 MiB on, aligned to 2 MiB and
-// advised to huge pages (on 4 KiB pages read bandwidth drops). A call takes one lease; concurrent
-// calls take different buffers. Freed by clear_workspace().
+// Scratch memory, reused between calls. It is aligned to 64 bytes. From 2 MiB on it is aligned to 2
+// MiB and on huge pages, as the read bandwidth drops on pages of 4 KiB. A call takes one lease;
+// concurrent calls have different buffers. clear_workspace() frees the buffers that no lease holds.
 #pragma once
 #include <cstddef>
 
@@ -8,7 +8,7 @@ namespace ffncore {
 
 class Lease {
   public:
-    explicit Lease(size_t bytes); // data() == nullptr: out of memory
+    explicit Lease(size_t bytes); // data() is nullptr if memory ran out
     ~Lease();
     Lease(const Lease &) = delete;
     Lease &operator=(const Lease &) = delete;

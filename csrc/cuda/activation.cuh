@@ -1,19 +1,21 @@
-// Every activation and its derivative, one number at a time, and the hidden unit made of them:
+// Every activation and its derivative, one number at a time, and the hidden unit that they make:
 //
-//     v = gate_multiplier * gate;  pre: v = min(v, limit)
-//     a = act(v);                  post: a = min(a, limit)
+//     v = gate_multiplier * gate;  clamp "pre":  v = min(v, limit)
+//     a = act(v);                  clamp "post": a = min(a, limit)
 //     u = clip(up, -limit, limit); u = c tanh(u / c);  u = u + up_offset
-//     h = a u,  dgate = dh u act'(v) (multiplier, masks),  dup = dh a (slope, mask)
+//     h = a u
+//     dgate = dh u act'(v) gate_multiplier, or 0 beyond the limit
+//     dup = dh a (the derivative of u), which is 0 beyond the limits
 //
 // A plain block has act(gate_multiplier * up) alone. The kind is the same for all threads, so the
-// switch costs a few instructions beside a product's hundreds. A NaN goes through every branch.
+// switch costs a few instructions, where a product has hundreds. Every branch lets NaN through.
 #pragma once
 
 #include "device.cuh"
 
 namespace ffncore::cuda {
 
-// As ffncore_activation, of float; xielu_p = softplus(alpha_p), xielu_n = beta + softplus(alpha_n).
+// As ffncore_activation, in float; xielu_p = softplus(alpha_p), xielu_n = beta + softplus(alpha_n).
 struct ActivationParams {
     int kind, clamp;
     float limit, alpha, up_offset, gate_softcap, up_softcap, gate_multiplier, negative_slope;
@@ -42,7 +44,7 @@ struct Act {
     float value, slope;
 };
 
-// e^-v is infinite below -88: then sigma is 0, as it should be.
+// Below -88 e^-v is infinite and sigma is 0, as it should be.
 __device__ __forceinline__ float sigma(float v) { return 1 / (1 + expf(-v)); }
 __device__ __forceinline__ float nan_through(float v, float x) { return v != v ? v : x; }
 
@@ -52,16 +54,16 @@ __device__ __forceinline__ Act softcapped(float v, float c) {
     return {c * t, 1 - t * t};
 }
 
-// g(v) sigma(alpha v), g(v) = v or softcapped.
+// g(v) sigma(alpha v), where g(v) is v or, with cap > 0, softcapped.
 __device__ __forceinline__ Act swish(float v, float alpha, float cap) {
     const Act g = cap > 0 ? softcapped(v, cap) : Act{v, 1};
     const float s = sigma(alpha * v), rest = sigma(-alpha * v);
-    // s falls faster than v grows, but s * v would be 0 * inf.
+    // s falls faster than v grows, so the product is 0 in the limit; computed, it would be 0 * inf.
     const float bent = s == 0 || rest == 0 ? 0 : alpha * g.value * s * rest;
     return {g.value * s, fmaf(g.slope, s, bent)};
 }
 
-__device__ __forceinline__ Act gelu(float v) { // v Phi(v), by erfc so that nothing cancels
+__device__ __forceinline__ Act gelu(float v) { // v Phi(v); with erfc nothing cancels
     const float cdf = 0.5f * erfcf(-0.70710678f * v);
     const float density = 0.39894228f * expf(-0.5f * v * v);
     return {v * cdf, density == 0 ? cdf : fmaf(v, density, cdf)};
@@ -126,9 +128,9 @@ __device__ inline Act activate(const ActivationParams &p, float v) {
     }
 }
 
-// One hidden unit. `plain` blocks have no gate: what is called gate here is their up.
+// The two sides of a hidden unit. A `plain` block has no gate; its up is called gate here.
 struct Side {
-    float value, slope; // slope: of the value after what it was before all options
+    float value, slope; // slope: the derivative of value by the preactivation, with all options
 };
 
 __device__ __forceinline__ Side gate_side(const ActivationParams &p, float gate, bool plain) {
@@ -162,8 +164,8 @@ __device__ __forceinline__ float hidden(const ActivationParams &p, float up) {
     return gate_side(p, up, true).value;
 }
 
-// Adds the terms of the gradients of xielu's two parameters: da v^2 where v > 0, else da
-// (expm1(min(v, eps)) - v), with da the gradient of the activation's value, v and a as in
+// Adds the terms of the gradients of xielu's two parameters: da v^2 where v > 0, else
+// da (expm1(min(v, eps)) - v). da is the gradient of the activation's value; v and a are those of
 // gate_side.
 __device__ __forceinline__ void xielu_terms(const ActivationParams &p, float gate, bool plain,
                                             float grad, float &positive, float &negative) {

@@ -1,4 +1,4 @@
-// The C ABI of the library itself: its version, its last sentence, the devices that it can run on.
+// The C ABI of the library itself: its version, its last error, the devices that it can run on.
 #include "check.h"
 
 using namespace ffncore::cuda;

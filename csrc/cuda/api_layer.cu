@@ -1,14 +1,16 @@
-// The C ABI of layers: arguments tested and turned into what the passes take. See ffncore_cuda.h.
+// The C ABI of layers: validates the arguments and turns them into those of the passes. See
+// ffncore_cuda.h.
 #include "check.h"
 #include "passes.cuh"
 
 namespace ffncore::cuda {
 namespace {
 
-// Which experts a mixture of no tokens goes to. It has none, but is a mixture.
+// The expert ids of a mixture without tokens, where the pointer may be NULL. A pointer that is not
+// NULL marks a mixture.
 constexpr int32_t kNoIds[1] = {-1};
 
-// Whether lines of [rows, cols] can be its rows, its columns.
+// Whether the lines of an operand (operand.cuh) can be the rows of [rows, cols], or its columns.
 struct Lines {
     bool rows, columns;
 };
@@ -23,7 +25,7 @@ template <class W> Operand<W> lines(const ffncore_matrix &m, bool by_columns, in
     return operand_of((const W *)m.data, by_columns ? m.col_stride : m.row_stride, group);
 }
 
-// What both passes are given beside x, and what tests them.
+// Validates the arguments that both passes share, and converts them.
 template <class Args> struct Sizes {
     const ffncore_weights &first;
     const int64_t tokens, d, f, experts, top_k; // top_k 0: dense
@@ -55,7 +57,7 @@ template <class Args> struct Sizes {
         const bool ids = a.expert_ids;
         FFNCORE_REQUIRE(top_k >= 0 && (top_k > 0 ? ids || tokens == 0 : !ids),
                         "routing_weights has %" PRId64 " columns and expert_ids is %s; expected "
-                        "both of a mixture, or none",
+                        "both (a mixture) or none (a dense layer)",
                         top_k, ids ? "given" : "NULL");
         FFNCORE_REQUIRE(top_k > 0 || experts == 1,
                         "experts.count is %" PRId64 " without expert_ids; expected 1", experts);
@@ -94,8 +96,8 @@ template <class Args> struct Sizes {
             const Lines gate = lines_of("weights.gate", first.gate);
             up = {up.rows && gate.rows, up.columns && gate.columns};
             FFNCORE_REQUIRE(up.rows || up.columns,
-                            "of weights.gate and weights.up one has contiguous rows, the other "
-                            "columns; expected the same of both");
+                            "one of weights.gate and weights.up has contiguous rows, the other "
+                            "contiguous columns; expected the same of both");
         } else {
             FFNCORE_REQUIRE(!first.b_gate.data, "weights.b_gate is given without weights.gate");
         }
@@ -111,7 +113,7 @@ template <class Args> struct Sizes {
     }
 };
 
-// run(T(), W()) for x's type and the weights'.
+// Calls run(T(), W()) for the types of x and of the weights.
 template <class Run> void with_types(int32_t x, int32_t weights, const Run &run) {
     if (x == FFNCORE_BFLOAT16)
         run(Bf16(), Bf16());
@@ -179,7 +181,8 @@ void backward(const ffncore_moe_backward_args &a, const Sizes<ffncore_moe_backwa
     run_backward(layer, sizes.template weights<W>(a.experts), arena, stream);
 }
 
-// The passes, run(sizes, arena, stream): with an arena that counts, the bytes that they need.
+// The passes, as functions of (sizes, arena, stream). With an arena that only counts, nothing runs,
+// and the arena has the bytes that a pass needs.
 auto forward_pass(const ffncore_moe_forward_args *args, const ffncore_cuda_call *call) {
     return [=](const auto &sizes, Arena &arena, cudaStream_t stream) {
         with_types(args->x.dtype, sizes.first.up.dtype, [&](auto t, auto w) {
@@ -221,8 +224,8 @@ ffncore_status run(const Args *args, const ffncore_cuda_call *call, const Pass &
         const int64_t bytes = counting.used();
         FFNCORE_REQUIRE(bytes == 0 || (bytes <= call->workspace_bytes && call->workspace &&
                                        (uintptr_t)call->workspace % 256 == 0),
-                        "call.workspace is of %" PRId64 " bytes at %p; expected %" PRId64
-                        " at a multiple of 256",
+                        "call.workspace has %" PRId64 " bytes at %p; expected %" PRId64
+                        " bytes at a multiple of 256",
                         call->workspace_bytes, call->workspace, bytes);
         queue(*call, [&](cudaStream_t stream) {
             if (sizes.top_k > 0)

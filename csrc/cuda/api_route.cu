@@ -1,11 +1,13 @@
-// The C ABI of routing: arguments tested and turned into what the kernels take. See ffncore_cuda.h.
+// The C ABI of routing: validates the arguments and turns them into those of the kernels. See
+// ffncore_cuda.h.
 #include "check.h"
 #include "route.cuh"
 
 namespace ffncore::cuda {
 namespace {
 
-// A token's scores, values and groups lie in shared memory, of which a block of sm_89 has least.
+// Scores, values and groups of a token lie in shared memory. A block can have this much on every
+// GPU; sm_89 has the least.
 constexpr int64_t kMostRoutedBytes = 99 << 10;
 
 void check_like_logits(const char *name, const ffncore_matrix &m, int64_t cols,
@@ -15,7 +17,7 @@ void check_like_logits(const char *name, const ffncore_matrix &m, int64_t cols,
     check_same_dtype(name, m.dtype, FFNCORE_FLOAT32);
 }
 
-// What the weights are made by.
+// The parameters by which weights are computed from scores.
 RouteParams weighting(const ffncore_router &r, const ffncore_matrix &logits, int64_t k) {
     check_struct("router", r.size, sizeof r);
     FFNCORE_REQUIRE(logits.rows >= 0 && logits.cols >= 1 && logits.cols <= INT32_MAX,
@@ -48,7 +50,7 @@ RouteParams weighting(const ffncore_router &r, const ffncore_matrix &logits, int
     return p;
 }
 
-// What experts are chosen by.
+// Adds the parameters by which experts are chosen.
 void add_choice(const ffncore_router &r, RouteParams &p) {
     FFNCORE_REQUIRE(r.n_group >= 1 && p.experts % r.n_group == 0,
                     "router.n_group is %" PRId64 "; expected a divisor of %d experts", r.n_group,
@@ -60,7 +62,7 @@ void add_choice(const ffncore_router &r, RouteParams &p) {
                     "router.group_score is %" PRId32 "; expected 0 or 1", r.group_score);
     const int64_t size = p.experts / r.n_group, left = r.topk_group * size;
     FFNCORE_REQUIRE(r.n_group == 1 || size > 1 || r.group_score == FFNCORE_GROUP_MAX,
-                    "router.n_group makes groups of one expert; expected two for "
+                    "router.n_group makes groups of one expert; expected at least two for "
                     "FFNCORE_GROUP_TOP2_SUM");
     FFNCORE_REQUIRE(p.k <= left, "k is %d; expected at most %" PRId64 " experts", p.k, left);
     const ffncore_vector &bias = r.e_score_correction_bias;
@@ -90,7 +92,7 @@ void forward(const ffncore_route_args &a, const ffncore_cuda_call &call) {
     if (log_sum_exp.data) {
         check_same_dtype("log_sum_exp", log_sum_exp.dtype, FFNCORE_FLOAT32);
         FFNCORE_REQUIRE(a.router.score_fn == FFNCORE_SCORE_SOFTMAX,
-                        "log_sum_exp is given; expected it with FFNCORE_SCORE_SOFTMAX alone");
+                        "log_sum_exp is given; expected it only with FFNCORE_SCORE_SOFTMAX");
     }
     RouteArgs args{};
     args.tokens = a.logits.rows;

@@ -1,34 +1,35 @@
 // The backward pass of a layer, as launches on a stream.
 //
-//   dh = dy W_down, by the row's weight   -> dgate, dup, h; sums of dh h: the weight's gradient
-//   dx = dgate W_gate + dup W_up          of a mixture by rows, then added up over slots
-//   dW_gate = dgate^T x, dW_up = dup^T x, dW_down = dy^T h    over each expert's rows
+//   dh = w dy W_down                      -> dgate, dup, h; sums of dh h for the gradient of w
+//   dx = dgate W_gate + dup W_up          in a mixture for each row, then added up over slots
+//   dW_gate = dgate^T x, dW_up = dup^T x, dW_down = dy^T h    over the rows of each expert
 //
-// Shapes as in layer.cuh. The workspace holds dgate, dup and h [R, f], a mixture's rows of dx
-// [R, d], and gate and up again where the forward pass has not left them. Sums over rows go through
-// all rows of an expert in one chain: no atomics, no second pass. A gradient that is absent costs
-// nothing; experts without rows get zeros, or (add) keep what they have.
+// w is the routing weight of a row, if it is on the output. Shapes are those of layer.cuh. The
+// workspace holds dgate, dup and h [R, f], the rows of dx of a mixture [R, d], and gate and up
+// where the forward pass has not saved them. A sum over rows goes through all rows of an expert in
+// one chain: there are no atomics and no second pass. A gradient that is absent costs nothing. The
+// gradients of experts without rows become zero, or with `add` stay as they are.
 #pragma once
 #include "layer.cuh"
 
 namespace ffncore::cuda {
 
-// A gradient is of the type of what it is a gradient of, or of float.
+// A gradient has the type of the array that it belongs to, or float.
 template <class T> struct LayerBackward {
     int64_t tokens = 0;
     Matrix<const T> x, grad_y;
     ActivationParams act{};
     LayerRouting routing;
-    const T *saved = nullptr; // of the forward pass, or nullptr: gate and up are computed again
-    bool add = false;         // to what is there
+    const T *saved = nullptr; // by the forward pass; nullptr: gate and up are recomputed
+    bool add = false;         // gradients are added to the arrays' values
     AnyMatrix grad_x, grad_gate, grad_up, grad_down, grad_b_gate, grad_b_up, grad_b_down;
-    Matrix<float> grad_weights; // of the routing, [T, k]
-    // xielu's: what the sums are multiplied by, and where they go.
+    Matrix<float> grad_weights; // of the routing weights, [T, k]
+    // For xielu's parameters: the factors of their sums, and where the gradients go.
     double factor_p = 0, factor_n = 0;
     double *grad_p = nullptr, *grad_n = nullptr;
 };
 
-// run(Matrix) for a gradient that is there, of W (or x's type) or float.
+// Calls run(Matrix) for a gradient that is present, of W (or the type of x) or float.
 template <class W, class Run> void with_type(const AnyMatrix &to, const Run &run) {
     if (!to.data) return;
     if (to.type == kFloat32)
@@ -79,7 +80,8 @@ void layer_backward(const LayerBackward<T> &layer, const LayerWeights<W> &w, Are
     Operand<T> dy = contiguous(layer.grad_y, tokens, d, arena, stream);
     dy.lines = routed.tokens;
     const bool rows_of_dx = layer.grad_x.data || (on_input && layer.grad_weights.data);
-    // Parts of whole tiles; on the input one dot product a row.
+    // A row's dot product with h is kept in parts of 32 columns, for whole tiles. (With the weight
+    // on the input there is one part, the dot product with x.)
     const int64_t parts = ceil_div<int64_t>(f, Across::kN) * (Across::kN / kSumColumns);
     T *const dgate = w.gated ? arena.take<T>(rows * f) : nullptr;
     T *const dup = arena.take<T>(rows * f);

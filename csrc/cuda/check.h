@@ -1,6 +1,6 @@
-// The first half of every entry point: test what was given, and turn failures into a status and a
-// sentence; then the plain structs of the C ABI become what the kernels take. What differs from
-// ffncore.h stands in ffncore_cuda.h. Only pointers to host memory are followed.
+// The first half of every entry point: validates the arguments, turns failures into a status and a
+// sentence, and turns the plain structs of the C ABI into those of the kernels. ffncore_cuda.h
+// lists the differences to ffncore.h. Only pointers to host memory are dereferenced.
 #pragma once
 #include <cinttypes>
 #include <cmath>
@@ -13,14 +13,14 @@
 
 namespace ffncore::cuda {
 
-// ---- failures: one sentence a thread
+// ---- failures: each thread has a buffer for its sentence
 
 constexpr int kSentence = 512;
 inline char *sentence() {
     static thread_local char text[kSentence];
     return text;
 }
-struct Refused { // thrown once the sentence is kept
+struct Refused { // thrown after the sentence has been stored
     ffncore_status status;
 };
 [[noreturn]] __attribute__((format(printf, 2, 3))) inline void refuse(ffncore_status status,
@@ -41,7 +41,7 @@ inline void require_success(cudaError_t error) {
         refuse(FFNCORE_UNSUPPORTED, "the device refused: %s", cudaGetErrorString(error));
 }
 
-// Nothing is thrown through the C ABI: body() runs in here.
+// Run body(), and turn its exceptions into a status, so that none leaves the C ABI.
 template <class Value, class Body> Value guarded_or(Value otherwise, const Body &body) noexcept {
     try {
         return body();
@@ -69,10 +69,10 @@ inline bool one_path(const ffncore_cuda_call &call) {
     return call.batch_invariant || environment_has("FFNCORE_CUDA_BATCH_INVARIANT");
 }
 
-// ---- checks; `name` begins the sentence
+// ---- checks; `name` is the argument that the sentence begins with
 
 constexpr int64_t kMaxLength = int64_t(1) << 40;   // of one dimension
-constexpr int64_t kMaxElements = int64_t(1) << 57; // so that bytes fit into 63 bits
+constexpr int64_t kMaxElements = int64_t(1) << 57; // so that bytes fit in 63 bits
 constexpr int64_t kMaxExperts = 65535;             // a grid's second dimension
 constexpr int64_t kMaxRows = INT32_MAX;            // rows are counted in 32 bits
 
@@ -110,7 +110,7 @@ inline void check_sizes(const char *name, int64_t rows, int64_t cols) {
 }
 inline void check_matrix(const char *name, const ffncore_matrix &m, int64_t rows, int64_t cols) {
     FFNCORE_REQUIRE(m.data || rows == 0 || cols == 0,
-                    "%s has shape (absent); expected (%" PRId64 ", %" PRId64 ")", name, rows, cols);
+                    "%s is absent; expected shape (%" PRId64 ", %" PRId64 ")", name, rows, cols);
     FFNCORE_REQUIRE(m.rows == rows && m.cols == cols,
                     "%s has shape (%" PRId64 ", %" PRId64 "); expected (%" PRId64 ", %" PRId64 ")",
                     name, m.rows, m.cols, rows, cols);
@@ -129,7 +129,7 @@ inline Type type_of(int32_t dtype) {
 template <class T> Matrix<T> matrix_of(const ffncore_matrix &m, int64_t group = 0) {
     return {(T *)m.data, m.row_stride, m.col_stride, group};
 }
-// Of one matrix or vector of gradients, which may be absent; `primal`: what it is a gradient of.
+// A gradient of a matrix or vector with the dtype `primal`; it may be absent.
 inline AnyMatrix gradient(const char *name, const ffncore_matrix &m, int64_t rows, int64_t cols,
                           int64_t group, int32_t primal) {
     if (!m.data) return {};
@@ -190,7 +190,7 @@ inline ActivationParams activation_params(const ffncore_activation &a, bool gate
 
 // ---- a call
 
-// The call's device is the current one, until the end of this.
+// Makes the device of the call the current one, as long as this object lives.
 class OnDevice {
   public:
     explicit OnDevice(int32_t device) {
@@ -214,7 +214,8 @@ inline void check_call(const ffncore_cuda_call *call) {
     check_struct("call", call->size, sizeof *call);
 }
 
-// body(stream) queues; then whether all of it was taken, and in debug mode whether it ran.
+// Calls body(stream), which queues work; then checks that all of it was accepted, and in debug mode
+// that it ran.
 template <class Body> void queue(const ffncore_cuda_call &call, const Body &body) {
     const OnDevice here(call.device);
     const cudaStream_t stream = (cudaStream_t)call.stream;
@@ -223,13 +224,13 @@ template <class Body> void queue(const ffncore_cuda_call &call, const Body &body
     if (debugging()) require_success(cudaStreamSynchronize(stream));
 }
 
-// In debug mode: ids lie within -1 ... experts - 1. Waits for the stream.
+// In debug mode, checks that all ids are from -1 to experts - 1. Waits for the stream.
 inline void check_ids(const char *name, const int32_t *ids, int64_t stride, int64_t tokens,
                       int64_t k, int64_t experts, cudaStream_t stream) {
     if (!debugging()) return;
-    constexpr int64_t kCopied = 1024; // at a time
+    constexpr int64_t kCopied = 1024; // ids at a time
     int32_t copy[kCopied];
-    // Without gaps all tokens are one run.
+    // If there are no gaps between the tokens, all are one run.
     const int64_t runs = stride == k ? 1 : tokens, length = stride == k ? tokens * k : k;
     for (int64_t run = 0; run < runs; ++run)
         for (int64_t first = 0; first < length; first += kCopied) {

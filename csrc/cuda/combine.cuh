@@ -1,30 +1,31 @@
-// What a mixture does around its products, each number once through the multiprocessors:
+// What a mixture does around its products. Each kernel reads and writes every number once:
 //
 //   take_slots       token[row] = slot / k, factor[row] = w[slot], with slot = slots[row]
-//   gather_rows      to[row] = factor[row] x[token[row]], rounded: the weight on the input;
-//                    without tokens and factors a copy, whose rows are contiguous
+//   gather_rows      to[row] = factor[row] x[token[row]], rounded: for the weight on the input;
+//                    without tokens and factors it makes a copy whose rows are contiguous
 //   combine_rows     y[t] = sum over slots s, in order, of w[t, s] rows[place[t, s]]
-//   sum_rows         b[g][c] (+)= sum over a group's rows of w[row] m[row][c]: biases
+//   sum_rows         b[g][c] (+)= sum over the rows of a group of w[row] m[row][c]: for biases
 //   dot_rows         dots[row] = <a[row], b[token[row]]>
-//   factor_gradient  dw[slot] = sum of the row's parts, in order, + <dy[token], b_down[expert]>
+//   factor_gradient  dw[slot] = sum of the row's parts, + <dy[token], b_down[expert]>
 //
-// Sums run in one order, in float, and are rounded once. Rows are moved eight columns at a time, so
-// that a thread has 16 bytes of 16-bit elements on their way.
+// Sums run in a fixed order, in float, and are rounded once. Rows are moved eight columns at a
+// time, so that a thread loads 16 bytes of 16-bit elements at once.
 #pragma once
 #include "epilogue.cuh"
 #include "scheduler.cuh"
 
 namespace ffncore::cuda {
 
-constexpr int kRowThreads = 256; // of a block that goes along a row
+constexpr int kRowThreads = 256; // threads of a block that goes along a row
 
-// body(c, how many) for this thread's columns.
+// Calls body(c, count) for this thread's columns, eight at a time; count is how many there are from
+// c.
 template <class Body> __device__ __forceinline__ void along_row(int64_t columns, Body body) {
     for (int64_t c = threadIdx.x * kRun; c < columns; c += blockDim.x * kRun) body(c, columns - c);
 }
 
 struct Slots {
-    const int32_t *slots; // [rows] in the experts' order
+    const int32_t *slots; // [rows], in the order of the experts
     const int32_t *place; // [T * k]
     int64_t top_k;
     Matrix<const float> weights; // [T, k]
@@ -39,7 +40,7 @@ __global__ void take_slots(Slots s, Groups groups, int32_t *tokens, float *facto
     factors[row] = s.weight(s.slots[row]);
 }
 
-// tokens == nullptr: row is token; factors == nullptr: 1.
+// tokens == nullptr: row i is token i; factors == nullptr: all are 1.
 template <class T>
 __global__ void gather_rows(const int32_t *tokens, const float *factors, Groups groups,
                             Matrix<const T> x, Matrix<T> to, int64_t columns) {
@@ -56,7 +57,7 @@ __global__ void gather_rows(const int32_t *tokens, const float *factors, Groups 
     });
 }
 
-// factors == nullptr: 1; add: y's old number comes last.
+// factors == nullptr: all are 1. add: the old number of y is added last.
 template <class T, class Row>
 __global__ void combine_rows(const int32_t *place, int64_t top_k, Matrix<const Row> rows,
                              const float *factors, Matrix<T> y, int64_t columns, bool add) {
@@ -80,9 +81,9 @@ __global__ void combine_rows(const int32_t *place, int64_t top_k, Matrix<const R
     });
 }
 
-// Of a block for 32 columns: each warp sums every eighth row, so that rows are on their way at the
-// same time; then the warps' sums are added in order. lines == nullptr: rows of m are those of the
-// group, else they are gathered.
+// Warps of a block, which sums 32 columns. Each warp sums every eighth row, so that several rows
+// are loaded at the same time; then the sums of the warps are added in order. lines: the rows of m
+// for the rows of the group; nullptr: they are the same.
 constexpr int kSumWarps = 8;
 
 template <class T, class Out>
@@ -103,7 +104,7 @@ __global__ void sum_rows(Groups groups, Matrix<const T> m, const int32_t *lines,
     put(out, add ? number(*out) + sum : sum);
 }
 
-// A warp a row.
+// One warp for each row.
 template <class T>
 __global__ void dot_rows(Groups groups, Matrix<const T> a, const int32_t *lines, Matrix<const T> b,
                          int64_t columns, float *dots) {
@@ -126,8 +127,8 @@ void launch_sum_rows(const Groups &groups, const Matrix<const T> &m, const int32
            threads * (int)sizeof(float), stream, groups, m, lines, factors, to, columns, add);
 }
 
-// Sums of sums [rows][parts] over all rows that there are, in double: by the warps of kSumBlocks
-// blocks, whose numbers one warp adds up.
+// The total of sums [rows][parts] over all rows, in double. The warps of kSumBlocks blocks make a
+// sum each (sum_parts), and one warp adds these (finish_sum).
 constexpr int kSumBlocks = 64, kSumThreads = 256;
 constexpr int kSumParts = kSumBlocks * kSumThreads / kWarp;
 
@@ -148,7 +149,7 @@ __global__ void finish_sum(const double *parts, double factor, double *to, bool 
     if (threadIdx.x == 0) *to = add ? *to + sum : sum;
 }
 
-// A warp a slot. dots [rows][parts]; a slot without an expert has no gradient: 0.
+// One warp for each slot. dots is [rows][parts]. The gradient of a slot without an expert is 0.
 template <class T>
 __global__ void factor_gradient(const int32_t *place, int64_t slots, int64_t top_k,
                                 Matrix<const float> dots, int64_t parts, const int32_t *ids,

@@ -1,13 +1,15 @@
-// From global to shared memory, 16 bytes at a time, without registers in between (cp.async).
+// Copies from global to shared memory, 16 bytes at a time, without going through registers
+// (cp.async).
 //
-// Copies are committed in groups; wait<n> returns when all but the newest n groups of this thread
-// have landed, and __syncthreads() then shows them to the block.
+// Copies are committed in groups. wait_for_copies<n> returns when all groups of this thread but the
+// newest n have arrived; after a __syncthreads() all threads of the block see them.
 #pragma once
 #include "device.cuh"
 
 namespace ffncore::cuda {
 
-// The first `bytes` of 16, 0 to 16; the rest becomes zero. Both addresses are multiples of 16.
+// Copies the first `bytes` of 16 bytes (0 to 16); the rest becomes zero. Both addresses are
+// multiples of 16.
 __device__ __forceinline__ void copy_16(void *shared, const void *global, int bytes) {
 #if defined(__CUDACC__)
     const unsigned to = (unsigned)__cvta_generic_to_shared(shared);

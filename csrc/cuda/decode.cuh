@@ -1,48 +1,51 @@
-// The forward pass of a layer for few tokens, whose time is that of reading the weights once.
+// The forward pass of a layer for few tokens, which takes as long as reading the weights once.
 //
 //   decode_product  h[row][n] = act(x[line] W_gate[e][n] + b) (x[line] W_up[e][n] + b)
 //                   y[t][n] = h[t] W_down[n] + b[n]                                     dense
 //   decode_combine  y[t][n] = sum over s, in order, of w[t, s] (h[t k + s] W_down[e][n] + b[e][n])
 //
-// x, y [T, d]; gate, up [E, f, d]; down [E, d, f]; ids, weights [T, k]. Rows are tokens (dense), or
-// slots t k + s of a mixture: line = t, e = ids[t, s]; a slot without an expert has no row and adds
-// nothing. Weights on the input: x is w[t, s] x[t], rounded, and outputs are added as they are.
+// x, y [T, d]; gate, up [E, f, d]; down [E, d, f]; ids, weights [T, k]. In a dense layer the rows
+// are the tokens. In a mixture they are the slots t k + s, with line = t and e = ids[t, s]; a slot
+// without an expert adds nothing. With the weights on the input, x is w[t, s] x[t], rounded, and
+// outputs are added without factors.
 //
-// A warp has a few columns and its lanes go along k, so that even one token has thousands of warps
-// that read whole lines of memory. Dense: a warp has all rows, and a weight is read once. Mixture:
-// a warp has one slot, because few tokens rarely share an expert; slots are neighbours in the grid,
-// so that those who do find its weights in L2.
-//
-// A sum is a chain of fma in each lane, over the lane's own k, then a tree over the lanes: its bits
-// depend on neither the other rows nor the alignment.
+// A warp has a few columns, and its lanes go along k. So even one token has thousands of warps,
+// which read whole lines of memory. In a dense layer a warp has all rows, and each weight is read
+// once. In a mixture a warp has one slot, because few tokens rarely share an expert. Slots are
+// neighbours in the grid, so that tokens that do share one find its weights in L2. A sum is a chain
+// of fma in each lane, over k of that lane, then a tree over the lanes; its bits depend on neither
+// the other rows nor the alignment.
 #pragma once
 #include "forward.cuh"
 
 namespace ffncore::cuda {
 
-// From memory, an SM of sm_90 gets 15 to 20 bytes a cycle, 8 to 10 weights of 16 bits, and its 128
-// fma a cycle are enough for 12 to 16 rows of these. More are a matter for tensor cores.
+// The most tokens of this path. An SM of sm_90 gets 15 to 20 bytes a cycle from memory, which are 8
+// to 10 weights of 16 bits. Its 128 fma a cycle are enough for 12 to 16 rows with these. More rows
+// are better computed by the tensor cores.
 constexpr int kDecodeTokens = 16;
 
-// Of a block. Small ones: SMs get equal shares even of a few warps each.
+// Warps of a block. Blocks are small, so that SMs get equal shares even where each has few warps.
 constexpr int kDecodeWarps = 4;
 
-// Columns of a warp. A pair shares what is read of x and still leaves a layer of 4096 outputs 15
-// warps an SM. x comes from L1, at 128 bytes a cycle: beside two lines of weights, 8 and more rows
-// of it would be the limit, so these have four.
+// Columns of a warp. Two columns share what is read of x, and still give a layer of 4096 outputs 15
+// warps an SM. x comes from L1, at 128 bytes a cycle. With 8 rows or more, reading x would be the
+// limit for two columns, so these have four.
 template <bool gated, int rows> constexpr int kDecodeColumns = gated || rows < 8 ? 2 : 4;
 
-// Loads of weights that a lane has on their way. The memory's latency times its bandwidth is about
-// 25 KiB an SM: six warps of 8 x 32 x 16 bytes, and there are more. From 8 rows on the fma take as
-// long as the loads of other warps, and their sums need the registers.
+// Loads of weights that a lane issues before it uses the first. The latency of memory times its
+// bandwidth is about 25 KiB an SM: six warps of 8 x 32 x 16 bytes, and there are more warps. From 8
+// rows on, the fma take as long as the loads of other warps, and the sums need the registers.
 template <int rows> constexpr int kDecodeLoads = rows < 8 ? 8 : 4;
 
-// Blocks that an SM has room for, which is a limit of registers: as many as hide the latency, and
-// no more than all sums of that many rows leave. (Without a limit nvcc spills to fit one more.)
+// Blocks that an SM has to have room for, which limits the registers of a thread: enough blocks to
+// hide the latency, but no more than leave registers for the sums of so many rows. (Without this
+// limit nvcc spills to fit one more block.)
 template <int rows> constexpr int kDecodeBlocks = rows < 4 ? 4 : rows < 16 ? 3 : 2;
 
-// Of a block for the outputs of a token's slots, one each, so that the weights of all its experts
-// are on their way at once. Few mixtures choose more than that; then warps go on to further slots.
+// The most warps of a block of decode_combine, which has a warp for each slot of a token, so that
+// the weights of all its experts are loaded at once. Few mixtures choose more experts; then a warp
+// takes several slots.
 constexpr int kCombineWarps = 16;
 
 template <class A, class W> struct Decode {
@@ -52,7 +55,7 @@ template <class A, class W> struct Decode {
     Operand<W> w[2]; // gate and up, or one matrix
     int64_t columns, depth;
 
-    __host__ __device__ unsigned slots() const { // dense: 1
+    __host__ __device__ unsigned slots() const { // 1 for a dense layer
         return routing.ids ? (unsigned)(tokens * routing.top_k) : 1;
     }
     __device__ __forceinline__ int64_t expert(int64_t slot) const { // -1: none
@@ -64,12 +67,12 @@ template <class A, class W> struct Decode {
 
 // ---- a warp's sums
 
-// Rows of x; beyond the last one they are that again, which nobody writes.
+// Rows of x. Beyond the last row, the last one is read again, and its result is not written.
 template <class A, int rows> struct DecodeRows {
     const A *first;
     int64_t stride;
     int last;
-    float factor; // of the only row, whose numbers remain those of A
+    float factor; // if there is one row; the product is rounded to A
 
     __device__ __forceinline__ const A *line(int r) const {
         return first + smaller(r, last) * stride;
@@ -84,8 +87,8 @@ template <class T, int n> struct alignas(kChunkBytes) Chunk {
     T numbers[n];
 };
 
-// Whole chunks of k, from this lane's `first` on, `ahead` at a time: the weights of all are on
-// their way before the first is used. What is left over goes in smaller steps.
+// Adds whole chunks of k, from this lane's `first` on, `ahead` at a time: the weights of all of
+// these are loaded before the first is used. The remaining chunks go in smaller steps.
 template <int n, int ahead, int rows, int lines, class A, class W>
 __device__ __forceinline__ void add_chunks(float (&sums)[rows][lines], const DecodeRows<A, rows> &x,
                                            const W *const (&w)[lines], int first, int chunks) {
@@ -114,7 +117,7 @@ __device__ __forceinline__ void add_chunks(float (&sums)[rows][lines], const Dec
     if constexpr (ahead > 1) add_chunks<n, ahead / 2>(sums, x, w, first, chunks);
 }
 
-// The same a number at a time: this lane's k from those of chunk `first` on.
+// Adds single numbers: this lane's k of all chunks from `first` on.
 template <int n, int rows, int lines, class A, class W>
 __device__ __forceinline__ void add_numbers(float (&sums)[rows][lines],
                                             const DecodeRows<A, rows> &x,
@@ -129,9 +132,10 @@ __device__ __forceinline__ void add_numbers(float (&sums)[rows][lines],
                     sums[r][i] = fmaf(x.read(x.line(r)[k]), number(w[i][k]), sums[r][i]);
 }
 
-// sums[0] becomes the sum over all lanes of row lane / (32 / rows). The tree is that of sum_lanes,
-// but as long as a lane has several rows it keeps half of them and sends the others away (half 0:
-// both are the one row): 64 shuffles for 16 x 4 sums and not 320, and all rows are written at once.
+// sums[0] becomes the sum over all lanes of row lane / (32 / rows). The tree is that of sum_lanes.
+// But as long as a lane has several rows, it keeps one half of them and sends the other half to its
+// partner (with half == 0, both halves are the one row). So 16 x 4 sums take 64 shuffles instead of
+// 320, and all rows can be written at once.
 template <int rows, int lines>
 __device__ __forceinline__ void sum_rows_over_lanes(float (&sums)[rows][lines]) {
     static_assert((rows & (rows - 1)) == 0 && rows <= kWarp);
@@ -140,7 +144,7 @@ __device__ __forceinline__ void sum_rows_over_lanes(float (&sums)[rows][lines]) 
         const int half = rows * step / kWarp;
         const bool upper = threadIdx.x & step;
 #pragma unroll
-        for (int r = 0; r < rows; ++r) // nvcc unrolls it only with an end that step leaves alone
+        for (int r = 0; r < rows; ++r) // the end must not depend on step, or nvcc does not unroll
 #pragma unroll
             for (int i = 0; i < lines && r < (half ? half : 1); ++i) {
                 const float low = sums[r][i], high = sums[r + half][i];
@@ -150,8 +154,8 @@ __device__ __forceinline__ void sum_rows_over_lanes(float (&sums)[rows][lines]) 
     }
 }
 
-// The products of rows of x and the expert's columns from col on, of one matrix or two. Beyond the
-// last column it is that again, which nobody writes.
+// The products of rows of x with the columns of the expert from col on, of one matrix or two.
+// Beyond the last column, the last one is read again, and its result is not written.
 template <int columns, int rows, int lines, class A, class W>
 __device__ __forceinline__ void warp_products(float (&sums)[rows][lines], const Decode<A, W> &p,
                                               const DecodeRows<A, rows> &x, int64_t expert,
@@ -177,12 +181,12 @@ __device__ __forceinline__ void warp_products(float (&sums)[rows][lines], const 
 
 // ---- kernels
 
-// Of a mixture, rows == 1.
+// In a mixture, rows is 1.
 template <class A, class W, bool gated, int rows, class Epilogue>
 __global__ void __launch_bounds__(kDecodeWarps *kWarp, kDecodeBlocks<rows>)
     decode_product(Decode<A, W> p, Epilogue all) {
     constexpr int columns = kDecodeColumns<gated, rows>, lines = gated ? 2 * columns : columns;
-    constexpr int lanes = kWarp / rows; // of a row, when all is summed
+    constexpr int lanes = kWarp / rows; // lanes that have the sums of one row in the end
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
     const bool mixture = p.routing.ids;
     const unsigned slots = p.slots(), slot = blockIdx.x % slots;
@@ -208,7 +212,8 @@ __global__ void __launch_bounds__(kDecodeWarps *kWarp, kDecodeBlocks<rows>)
     }
 }
 
-// A block has a token and a pair of columns. Shared memory: what each warp adds, and its factor.
+// A block has one token and two columns. Its shared memory holds the outputs of each warp, and
+// their factor.
 template <class A, class W>
 __global__ void __launch_bounds__(kCombineWarps *kWarp, 1)
     decode_combine(Decode<A, W> p, Bias bias, Matrix<A> y) {
@@ -238,7 +243,7 @@ __global__ void __launch_bounds__(kCombineWarps *kWarp, 1)
         }
         __syncthreads();
         if (thread < columns)
-            for (int i = 0; i < warps; ++i) // without an expert: 0 times 0
+            for (int i = 0; i < warps; ++i) // a slot without an expert adds 0 * 0
                 sum = fmaf(outputs[i][columns], outputs[i][thread], sum);
         __syncthreads();
     }
@@ -254,7 +259,7 @@ void launch_decode_product(const Decode<A, W> &p, const Epilogue &epilogue, cuda
            kDecodeWarps * kWarp, 0, stream, p, epilogue);
 }
 
-// Of a dense layer, `rows` becomes the smallest power of two that holds all tokens.
+// In a dense layer, `rows` becomes the smallest power of two that is at least the number of tokens.
 template <int rows, class A, class W>
 void launch_decode(const LayerForward<A> &layer, const Operand<A> &x, const LayerWeights<W> &w,
                    A *h, cudaStream_t stream) {
@@ -285,7 +290,8 @@ void launch_decode(const LayerForward<A> &layer, const Operand<A> &x, const Laye
     }
 }
 
-// As layer_forward, without layer.saved, for weights by rows and kDecodeTokens tokens at most.
+// As layer_forward, for at most kDecodeTokens tokens and weights with contiguous rows; layer.saved
+// is nullptr.
 template <class A, class W>
 void decode_forward(const LayerForward<A> &layer, const LayerWeights<W> &w, Arena &arena,
                     cudaStream_t stream) {

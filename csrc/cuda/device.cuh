@@ -1,10 +1,10 @@
-// What every kernel is written with: element types, and the words of CUDA.
+// What every kernel uses: element types, and CUDA's keywords and functions.
 //
-// A kernel is compiled twice: by nvcc for a GPU, and by an ordinary C++ compiler for the tests,
-// where tests/cuda/cuda_emulator.h gives the same words a meaning on a CPU: a thread is a fiber, a
-// block runs until its fibers have ended. So everything but the instructions' timing is tested
-// without a GPU. Kernels use no word that is not here or in copy.cuh and mma.cuh. They are
-// templates also where nothing varies, so that several files may include them.
+// A kernel is compiled twice: by nvcc for a GPU, and by an ordinary C++ compiler for the tests. For
+// the latter, tests/cuda/cuda_emulator.h defines CUDA's keywords and functions on a CPU: a thread
+// is a fiber, and a block runs until all its fibers have ended. So everything but the timing is
+// tested without a GPU. Kernels use nothing of CUDA that is not in this file, copy.cuh or mma.cuh.
+// They are templates even where nothing varies, so that several files can include them.
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -19,7 +19,7 @@
 
 namespace ffncore::cuda {
 
-// ---- elements: float, and 16 bits that are computed with as float
+// ---- elements: float, and 16-bit types that are computed with in float
 
 struct Bf16 {
     uint16_t bits;
@@ -28,7 +28,7 @@ struct F16 {
     uint16_t bits;
 };
 
-// What an array holds, where that is known at run time.
+// The type that an array holds, where it is known only at run time.
 enum Type { kFloat32, kBfloat16, kFloat16 };
 template <class T> constexpr Type kTypeOf = kFloat32;
 template <> constexpr Type kTypeOf<Bf16> = kBfloat16;
@@ -45,7 +45,7 @@ __device__ __forceinline__ void put(Bf16 *to, float x) {
 __device__ __forceinline__ void put(F16 *to, float x) {
     to->bits = __half_as_ushort(__float2half_rn(x));
 }
-// The block's dynamic shared memory, at a multiple of 128 bytes.
+// The dynamic shared memory of the block, aligned to 128 bytes.
 __device__ __forceinline__ char *shared_memory() {
     extern __shared__ __align__(128) char dynamic_shared_memory[];
     return dynamic_shared_memory;
@@ -60,7 +60,7 @@ inline void put(F16 *to, float x) { to->bits = emulator::to_f16(x); }
 inline char *shared_memory() { return emulator::shared_memory(); }
 #endif
 
-// x as an element of T would hold it.
+// x rounded to T.
 template <class T> __device__ __forceinline__ float rounded(float x) {
     T element;
     put(&element, x);
@@ -73,10 +73,11 @@ template <class A> __host__ __device__ constexpr A ceil_div(A a, A b) { return (
 template <class A> __host__ __device__ constexpr A smaller(A a, A b) { return a < b ? a : b; }
 
 constexpr int kWarp = 32;
-constexpr int kChunkBytes = 16; // what a thread moves at most at a time
+constexpr int kChunkBytes = 16; // the most bytes that a thread moves at once
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-// The sum over groups of `lanes` neighbouring lanes, as a tree: the same in every run.
+// The sum over groups of `lanes` neighbouring lanes, as a tree, so that it is the same in every
+// run.
 template <int lanes, class X> __device__ __forceinline__ X sum_lanes(X x) {
 #pragma unroll
     for (int step = lanes / 2; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
@@ -90,7 +91,7 @@ struct Blocks {
     int64_t y = 1;
 };
 
-// Queues a kernel; nothing where there are no blocks. Errors stay with the runtime until
+// Queues a kernel, unless there are no blocks. Errors stay with the runtime until
 // cudaGetLastError().
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), Blocks blocks, int threads, int shared_bytes,

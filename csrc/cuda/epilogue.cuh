@@ -1,18 +1,19 @@
-// What becomes of a product's sums, some neighbouring columns at a time (see product.cuh):
+// The epilogues of products, which take the sums of some neighbouring columns at a time (see
+// product.cuh):
 //
-//   StoreEpilogue     out (+)= sum + bias                               y, dx, weight gradients
-//   HiddenEpilogue    h = act(gate + b_gate) (up + b_up), and both saved        x W_up^T
-//   GradientEpilogue  dgate, dup, h again, and what becomes routing weights' gradients  dy W_down
+//   StoreEpilogue     out (+)= sum + bias, for y, dx and weight gradients
+//   HiddenEpilogue    of x W_up^T: h = act(gate + b_gate) (up + b_up); saves gate and up
+//   GradientEpilogue  of dy W_down: dgate, dup, h, and sums for the gradients of routing weights
 //
-// Rows are those of the product: tokens, or routed rows in the experts' order. Everything is float
-// until it is rounded once, where it is stored.
+// The rows are those of the product: tokens, or the rows of a mixture in the order of their
+// experts. All numbers are float until they are stored, where they are rounded once.
 #pragma once
 #include "activation.cuh"
 #include "device.cuh"
 
 namespace ffncore::cuda {
 
-// A matrix, or one for each group; data == nullptr: none.
+// A matrix, or one for each group; data == nullptr: absent.
 template <class T> struct Matrix {
     T *data = nullptr;
     int64_t row = 0, col = 1, group = 0; // strides in elements
@@ -24,7 +25,8 @@ template <class T> struct Matrix {
     }
 };
 
-// A matrix whose type is known at run time: a gradient, of the weights' type or of float.
+// A matrix whose type is known only at run time: a gradient, of the type of the weights or of
+// float.
 struct AnyMatrix {
     void *data = nullptr;
     int64_t row = 0, col = 1, group = 0;
@@ -32,7 +34,7 @@ struct AnyMatrix {
     template <class T> Matrix<T> of() const { return {(T *)data, row, col, group}; }
 };
 
-// A bias along the columns, of the weights' type or of float beside 16 bits.
+// A bias along the columns, of the type of the weights; or of float, if the weights have 16 bits.
 struct Bias {
     const void *data = nullptr;
     int64_t stride = 0, group = 0;
@@ -50,7 +52,8 @@ struct Bias {
     }
 };
 
-// ---- n neighbouring columns of a row, of which `count` are there: whole vectors where they lie so
+// ---- reading and writing n neighbouring columns of a row, of which `count` exist; as whole
+// vectors where they are contiguous and aligned
 
 constexpr int kRun = 8; // columns that a thread takes at a time: 16 bytes of 16-bit elements
 
@@ -128,7 +131,7 @@ template <class Out> struct StoreEpilogue {
     }
 };
 
-// gate and up of a gated tile; of a plain one the numbers are up's.
+// Takes gate and up of a gated tile; or of a plain tile up alone.
 template <class T> struct HiddenEpilogue {
     static constexpr bool kSums = false;
     ActivationParams act;
@@ -171,8 +174,8 @@ template <class T> struct HiddenEpilogue {
     }
 };
 
-// Sums over a part of a row: dh h, for the gradient of its factor, and with `xielu` the terms of
-// the gradients of its two parameters.
+// Sums over a part of a row: of dh h, for the gradient of the row's factor; and with `xielu` of the
+// terms of the gradients of its two parameters.
 template <bool xielu> struct GradientSums {
     float dot = 0, positive = 0, negative = 0;
 };
@@ -186,17 +189,17 @@ __device__ __forceinline__ GradientSums<xielu> sum_lanes(GradientSums<xielu> x) 
     return x;
 }
 
-// The numbers are dh without a row's factor. The sums go to matrices [row][part], which have a
-// column for every part of whole tiles.
+// Takes dh without the factor of the row. The sums go to matrices [row][part], which have a column
+// for each part of whole tiles.
 template <class T, bool xielu> struct GradientEpilogue {
     static constexpr bool kSums = true;
     using Sum = GradientSums<xielu>;
     ActivationParams act;
-    Matrix<const T> gate, up;         // with their bias; gate absent: a plain block
-    const float *factors;             // of rows, or nullptr: 1
-    Matrix<T> dgate, dup, h;          // dgate of a gated block
+    Matrix<const T> gate, up;         // with their bias; gate is absent in a plain block
+    const float *factors;             // of the rows; nullptr: all are 1
+    Matrix<T> dgate, dup, h;          // dgate only in a gated block
     Matrix<float> dots;               // may be absent
-    Matrix<float> positive, negative; // of xielu
+    Matrix<float> positive, negative; // the sums for xielu's parameters
     int64_t columns;
 
     __device__ GradientEpilogue of(int64_t) const { return *this; }
@@ -207,7 +210,7 @@ template <class T, bool xielu> struct GradientEpilogue {
         Sum sum;
         if (count <= 0) return sum;
         float before[n], other[n], to_gate[n], to_up[n], x[n];
-        // Two branches, not a choice of matrices, which would put both into memory.
+        // Two branches, because a choice between the matrices would put both into memory.
         if (plain) {
             read_run(before, up, r, c, count);
         } else {
@@ -220,7 +223,7 @@ template <class T, bool xielu> struct GradientEpilogue {
             const Side g = gate_side(act, before[e], plain);
             const Side u = plain ? Side{1, 0} : up_side(act, other[e]);
             const float value = g.value * u.value, grad = dh[e] * factor;
-            // A slope of 0 is a mask: what is infinite does not pass it.
+            // A slope of 0 is a mask, and the result is 0 even where a factor is infinite.
             to_gate[e] = g.slope == 0 ? 0 : grad * u.value * g.slope;
             to_up[e] = u.slope == 0 ? 0 : grad * g.value * u.slope;
             x[e] = value * factor;

@@ -1,13 +1,14 @@
-// The forward pass of a layer, as launches on a stream: nothing is allocated, nobody waits.
+// The forward pass of a layer, as launches on a stream; it allocates nothing, and does not wait.
 //
 //   dense    h = act(x W_gate^T) (x W_up^T)   y = h W_down^T
-//   mixture  rows in the experts' order, the same two products over groups, then
+//   mixture  the same two products over groups of rows in the order of their experts, then
 //            y[t] = sum over slots s of w[t, s] (h W_down^T)[place[t, s]]
 //
-// x, y [T, d]; gate, up [E, f, d]; down [E, d, f]; ids, weights [T, k]. R = T k rows at most
-// (dense: T). The workspace holds h [R, f] and, for a mixture, the rows' outputs [R, d] and some
-// integers a slot; its size depends on the shapes alone. Outputs of experts are rounded to x's type
-// before they are added up, as torch does: half of the memory traffic.
+// x, y [T, d]; gate, up [E, f, d]; down [E, d, f]; ids, weights [T, k]. There are at most R = T k
+// rows, or R = T in a dense layer. The workspace holds h [R, f] and, for a mixture, the outputs of
+// the rows [R, d] and some integers for each slot; its size depends on the shapes alone. Outputs of
+// experts are rounded to the type of x before they are added up, as torch does, which halves the
+// memory traffic.
 #pragma once
 #include "layer.cuh"
 
@@ -19,10 +20,10 @@ template <class T> struct LayerForward {
     Matrix<T> y;
     ActivationParams act{};
     LayerRouting routing;
-    T *saved = nullptr; // or [gated ? 2 : 1][R][f]: gate and up with their bias
+    T *saved = nullptr; // or [gated ? 2 : 1][R][f], which receives gate and up with their bias
 };
 
-// With an arena that counts, nothing is launched.
+// With an arena that only counts, nothing is launched.
 template <class T, class W>
 void layer_forward(const LayerForward<T> &layer, const LayerWeights<W> &w, Arena &arena,
                    cudaStream_t stream) {

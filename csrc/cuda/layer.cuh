@@ -2,10 +2,10 @@
 //
 //   gate, up [E, f, d]; down [E, d, f]; ids, weights [T, k]
 //
-// A dense layer is a mixture of one expert without ids: its rows are the tokens, in their order. A
-// mixture has R = T k rows at most, in the experts' order (permute.cuh); how many there are is
-// known on the device alone. Weights on the input: the rows of x, multiplied and rounded, are an
-// array.
+// A dense layer is a mixture of one expert without ids; its rows are the tokens, in their order. A
+// mixture has at most R = T k rows, in the order of their experts (permute.cuh). How many there are
+// is known only on the device. With the weights on the input, the weighted and rounded rows of x
+// are an array of their own.
 #pragma once
 #include "combine.cuh"
 #include "permute.cuh"
@@ -15,8 +15,8 @@
 
 namespace ffncore::cuda {
 
-// The tiles of a layer's products: of x's type T and the weights' type W.
-template <class T, class W> struct Tiles { // W is T
+// The tiles of a layer's products, for x of type T and weights of type W.
+template <class T, class W> struct Tiles { // 16 bits; W is T
     template <bool b_along_k, bool gated> using Rows = TensorTile<W, true, b_along_k, gated>;
     using Sums = TensorTile<T, false, false, false>;
 };
@@ -24,9 +24,9 @@ template <class W> struct Tiles<float, W> {
     template <bool b_along_k, bool gated> using Rows = SimtTile<W, true, b_along_k, gated>;
     using Sums = SimtTile<float, false, false, false>;
 };
-constexpr int64_t kTileRows = 128; // of each of them
+constexpr int64_t kTileRows = 128; // rows of each of these tiles
 
-// Hands out parts of the workspace, each at a multiple of 256 bytes; or counts what would be.
+// Hands out parts of the workspace, each at a multiple of 256 bytes; or only counts their bytes.
 class Arena {
   public:
     Arena() = default;
@@ -49,22 +49,22 @@ class Arena {
 template <class W> struct LayerWeights {
     int64_t experts = 1, d = 0, f = 0;
     bool gated = false;
-    Operand<W> gate, up, down; // lines are rows of [f, d], [f, d], [d, f], or columns
-    bool up_by_columns = false, down_by_columns = false; // gate as up
+    Operand<W> gate, up, down; // their lines are the rows of [f, d], [f, d], [d, f]; or the columns
+    bool up_by_columns = false, down_by_columns = false; // gate is as up
     Bias b_gate, b_up, b_down;
 };
 
-// How tokens go to experts; ids == nullptr: all through the only one.
+// How tokens go to experts; ids == nullptr: all go through the only one.
 struct LayerRouting {
     const int32_t *ids = nullptr;
     int64_t top_k = 1;
     Matrix<const float> weights;
-    bool on_input = false; // of a mixture
+    bool on_input = false; // whether the weights multiply the input
 };
 
 template <class T> Matrix<T> rows_of(T *data, int64_t columns) { return {data, columns, 1, 0}; }
 
-// Lines are `stride` elements apart, groups `group`.
+// An operand whose lines are `stride` elements apart, and whose groups `group` elements.
 template <class T> Operand<T> operand_of(const T *data, int64_t stride, int64_t group = 0) {
     const auto whole = [](int64_t bytes) { return bytes % kChunkBytes == 0; };
     const bool aligned =
@@ -72,7 +72,7 @@ template <class T> Operand<T> operand_of(const T *data, int64_t stride, int64_t 
     return {data, stride, nullptr, group, aligned};
 }
 
-// x, or dy, as products read it: as it lies, or (columns apart) copied.
+// x or dy as products read it: as it lies, or, if its rows are not contiguous, as a copy.
 template <class T>
 Operand<T> contiguous(const Matrix<const T> &x, int64_t rows, int64_t columns, Arena &arena,
                       cudaStream_t stream) {
@@ -84,7 +84,7 @@ Operand<T> contiguous(const Matrix<const T> &x, int64_t rows, int64_t columns, A
     return operand_of<T>(copy, columns);
 }
 
-// What a mixture's products need to know of the routing; of a dense layer, only its rows.
+// What the products of a mixture need to know of the routing. For a dense layer only groups is set.
 struct Routed {
     Groups groups{};
     const int32_t *tokens = nullptr, *place = nullptr;
@@ -118,7 +118,8 @@ inline Routed route_rows(const LayerRouting &routing, int64_t tokens, int64_t ex
     return routed;
 }
 
-// x as the experts see it: by its rows' tokens, or with weights on the input an array of its own.
+// x as the experts see it: gathered by the tokens of the rows; or, with weights on the input, as an
+// array of its own.
 template <class T>
 Operand<T> rows_of_x(const Matrix<const T> &x, const Routed &routed, const LayerRouting &routing,
                      int64_t tokens, int64_t d, Arena &arena, cudaStream_t stream) {
@@ -142,7 +143,7 @@ void launch_tiles(const RowProduct<A, B> &p, const Epilogue &epilogue, cudaStrea
            stream, p, epilogue);
 }
 
-// along: the lines of B follow k.
+// along: the lines of B go along k (operand.cuh).
 template <bool gated, class T, class W, class Epilogue>
 void launch_product(const RowProduct<T, W> &p, bool along, const Epilogue &epilogue,
                     cudaStream_t stream) {
@@ -152,7 +153,7 @@ void launch_product(const RowProduct<T, W> &p, bool along, const Epilogue &epilo
         launch_tiles<typename Tiles<T, W>::template Rows<false, gated>>(p, epilogue, stream);
 }
 
-// Gate and up of every row, to an epilogue.
+// Computes gate and up of every row, for an epilogue.
 template <class T, class W>
 void launch_hidden(const Routed &routed, const Operand<T> &x, const LayerWeights<W> &w,
                    const HiddenEpilogue<T> &hidden, cudaStream_t stream) {

@@ -1,4 +1,4 @@
-// Layers with x of float32 beside weights of float16.
+// Layers with float32 x and float16 weights.
 #include "passes.inl"
 
 namespace ffncore::cuda {

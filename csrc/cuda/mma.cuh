@@ -1,9 +1,10 @@
-// The tensor cores' instruction of sm_80, and what brings its operands out of shared memory.
+// The instruction of the tensor cores of sm_80, and the one that loads its operands from shared
+// memory.
 //
 //   mma       c [16 x 8] += a [16 x 16] b [16 x 8],  a, b of 16 bits, c of float
-//   ldmatrix  four 8 x 8 matrices of 16 bits, or turned (`across`)
+//   ldmatrix  loads four 8 x 8 matrices of 16 bits, transposed with `across`
 //
-// What a lane holds, in registers of two numbers (PTX, mma.m16n8k16):
+// What a lane holds, in registers of two 16-bit numbers (PTX, mma.m16n8k16):
 //
 //   a  register i: row lane / 4 + 8 (i % 2), columns 2 (lane % 4) + 8 (i / 2) and the next
 //   b  register i: rows 2 (lane % 4) + 8 i and the next, column lane / 4
@@ -28,7 +29,7 @@ __host__ __device__ constexpr Place place_in_c(int lane, int number) {
     return {lane / 4 + 8 * (number / 2), 2 * (lane % 4) + number % 2};
 }
 
-// Four matrices, [matrix] a register each.
+// Loads four matrices; register i of a lane belongs to matrix i.
 template <bool across>
 __device__ __forceinline__ void load_matrices(uint32_t (&registers)[4], const void *row) {
 #if defined(__CUDACC__)
@@ -92,7 +93,7 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[
     for (int i = 0; i < 4; ++i) {
         const Place at = place_in_c(emulator::lane(), i);
         for (int k = 0; k < 16; ++k) {
-            // Who holds a[row][k] and b[k][col], and in which register.
+            // The lanes that hold a[row][k] and b[k][col], and the registers in which they do.
             const int lane_a = at.row % 8 * 4 + k % 8 / 2, reg_a = at.row / 8 + k / 8 * 2;
             const int lane_b = at.col * 4 + k % 8 / 2, reg_b = k / 8;
             const Operands x = all.take(lane_a), y = all.take(lane_b);

@@ -1,10 +1,11 @@
 // A matrix as a product reads it: lines that are contiguous in memory.
 //
-//   along k   a line is a row (m or n), its numbers follow k:   x, weights [out, in]
-//   across    a line is a k, its numbers follow m or n:         transposed weights, sums over rows
+//   along k   there is a line for each m or n, and its numbers go along k: x, weights [out, in]
+//   across    there is a line for each k, and its numbers go along m or n: transposed weights, and
+//             both operands of a sum over rows
 //
-// Lines may be gathered: line i is then lines[i] of the array (a token's row of x). A product over
-// groups shifts the array by a group's weights.
+// Lines may be gathered; then line i is line lines[i] of the array (a token's row of x). In a
+// product over groups, each group has its own array, at a distance of group_stride.
 #pragma once
 #include "device.cuh"
 
@@ -12,10 +13,10 @@ namespace ffncore::cuda {
 
 template <class T> struct Operand {
     const T *data = nullptr;
-    int64_t stride = 0;             // elements from line to line
+    int64_t stride = 0;             // elements from one line to the next
     const int32_t *lines = nullptr; // nullptr: 0, 1, 2, ...
-    int64_t group_stride = 0;       // elements from group to group
-    bool aligned = false; // every line begins at a multiple of 16 bytes: copied as it lies
+    int64_t group_stride = 0;       // elements from one group to the next
+    bool aligned = false; // every line begins at a multiple of 16 bytes, and is copied as it is
 
     __device__ __forceinline__ Operand of_group(int64_t g) const {
         Operand mine = *this;
@@ -27,14 +28,15 @@ template <class T> struct Operand {
     }
 };
 
-// Rows or columns [first, end) of a product, as one half of a tile's side takes them: gate and up
-// are the two halves of a gated tile, the same matrix gives both halves elsewhere.
+// One half (64) of the rows or columns of a tile: [first, end) of an operand. In a gated tile the
+// two halves of the columns are gate and up; elsewhere both halves are of the same matrix.
 template <class T> struct Half {
     Operand<T> of;
     int64_t first, end;
 };
 
-// The half that has place `at` of a side's 128: member by member, so that it stays in registers.
+// The half that has row or column `at` of 128. It is chosen member by member, so that it stays in
+// registers.
 template <class T> __device__ __forceinline__ Half<T> half_of(const Half<T> (&halves)[2], int at) {
     const bool upper = at >= 64;
     Half<T> half = halves[0];

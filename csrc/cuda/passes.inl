@@ -1,4 +1,5 @@
-// What passes.cuh declares; the body of layer_*.cu, each of which instantiates one pair of types.
+// Defines what passes.cuh declares. Each layer_*.cu includes this file and instantiates one pair of
+// types.
 #pragma once
 #include "decode.cuh"
 #include "passes.cuh"

@@ -1,21 +1,22 @@
-// From each token's experts to rows in the experts' order, without atomics in the order of
-// anything.
+// Sorts the slots of all tokens into rows in the order of their experts. No atomics are used, so
+// the order is the same in every run.
 //
-//   ids [T * k], a slot after the other; an id outside 0 ... E - 1 is no expert
+//   ids [T * k]    the expert of each slot; an id outside 0 ... E - 1 is no expert
 //   offsets [E + 1], first_tile [E + 1]    where an expert's rows and tiles begin (scheduler.cuh)
-//   slots [rows]   which slot a row is of: rising within an expert
-//   place [T * k]  the row of a slot, or -1
+//   slots [rows]   the slot of each row, rising within an expert
+//   place [T * k]  the row of each slot, or -1
 //
-// Four kernels. A warp counts the experts of kPart slots; a warp for each expert adds its counts
-// up, part by part; one warp adds up the experts; then the first warps go through their slots
-// again, 32 at a time: the lanes of one expert find each other by __match_any_sync, and their rank
-// among these is their order.
+// There are four kernels. count_experts: a warp counts the experts of kPart slots. scan_parts: a
+// warp for each expert adds up its counts, part by part. scan_experts: one warp adds up the
+// experts. place_slots: the warps of the first kernel go through their slots again, 32 at a time;
+// lanes with the same expert find each other by __match_any_sync, and are ordered by their lane.
 #pragma once
 #include "device.cuh"
 
 namespace ffncore::cuda {
 
-// Slots of a warp: with fewer, the table of counts [parts][E] grows; with more, a warp's loop does.
+// Slots of a warp. With fewer, the array of counts [E][parts] would be larger; with more, the loop
+// of a warp would be longer.
 constexpr int64_t kPart = 256;
 
 struct Permutation {
@@ -23,7 +24,7 @@ struct Permutation {
     int64_t slots_in; // T * k
     int64_t experts;
     int64_t tile_height;
-    int32_t *counts; // [experts][parts], then of the expert's rows each part's first
+    int32_t *counts; // [experts][parts]; scan_parts turns counts into each part's first row
     int32_t *offsets, *first_tile, *slots, *place;
 
     __host__ __device__ int64_t parts() const { return ceil_div(slots_in, kPart); }
@@ -33,7 +34,7 @@ struct Permutation {
     }
 };
 
-// Rank among the lanes of the same expert, and how many these are.
+// The rank of a lane among the lanes with the same expert, and the number of these lanes.
 struct Rank {
     int rank, count;
 };
@@ -47,7 +48,8 @@ __host__ __device__ constexpr Rank rank_of(unsigned same, int lane) {
     return r;
 }
 
-// body(slot, expert, same lanes) for a warp's slots in order; all lanes take part in each step.
+// Calls body(slot, expert, lanes with the same expert) for the slots of a warp in order. All lanes
+// take part in each step.
 template <class Body> __device__ __forceinline__ void for_slots(const Permutation &p, Body body) {
     const int64_t first = (int64_t)blockIdx.x * kPart, lane = threadIdx.x;
     for (int64_t i = 0; i < kPart; i += kWarp) {
@@ -69,7 +71,7 @@ template <int = 0> __global__ void count_experts(Permutation p) {
     });
 }
 
-// The sum over this lane and those before it.
+// The sum over this lane and the lanes before it.
 __device__ __forceinline__ int32_t scan_lanes(int32_t x) {
     const int lane = threadIdx.x % kWarp;
 #pragma unroll
@@ -80,8 +82,8 @@ __device__ __forceinline__ int32_t scan_lanes(int32_t x) {
     return x;
 }
 
-// A warp an expert, whose number of rows goes to offsets.
-constexpr int kScanWarps = 4; // of a block
+// One warp for each expert. The number of rows of expert e goes to offsets[e + 1].
+constexpr int kScanWarps = 4; // warps of a block
 template <int = 0> __global__ void scan_parts(Permutation p) {
     const int64_t e = (int64_t)blockIdx.x * kScanWarps + threadIdx.x / kWarp, parts = p.parts();
     if (e >= p.experts) return;

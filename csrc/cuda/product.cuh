@@ -1,17 +1,18 @@
-// The products of a layer, over groups of rows, as kernels that a tile and an epilogue complete:
+// The products of a layer, over groups of rows, as kernels with a tile and an epilogue as
+// parameters:
 //
-//   row_product   C [rows, n] = sum over terms of A [rows, k] B [k, n], each group with its own B
-//   sum_product   C [g][m, n] = sum over the group's rows of A [row][m] B [row][n]
+//   row_product   C [rows, n] = sum over terms of A [rows, k] B [k, n]; each group has its own B
+//   sum_product   C [g][m, n] = sum over the rows of the group of A [row][m] B [row][n]
 //
-// A block computes one tile; which one is the scheduler's. The sums then go through shared memory,
-// so that neighbouring threads have neighbouring columns, and memory is read and written by
-// vectors. The epilogue is made for the group, and gets kRun columns of a row at a time:
+// A block computes one tile; the scheduler chooses which. The sums then go through shared memory,
+// so that neighbouring threads have neighbouring columns, and memory is accessed by vectors. The
+// epilogue gets kRun columns of a row at a time. Its interface:
 //
-//   of(group)          the epilogue of a group
-//   (row, col, x)      columns col, col + 1, ...; (row, col, gate, up) of a gated tile. Columns
-//                      beyond n are not left out: that is its business
-//   kSums              whether it returns what is to be summed over kSumColumns columns of a row;
-//   sum(row, part, x)  then gets the sum of part col / kSumColumns
+//   of(group)          returns the epilogue of a group
+//   (row, col, x)      takes columns col, col + 1, ...; (row, col, gate, up) for a gated tile. It
+//                      has to leave out the columns beyond n itself
+//   kSums              whether it returns something to be summed over kSumColumns columns of a row
+//   sum(row, part, x)  then takes the sum of part col / kSumColumns
 #pragma once
 #include "epilogue.cuh"
 #include "operand.cuh"
@@ -22,11 +23,11 @@ namespace ffncore::cuda {
 
 constexpr int kSumColumns = 32;
 
-// Gives the tile's rows below `rows` to the epilogue; the tile begins at (row0, col0) of C.
+// Gives the first `rows` rows of the tile to the epilogue. The tile begins at (row0, col0) of C.
 template <class Tile, class Epilogue>
 __device__ __forceinline__ void write_tile(const Tile &tile, int64_t row0, int64_t col0,
                                            int64_t rows, const Epilogue &write) {
-    constexpr int takers = Tile::kColumns / kRun; // threads of a row
+    constexpr int takers = Tile::kColumns / kRun; // threads for each row
     tile.leave();
     __syncthreads();
     const int c = threadIdx.x % takers * kRun;
@@ -52,7 +53,7 @@ __device__ __forceinline__ void write_tile(const Tile &tile, int64_t row0, int64
     }
 }
 
-// Two terms, or (gated) the two matrices of one.
+// B has a matrix for each of one or two terms; or, for a gated tile, gate and up of one term.
 template <class A, class B> struct RowProduct {
     Groups groups;
     int terms;
@@ -87,9 +88,9 @@ __global__ void __launch_bounds__(Tile::kThreads)
 }
 
 template <class A, class B> struct SumProduct {
-    Groups groups; // their rows are summed over
-    Operand<A> a;  // lines are rows, m columns
-    Operand<B> b;  // lines are rows, n columns
+    Groups groups; // the rows that are summed over
+    Operand<A> a;  // lines are rows, of m columns
+    Operand<B> b;  // lines are rows, of n columns
     int64_t m, n;
 };
 
@@ -109,7 +110,7 @@ __global__ void __launch_bounds__(Tile::kThreads)
     write_tile(tile, row, col, p.m - row, all.of(group));
 }
 
-// Blocks that a product needs.
+// The blocks that a product needs.
 template <class Tile, class A, class B> Blocks blocks_of(const RowProduct<A, B> &p) {
     return {p.groups.most_tiles() * ceil_div<int64_t>(p.n, Tile::kColumns), 1};
 }

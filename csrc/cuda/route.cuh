@@ -1,17 +1,17 @@
 // Routing: each token's experts and their weights from its logits z [E]; and the gradient of z.
 //
 //     s = softmax(z), sigmoid(z) or sqrt(softplus(z))      scores
-//     v = s or z, + bias; experts outside the best groups get the mask's value
-//     S = the k first v: falling, NaN before all numbers, equal ones by their index
+//     v = (s or z) + bias; experts outside the best groups have the value of the mask
+//     S = the k largest v, falling; NaN comes before all numbers, a tie goes to the lowest index
 //     w = factor s_S / D,   D = max(sum s_S + eps, min), or 1 without normalization
 //     softmax_topk: s = z, w = factor softmax(z_S)
 //
-// Backward, with g = dL/dw: formulas beside route_backward.
+// The formulas of the backward pass are at route_backward.
 //
-// A warp has a token: E is some hundreds, so a row is a few numbers per lane, all that lanes tell
-// each other goes by shuffles, and thousands of tokens fill the GPU. Scores and values lie in
-// shared memory, because a lane needs the score of any expert. The backward pass computes a score
-// again wherever it needs it and holds nothing. Sums are fixed trees: every run has the same bits.
+// A warp has one token. E is some hundreds, so a lane has a few numbers of a row, lanes exchange
+// numbers by shuffles, and thousands of tokens fill the GPU. Scores and values lie in shared
+// memory, because a lane needs the score of any expert. The backward pass recomputes a score
+// wherever it needs it, and holds none. Sums are fixed trees, so every run gives the same bits.
 #pragma once
 #include "epilogue.cuh"
 
@@ -22,46 +22,46 @@ enum Score { kScoreSoftmax, kScoreSigmoid, kScoreSqrtSoftplus, kScoreSoftmaxTopk
 
 struct RouteParams {
     int score_fn;          // Score
-    bool select_on_logits; // softmax_topk always does
-    bool normalize;        // softmax_topk: always
+    bool select_on_logits; // softmax_topk always selects on logits
+    bool normalize;        // softmax_topk always normalizes
     bool group_max;        // a group's score is its largest value, not the sum of its largest two
-    int experts, k, groups, top_groups; // top_groups == groups: no groups
+    int experts, k, groups, top_groups; // top_groups == groups: all groups take part
     float eps, min, factor, group_mask;
 };
 
-// An id outside 0 ... E - 1 is no expert: its weight is 0, and it gets no gradient.
+// An id outside 0 ... E - 1 is no expert: its weight is 0, and it has no gradient.
 struct RouteArgs {
     int64_t tokens;
     Matrix<const float> logits; // [T, E]
     const float *bias;          // [E], or nullptr
     int64_t bias_stride;
-    bool given;            // ids are there already, and stay
+    bool given;            // ids are read, not written
     Matrix<int32_t> ids;   // [T, k]
     Matrix<float> weights; // [T, k]
-    float *log_sum_exp;    // [T], or nullptr; softmax alone
+    float *log_sum_exp;    // [T], or nullptr; with softmax only
     int64_t log_sum_exp_stride;
 };
 struct RouteBackwardArgs {
     int64_t tokens;
     Matrix<const float> logits;       // [T, E]
-    Matrix<const int32_t> ids;        // [T, k], different ones of a token
+    Matrix<const int32_t> ids;        // [T, k], no expert twice for one token
     Matrix<const float> grad_weights; // [T, k]
-    Matrix<float> grad_logits;        // [T, E], not where the logits are
+    Matrix<float> grad_logits;        // [T, E]; must not be the array of logits
 };
 
 __device__ __forceinline__ int64_t token_of_warp() {
     return (int64_t)blockIdx.x * (blockDim.x / kWarp) + threadIdx.x / kWarp;
 }
 
-// body(i) for this lane's part of a row. An element has the same lane in every loop, so that a lane
-// may read again what it wrote without a barrier.
+// Calls body(i) for this lane's part of a row. An element belongs to the same lane in every loop,
+// so a lane can read what it wrote without a barrier.
 template <class Body> __device__ __forceinline__ void along_lanes(int n, Body body) {
     for (int i = threadIdx.x % kWarp; i < n; i += kWarp) body(i);
 }
 
 // ---- choice
 
-// A total order: falling values after NaN, equal ones by their index.
+// A total order: NaN comes first, then falling values; equal ones are ordered by their index.
 __host__ __device__ constexpr bool comes_before(float value_a, int index_a, float value_b,
                                                 int index_b) {
     const bool nan_a = value_a != value_a, nan_b = value_b != value_b;
@@ -79,12 +79,12 @@ __device__ __forceinline__ bool comes_before(Candidate a, Candidate b) {
     return comes_before(a.value, a.index, b.value, b.index);
 }
 
-// What comes before and after every candidate.
+// These come before and after every candidate.
 __device__ __forceinline__ Candidate before_all() { return {NAN, -1}; }
 __device__ __forceinline__ Candidate after_all() { return {-INFINITY, INT32_MAX}; }
 
-// The first of n values that comes after `last`. As the order is total, what was taken earlier
-// needs no mark. All lanes get it.
+// The first of n values that comes after `last`, for all lanes. As the order is total, values that
+// were taken before need not be marked.
 __device__ __forceinline__ Candidate first_after(Candidate last, const float *values, int n) {
     Candidate first = after_all();
     along_lanes(n, [&](int i) {
@@ -100,10 +100,11 @@ __device__ __forceinline__ Candidate first_after(Candidate last, const float *va
     return first;
 }
 
-// Values outside the best groups become the mask's. scores: room for a number per group.
+// Replaces values outside the best groups by the value of the mask. scores: room for a number for
+// each group.
 __device__ inline void mask_groups(const RouteParams &p, float *values, float *scores) {
     const int size = p.experts / p.groups, lane = threadIdx.x % kWarp;
-    __syncwarp(); // a group's values are of several lanes
+    __syncwarp(); // several lanes have written the values of a group
     for (int g = 0; g < p.groups; ++g) {
         const Candidate first = first_after(before_all(), values + g * size, size);
         float score = first.value;
@@ -125,8 +126,8 @@ __device__ __forceinline__ int expert_of(int32_t id, int experts) {
     return id >= 0 && id < experts ? id : -1;
 }
 
-// With h = e^(-|z| / 2), y = h h, q = ln(1 + y) / y: the root is h sqrt(q) where z < 0, which is
-// e^(z / 2) long after y has underflowed, and so is the slope's double, sigma(z) / root.
+// With h = e^(-|z| / 2), y = h h and q = ln(1 + y) / y, the root is h sqrt(q) where z < 0. So it is
+// e^(z / 2) even where y has underflowed, and so is twice the slope, sigma(z) / root.
 __device__ __forceinline__ Act sqrt_softplus(float z) {
     const float h = expf(-0.5f * fabsf(z)), y = h * h, q = y == 0 ? 1 : log1pf(y) / y;
     const float root = sqrtf(z > 0 ? fmaf(y, q, z) : q), fade = z > 0 ? 1 : h;
@@ -140,11 +141,11 @@ __device__ __forceinline__ Act score_and_slope(int fn, float z) {
 }
 
 struct Softmax {
-    float largest, sum; // of the logits, of e^(z - largest)
+    float largest, sum; // the largest logit, and the sum of e^(z - largest)
     __device__ __forceinline__ float of(float z) const { return expf(z - largest) / sum; }
 };
 
-// Of n logits, -inf for those that are none. fmaxf passes over NaN; the sum does not.
+// Softmax over n logits; -inf stands for an absent one. fmaxf ignores NaN; the sum does not.
 template <class Logit> __device__ __forceinline__ Softmax softmax_over(int n, Logit logit) {
     float largest = -INFINITY, sum = 0;
     along_lanes(n, [&](int i) { largest = fmaxf(largest, logit(i)); });
@@ -157,7 +158,7 @@ template <class Logit> __device__ __forceinline__ Softmax softmax_over(int n, Lo
 
 struct Denominator {
     float value;
-    bool constant; // of no gradient
+    bool constant; // it has no gradient
 };
 __device__ __forceinline__ Denominator denominator(const RouteParams &p, float sum) {
     if (!p.normalize) return {1, true};
@@ -166,10 +167,10 @@ __device__ __forceinline__ Denominator denominator(const RouteParams &p, float s
     return {sum, false};
 }
 
-// Whether all chosen scores have so nearly vanished that their sum is no divisor. Then they are
-// e^(c z), up to a factor that all have, and their shares of the sum are softmax(c z).
+// Whether the chosen scores are so close to zero that one cannot divide by their sum. Then they are
+// e^(c z), up to a common factor, and their shares of the sum are softmax(c z).
 __device__ __forceinline__ bool vanishes(const RouteParams &p, float sum) {
-    constexpr float kFaint = 1e-35f; // what counts beside it is normal, and so is 1 / it
+    constexpr float kFaint = 1e-35f; // 1 / it is normal, and so are its terms that count
     return p.normalize && p.eps == 0 && p.min == 0 && sum < kFaint;
 }
 __device__ __forceinline__ float exponent_of_score(int fn) {
@@ -178,7 +179,7 @@ __device__ __forceinline__ float exponent_of_score(int fn) {
 
 // ---- forward
 
-__host__ __device__ inline int route_row(const RouteParams &p) { // a warp's shared numbers
+__host__ __device__ inline int route_row(const RouteParams &p) { // shared numbers of a warp
     return 2 * p.experts + p.groups;
 }
 
@@ -215,7 +216,7 @@ template <int = 0> __global__ void route(RouteParams p, RouteArgs a) {
         }
     }
 
-    __syncwarp(); // any lane's scores are read from here on
+    __syncwarp(); // from here on a lane reads scores of other lanes
     const auto expert = [&](int slot) { return expert_of(*a.ids.at(token, slot), p.experts); };
     const float c = exponent_of_score(p.score_fn);
     bool by_logits = topk;
@@ -238,7 +239,7 @@ template <int = 0> __global__ void route(RouteParams p, RouteArgs a) {
         });
     along_lanes(p.k, [&](int slot) {
         const int i = expert(slot);
-        float weight = 0; // not of a share: without any expert that is 0 / 0
+        float weight = 0; // a share cannot be used here: without any expert it is 0 / 0
         if (i >= 0) weight = (by_logits ? shares.of(c * logit(i)) : scores[i] / divisor) * p.factor;
         *a.weights.at(token, slot) = weight;
     });
@@ -246,13 +247,14 @@ template <int = 0> __global__ void route(RouteParams p, RouteArgs a) {
 
 // ---- backward
 
-// With a = factor / D and G = sum g s_S (nothing flows through the choice):
+// With g = dL/dw, a = factor / D and G = sum g s_S. The choice has no gradient.
 //
 //     ds_S = a (g - G / D);   D constant (no normalization, or min reached): ds_S = a g
 //     sigmoid, sqrtsoftplus: dz_S = ds_S s'(z_S), all else 0
-//     softmax: dz = s (ds - r) for all E, with ds = 0 outside S, r = sum ds s, which is a G where D
-//     is constant and a G eps / D else: exactly 0 without eps, and then S alone has a gradient
-//     softmax_topk: a = factor, and with s = softmax(z_S): dz_S = a s (g - G)
+//     softmax: dz = s (ds - r) for all E, with ds = 0 outside S and r = sum ds s, which is a G
+//     where D is constant, else a G eps / D. So without eps r is exactly 0, and only S has a
+//     gradient
+//     softmax_topk: with s = softmax(z_S), dz_S = factor s (g - G)
 template <int = 0> __global__ void route_backward(RouteParams p, RouteBackwardArgs a) {
     const int64_t token = token_of_warp();
     if (token >= a.tokens) return;
@@ -272,7 +274,7 @@ template <int = 0> __global__ void route_backward(RouteParams p, RouteBackwardAr
         });
     };
     if (topk) find_shares();
-    const auto score = [&](int i) { // of a softmax the slope is what is left beside ds - r
+    const auto score = [&](int i) { // for softmax, slope is the factor of ds - r, which is s
         if (by_logits) {
             const float share = shares.of(c * logit(i));
             return Act{share, c * share};
@@ -314,7 +316,7 @@ template <int = 0> __global__ void route_backward(RouteParams p, RouteBackwardAr
     along_lanes(p.experts, [&](int i) {
         *a.grad_logits.at(token, i) = all ? everyone.of(logit(i)) * (0 - shared) : 0;
     });
-    __syncwarp(); // the chosen ones, which are any lane's, are written once more
+    __syncwarp(); // gradients of chosen experts, which any lane may have written, are written again
     along_lanes(p.k, [&](int slot) {
         const int i = expert(slot);
         if (i < 0) return;
@@ -325,10 +327,11 @@ template <int = 0> __global__ void route_backward(RouteParams p, RouteBackwardAr
 
 // ---- launching
 
-constexpr int kRouteWarps = 4; // of a block: the 16 blocks that a multiprocessor holds fill it
+constexpr int kRouteWarps = 4; // warps of a block; 16 such blocks fill a multiprocessor
 
 inline void launch_route(const RouteParams &p, const RouteArgs &a, cudaStream_t stream) {
-    // Of many experts a block has fewer tokens, so that it needs no more than any GPU gives.
+    // With many experts a block has fewer tokens, so that its shared memory is available on every
+    // GPU.
     constexpr int kSharedOfABlock = 48 << 10;
     const int bytes = route_row(p) * (int)sizeof(float);
     int warps = kRouteWarps;

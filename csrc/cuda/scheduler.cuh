@@ -1,19 +1,20 @@
-// Which tile of which group a block of threads works at.
+// Which tile of which group a thread block works on.
 //
-// Products over rows of tokens: group g has rows [offset[g], offset[g + 1]) of all rows in the
-// experts' order, and tiles [first_tile[g], first_tile[g + 1]) of `height` rows. The counts are
-// known on the device alone: the grid is as large as the most unlucky counts need, and blocks
-// beyond the last tile return at once. Products that sum over rows have a fixed number of tiles a
-// group.
+// In a product over rows of tokens, group g has rows [offsets[g], offsets[g + 1]) of all rows in
+// the order of their experts, and tiles [first_tile[g], first_tile[g + 1]) of `height` rows. The
+// counts are known only on the device. So the grid is as large as the worst counts need, and blocks
+// beyond the last tile return at once. A product that sums over rows has a fixed number of tiles
+// for each group.
 //
-// Raster: blocks that run at the same time share what they read in L2 when they cover a square. So
-// tiles go in bands of kBand tiles of rows, through all columns, band by band.
+// Raster: blocks that run at the same time share what they read in L2 if their tiles cover a
+// square. So tiles are taken in bands of kBand tiles of rows: through all columns of a band, then
+// the next band.
 #pragma once
 #include "device.cuh"
 
 namespace ffncore::cuda {
 
-// 8 x 128 rows of x and a tile's 128 columns: with 132 blocks at a time, a square of about 16 x 8.
+// 8 x 128 rows of x. 132 blocks that run at the same time then cover about 16 x 8 tiles.
 constexpr int64_t kBand = 8;
 
 struct TileAt {
@@ -26,15 +27,16 @@ __host__ __device__ constexpr TileAt raster(int64_t block, int64_t tiles_m, int6
     return {first + in_band % height, in_band / height};
 }
 
-// Rows [begin, end) in the experts' order; offsets == nullptr: one group, all `rows`.
+// The rows [begin, end) of each group, in the order of the experts. offsets == nullptr: there is
+// one group, which has all `rows`.
 struct Groups {
     const int32_t *offsets;    // [count + 1]
     const int32_t *first_tile; // [count + 1]
     int64_t count;
-    int64_t rows; // at most
+    int64_t rows; // the most that all groups can have
     int64_t height;
 
-    // Tiles of rows for the most unlucky counts: each group may have one that is not full.
+    // The tiles of rows in the worst case, where each group has one that is not full.
     __host__ __device__ int64_t most_tiles() const {
         const int64_t whole = ceil_div(rows, height);
         return offsets ? smaller(whole + count, rows) : whole;
@@ -44,7 +46,7 @@ struct Groups {
     __device__ int64_t end(int64_t g) const { return offsets ? offsets[g + 1] : rows; }
 };
 
-// The largest g with first[g] <= tile, of `count` groups: groups without tiles are passed over.
+// The largest g of `count` groups with first[g] <= tile; groups without tiles are skipped.
 __host__ __device__ constexpr int64_t group_of(const int32_t *first, int64_t count, int64_t tile) {
     int64_t low = 0, high = count;
     while (high - low > 1) {

@@ -1,12 +1,13 @@
 // A tile of a product in float, without tensor cores: sums [128 x 128] += A [128 x k] B [k x 128].
 //
-// Eight warps of 32 x 64, 64 sums a thread: for each k a thread reads 8 + 8 numbers from shared
-// memory, 16 bytes at a time, for 64 fma, so that fma is the limit. A warp's lanes are 4 x 8, and
-// what they read of a side is 4 or 8 different vectors, without a bank twice. k goes in steps of 16
-// through two buffers; the next step waits in registers while this one is used, because lines along
-// k have to be turned on the way, and weights of 16 bits widened.
+// Eight warps have 32 x 64 of the tile each, and a thread has 64 sums. For each k a thread reads 8
+// + 8 numbers from shared memory, 16 bytes at a time, for 64 fma; so the fma are the limit. The
+// lanes of a warp are arranged as 4 x 8. They read 4 or 8 different vectors of an operand, without
+// bank conflicts. k goes in steps of 16 through two buffers. The next step waits in registers while
+// this one is used, because lines along k have to be transposed, and 16-bit weights widened, on the
+// way.
 //
-// Sums are one chain of fma over k. A gated tile is 64 columns of gate and the same 64 of up.
+// Each sum is one chain of fma over k. A gated tile has 64 columns of gate and the same 64 of up.
 #pragma once
 #include "operand.cuh"
 #include "swizzle.cuh"
@@ -19,13 +20,14 @@ template <class Weight, bool a_along_k, bool b_along_k, bool gated> struct SimtT
     static constexpr bool kGated = gated;
     static constexpr int kM = 128, kN = 128, kK = 16, kThreads = 256;
     static constexpr int kColumns = gated ? kN / 2 : kN;
-    // Floats from k to k: lines along k are stored four k apart, which 132 spreads over the banks.
+    // Floats from one k to the next. Lines along k are stored at four k, which 132 spreads over the
+    // banks.
     static constexpr int kRow = 132;
     static constexpr int kSideFloats = kK * kRow;
     static constexpr int kSharedBytes = kM * kStagedRow * (int)sizeof(float); // for leave()
     static_assert(kSharedBytes >= 2 * 2 * kSideFloats * (int)sizeof(float));
 
-    // The first of four rows or columns that a thread has, i, j = 0, 1.
+    // The first of the four rows (i = 0, 1) or columns (j = 0, 1) that a thread has there.
     __host__ __device__ static constexpr int thread_row(int thread, int i) {
         return thread / kWarp / 2 * 32 + i * 16 + thread % kWarp / 8 * 4;
     }
@@ -50,7 +52,7 @@ template <class Weight, bool a_along_k, bool b_along_k, bool gated> struct SimtT
     __device__ void add(const Half<A> (&a)[2], const Half<B> (&b)[2], int64_t k0, int64_t k1) {
         float next_a[kVectors][4], next_b[kVectors][4];
         const int64_t steps = ceil_div<int64_t>(k1 - k0, kK);
-        __syncthreads(); // nobody reads the buffers any more
+        __syncthreads(); // all threads have read the buffers
         for (int64_t i = 0; i < steps; ++i) {
             if (i == 0) {
                 fetch<a_along_k>(next_a, a, k0, k1);
@@ -68,11 +70,11 @@ template <class Weight, bool a_along_k, bool b_along_k, bool gated> struct SimtT
         }
     }
 
-    // As TensorTile::leave. A thread's four columns are in one place; a warp writes them by lines
-    // of 128 bytes.
+    // As TensorTile::leave. The four columns of a thread are contiguous; a warp writes lines of 128
+    // bytes.
     __device__ __forceinline__ void leave() const {
         float *const to = (float *)shared_memory();
-        __syncthreads(); // nobody reads the buffers any more
+        __syncthreads(); // all threads have read the buffers
 #pragma unroll
         for (int i = 0; i < 8; ++i)
 #pragma unroll
@@ -85,13 +87,13 @@ template <class Weight, bool a_along_k, bool b_along_k, bool gated> struct SimtT
     }
 
   private:
-    static constexpr int kVectors = kM * kK / 4 / kThreads; // of four, a side and thread
+    static constexpr int kVectors = kM * kK / 4 / kThreads; // of four numbers, for A and B each
 
     __device__ __forceinline__ static float *side(int buffer, bool b) {
         return (float *)shared_memory() + (2 * buffer + b) * kSideFloats;
     }
 
-    // Where a thread's vector number i begins in the tile: in m or n, and in k.
+    // Where vector number i of a thread begins in the tile: its row or column, and its k.
     template <bool along_k> __device__ __forceinline__ static void place(int i, int &m, int &k) {
         const int n = threadIdx.x + i * kThreads;
         m = along_k ? n / (kK / 4) : n % (kM / 4) * 4;

@@ -1,11 +1,13 @@
-// A tile of a product on the tensor cores: sums [128 x 128] += A [128 x k] B [k x 128], 16 bits.
+// A tile of a product on the tensor cores: sums [128 x 128] += A [128 x k] B [k x 128], A and B of
+// 16 bits, the sums in float.
 //
-// Four warps, each 64 x 64 of the tile: 4 x 8 fragments of 16 x 8, 128 registers of sums; a step of
-// 16 k takes 4 + 4 ldmatrix for 32 mma, so shared memory is read 4 bytes a FLOP less than a warp of
-// 32 x 64 would. k goes in steps of 32 through a ring of four: 16 KiB each, two blocks a
-// multiprocessor; three are on their way while one is used, which covers global memory's latency.
+// Four warps have 64 x 64 of the tile each: 4 x 8 fragments of 16 x 8, in 128 registers of sums. A
+// step of 16 k takes 4 + 4 ldmatrix for 32 mma, so a warp reads less shared memory for each FLOP
+// than a warp of 32 x 64 would. k goes in steps of 32 through a ring of four buffers. A buffer
+// takes 16 KiB, so two blocks fit on a multiprocessor. Three steps are being copied while one is
+// used, which covers the latency of global memory.
 //
-// A gated product's side B is 64 columns of gate and the same 64 of up.
+// In a gated product B is 64 columns of gate and the same 64 of up.
 #pragma once
 #include "copy.cuh"
 #include "mma.cuh"
@@ -19,13 +21,13 @@ template <class Element, bool a_along_k, bool b_along_k, bool gated> struct Tens
     using B = Element;
     static constexpr bool kGated = gated;
     static constexpr int kM = 128, kN = 128, kK = 32, kThreads = 128, kStages = 4;
-    static constexpr int kColumns = gated ? kN / 2 : kN; // of the product, in a tile
+    static constexpr int kColumns = gated ? kN / 2 : kN; // columns of the product in a tile
     static constexpr int kElements = kChunkBytes / (int)sizeof(Element); // of a chunk
     static constexpr int kSideBytes = kM * kK * (int)sizeof(Element);
     static constexpr int kSharedBytes = kStages * 2 * kSideBytes;
     static_assert(kSharedBytes >= kM * kStagedRow * (int)sizeof(float)); // for leave()
 
-    // A warp's place, and where its fragments' first rows and columns are in the tile.
+    // The first row or column, within the tile, of a fragment of a warp.
     __host__ __device__ static constexpr int fragment_row(int warp, int i) {
         return warp / 2 * 64 + i * 16;
     }
@@ -56,7 +58,7 @@ template <class Element, bool a_along_k, bool b_along_k, bool gated> struct Tens
             }
             commit_copies();
         };
-        __syncthreads(); // nobody reads the ring any more
+        __syncthreads(); // all threads have read the ring
 #pragma unroll
         for (int step = 0; step < kStages - 1; ++step) fetch(step);
         for (int64_t i = 0; i < steps; ++i) {
@@ -68,15 +70,14 @@ template <class Element, bool a_along_k, bool b_along_k, bool gated> struct Tens
         wait_for_copies<0>();
     }
 
-    // Writes the sums to shared memory, as staged() says; the last of them is there after a
-    // barrier.
+    // Writes the sums to shared memory, where staged() says. They can be read after a barrier.
     __device__ __forceinline__ void leave() const {
         const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
         struct alignas(8) Pair {
             float numbers[2];
         };
         float *const to = (float *)shared_memory();
-        __syncthreads(); // nobody reads the ring any more
+        __syncthreads(); // all threads have read the ring
 #pragma unroll
         for (int i = 0; i < 4; ++i)
 #pragma unroll
@@ -95,14 +96,15 @@ template <class Element, bool a_along_k, bool b_along_k, bool gated> struct Tens
         return shared_memory() + (2 * stage + b) * kSideBytes;
     }
 
-    // What a thread copies of a side in every step: four chunks of 16 bytes.
+    // Copies the part of A or B that a thread copies in every step: four chunks of 16 bytes.
     template <bool along_k> struct Fetcher {
         static constexpr int chunks = (along_k ? kK : kM) / kElements; // of a line
         static constexpr int kTimes = kM * kK / kElements / kThreads;
-        // Threads take neighbouring chunks; a thread's own are this many lines apart.
+        // Neighbouring threads take neighbouring chunks; those of one thread are so many lines
+        // apart.
         static constexpr int kLines = kThreads / chunks;
-        const Element *from[kTimes]; // along k: its chunk of step 0, or nullptr beyond the rows
-        Half<Element> half;          // across: of its chunk
+        const Element *from[kTimes]; // along k: the chunks of step 0; nullptr beyond the last row
+        Half<Element> half;          // across: the half that has the thread's chunks
         int64_t k0, k1;
 
         __device__ Fetcher(const Half<Element> (&halves)[2], int64_t k0, int64_t k1)
@@ -148,8 +150,8 @@ template <class Element, bool a_along_k, bool b_along_k, bool gated> struct Tens
         }
     };
 
-    // The address that this lane gives for four 8 x 8 matrices: rows (or columns) first, first + 8
-    // and k, k + 8 in the order in which the instruction's registers want them.
+    // The address that this lane gives to ldmatrix for four 8 x 8 matrices: those at rows (or
+    // columns) first and first + 8, and at k and k + 8, in the order of the registers of mma.
     template <bool along_k>
     __device__ __forceinline__ static const void *matrix_row(const char *side, int first, int k,
                                                              bool k_fastest) {

@@ -259,8 +259,6 @@ void backward_kernel(const ActivationParams &params, const ActBackwardArgs<typen
     }
 }
 
-constexpr int kKinds = 13; // in the order of ffncore_activation_kind
-
 template <class F> struct ActivationTable {
     using T = typename F::T;
     using Forward = void (*)(const ActivationParams &, const ActForwardArgs<T> &);
@@ -292,22 +290,22 @@ template <class F> struct ActivationTable {
     };
 };
 
+// In the order of ffncore_activation_kind.
 template <class F> inline const typename ActivationTable<F>::Kind &activation_kind(int kind) {
     using Table = ActivationTable<F>;
-    static constexpr
-        typename Table::Kind kTable[kKinds] = {Table::template kind<Identity>(),
-                                               Table::template kind<Relu>(),
-                                               Table::template kind<Relu2>(),
-                                               Table::template kind<Gelu>(),
-                                               Table::template kind<GeluTanh>(),
-                                               Table::template kind<QuickGelu>(),
-                                               Table::template kind<Silu, SiluOptions>(),
-                                               Table::template kind<Sigmoid>(),
-                                               Table::template kind<Tanh1>(),
-                                               Table::template kind<Mish>(),
-                                               Table::template kind<Hardswish>(),
-                                               Table::template kind<LeakyRelu>(),
-                                               Table::template kind<Xielu>()};
+    static constexpr typename Table::Kind kTable[] = {Table::template kind<Identity>(),
+                                                      Table::template kind<Relu>(),
+                                                      Table::template kind<Relu2>(),
+                                                      Table::template kind<Gelu>(),
+                                                      Table::template kind<GeluTanh>(),
+                                                      Table::template kind<QuickGelu>(),
+                                                      Table::template kind<Silu, SiluOptions>(),
+                                                      Table::template kind<Sigmoid>(),
+                                                      Table::template kind<Tanh1>(),
+                                                      Table::template kind<Mish>(),
+                                                      Table::template kind<Hardswish>(),
+                                                      Table::template kind<LeakyRelu>(),
+                                                      Table::template kind<Xielu>()};
     return kTable[kind];
 }
 

@@ -57,8 +57,8 @@ struct Relu2 { // max(v, 0)^2
 
 // v Phi(v) = max(v, 0) - a Phi(-a) with a = |v|. This form serves both signs, and has one rounding
 // less than the product. Below kTiny, where a quotient in it could underflow, the value is v / 2.
-// The derivative is t = Phi(-a) - a phi(a) at -a and 1 - t at a, with Phi(-a) = e^(-a^2 / 2) (P - v
-// P) / k (P, v and k as in Normal, math.inl).
+// The derivative is t = Phi(-a) - a phi(a) at -a and 1 - t at a, with
+// Phi(-a) = e^(-a^2 / 2) (P - v P) / k (P, v and k as in Normal, math.inl).
 struct Gelu {
     template <class F, class V> static inline V product(const Normal<F> &n, V v) {
         auto step = F::keep(F::gt(v, F::zero()), F::set1(1)); // not max(v, 0): -inf * 0 is NaN

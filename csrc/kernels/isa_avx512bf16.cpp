@@ -2,9 +2,9 @@
 //
 //   c[lane] = fma(even a, even b, fma(odd a, odd b, c[lane]))
 //
-// where subnormals count as zero, in operands and in results. This was observed on CPUs, not
-// specified. So works() checks it on this one, with cases that tell it from the other order of the
-// terms and from a single rounding. On a CPU that computes anything else the level is not offered.
+// where subnormals count as zero, in operands and in results. CPUs were observed to compute this,
+// and works() checks it on this one, with cases that tell it from the other order of the terms and
+// from a single rounding. On a CPU that computes anything else the level is not offered.
 #include "kernels.h"
 
 #include "vec_avx512.h"

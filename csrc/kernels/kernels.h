@@ -118,10 +118,11 @@ template <class T> struct ActForwardArgs {
 
 // Computes dgate, dup and h from dh and the preactivations gate and up, which include the bias. In
 // a plain block (gate == nullptr) dup = dh * act'(up). dgate, dup and h may each be nullptr.
-// xielu_p and xielu_n, unless nullptr, receive sums over each group of 8 columns of a row: of dh' *
-// x^2 over the x > 0, and of dh' * (expm1(min(x, eps)) - x) over the x <= 0, where dh' is the
-// gradient of act's value. The sums of the group of column c are at [r * ld_xielu + c / 8]. The 8
-// lanes are added as a tree: i and i + 4, i and i + 2, i and i + 1.
+// xielu_p and xielu_n, unless nullptr, receive sums over each group of 8 columns of a row:
+//   xielu_p  of dh' * x^2 over the x > 0
+//   xielu_n  of dh' * (expm1(min(x, eps)) - x) over the x <= 0
+// where dh' is the gradient of act's value. The sums of the group of column c are at
+// [r * ld_xielu + c / 8]. The 8 lanes are added as a tree: i and i + 4, i and i + 2, i and i + 1.
 constexpr int kSumGroup = 8; // divides the width of every tile
 template <class T> struct ActBackwardArgs {
     int64_t rows, cols;

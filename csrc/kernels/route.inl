@@ -12,7 +12,7 @@
 //     ds_S = a (g - G / D);   D constant (no normalization, or min reached): ds_S = a g
 //     sigmoid, sqrtsoftplus: dz_S = ds_S s'(z_S), all else 0
 //     softmax: dz = s (ds - r) for all E, with ds = 0 outside S and r = sum ds s, which is a G
-//     where D is constant, else a G eps / D^2. So without eps r is exactly 0, and only S has a
+//     where D is constant, else a G eps / D. So without eps r is exactly 0, and only S has a
 //     gradient.
 //
 // Rows are first copied to scratch memory, padded to whole groups of 16, so that no loop has a

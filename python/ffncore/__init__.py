@@ -1,22 +1,45 @@
-"""ffncore: the feed-forward half of a transformer, as kernels called from numpy.
+"""ffncore: the feed-forward layers of transformers on the CPU, from numpy arrays.
 
-    import ffncore as fc
+>>> import ffncore as fc
+>>> w = fc.FFNWeights(gate=gate, up=up, down=down)  # gate, up [d_ff, d_model], down [d_model, d_ff]
+>>> y, saved = fc.ffn_forward(x, w, activation="silu")  # x, y [..., d_model]
+>>> grads = fc.ffn_backward(grad_y, saved)  # grads.x, grads.weights.up, ...
+>>> y = fc.ffn(x, fc.pack(w), activation="silu")  # pack once, run often: the same bits
 
-    w = fc.FFNWeights(gate=gate, up=up, down=down)              # gate, up [f, d], down [d, f]
-    y = fc.ffn(x, w, activation="silu")                         # x, y [..., d]
-    y, saved = fc.ffn_forward(x, w, activation="silu")
-    grads = fc.ffn_backward(grad_y, saved)                      # grads.x, grads.weights.up, ...
+These are the names that matter most. help(fc.ffn) explains one of them, and dir(fc) has all names.
 
-    p = fc.pack(w)                                              # pack once, run often
-    y = fc.ffn(x, p, activation="silu")                         # the same bits
+Weights and their options
+    FFNWeights        matrices and biases of one layer, or of experts
+    Activation        an activation with its options, where a name is not enough
+    pack              weights in the order in which the kernels read them; PackedWeights
 
-    routing = fc.route(logits, 8)                               # experts, weights [..., 8]
+Dense layers
+    ffn               y
+    ffn_forward       y, and what the backward pass needs
+    ffn_backward      the gradients of x, the weights and the biases
 
-float32, float64, float16 and bfloat16 (of ml_dtypes); float32 x goes with 16-bit weights, too. For
-each dtype the result has the same bits for any instruction set, number of threads, batch, plan, and
-for packed or raw weights. `ffncore.reference` says in plain numpy what every function computes;
-`python -m ffncore` checks and measures an installation. fc.ffn, fc.moe, fc.route and their backward
-passes also take torch CUDA tensors and CuPy arrays, where the package was built with its CUDA part.
+Mixtures of experts
+    route             top_k experts of each token from logits; a Routing
+    moe, moe_forward, moe_backward
+                      as for a dense layer, with a routing
+    route_backward    the gradient of the logits
+
+Layers of real models
+    load              one layer of a checkpoint: an FFN or a MoE
+    FFN, MoE, Router  layer objects, with forward and backward
+
+Checks and settings
+    check_gradients   a backward pass against central differences
+    reference         every function in plain numpy
+    cost              FLOPs, bytes and memory of a call
+    set_num_threads   of all calls; num_threads in a with statement
+    show_config       prints the version, the instruction sets and the threads
+
+Arrays may be float32, float64, float16 or bfloat16 (from ml_dtypes); a float32 x also goes with
+16-bit weights. For each dtype the result has the same bits with any instruction set, number of
+threads and batch, and with packed or raw weights. ffn, moe, route and their backward passes also
+accept torch CUDA tensors and CuPy arrays, if the package was built with its CUDA part.
+`python -m ffncore --help` lists the commands that check and measure an installation.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -54,7 +77,7 @@ if TYPE_CHECKING:
     from .models import load
     from .models.load_packed import load_packed
 
-# Loaded when they are asked for: modules, and the names that they have.
+# Modules that are imported when one of their public names is first used, and these names.
 _LAZY = {
     "functional.gradcheck": ("GradientError", "GradientReport", "check_gradients"),
     "functional.losses": (

@@ -1,4 +1,4 @@
-"""`python -m ffncore`: the commands of cli/. Tests: tests/cli/test_cli.py."""
+"""`python -m ffncore` runs the commands in cli/. Tests: tests/cli/test_cli.py."""
 
 import sys
 

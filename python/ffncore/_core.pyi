@@ -1,7 +1,8 @@
-"""The compiled door (csrc/bindings/module.cpp). Arrays come in as numpy arrays whose dtype, rank
-and shape Python has already checked; nothing is checked twice here.
+"""The compiled module (csrc/bindings). Python has checked the dtype, rank and shape of every array
+before it calls these functions; they check nothing again.
 
-What takes or gives arrays, measure and clear_workspace run without the GIL."""
+Functions that compute or move data, measure and clear_workspace run without Python's global lock.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

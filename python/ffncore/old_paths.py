@@ -1,7 +1,7 @@
-"""Module paths from before the package had folders: programs import some, and pickles name them.
+"""Old paths of modules, from versions without folders, for programs and pickles that use them.
 
-`import ffncore.weights` gives ffncore.values.weights, the module itself and not a copy of it.
-Nothing inside the package uses these paths. Tests: tests/package/test_old_pickles.py,
+`import ffncore.weights` imports ffncore.values.weights: the module itself, not a copy of it. The
+package does not use these paths. Tests: tests/package/test_old_pickles.py,
 tests/package/test_public_names.py.
 """
 
@@ -14,8 +14,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-# What a path leads to now. Those without an underscore could be imported by anybody, the others
-# stand in pickles.
+# From old paths to the modules. Paths without an underscore were public, the others are in pickles.
 MODULES = {
     "_copying": "values.copied",
     "_grads": "values.gradients",
@@ -49,7 +48,7 @@ MODULES = {
 
 
 class _Finder(MetaPathFinder, Loader):
-    """Finds an old path, and loads the module that it leads to."""
+    """Imports the module that an old path stands for."""
 
     def __init__(self, package: str) -> None:
         self._start = package + "."
@@ -58,7 +57,7 @@ class _Finder(MetaPathFinder, Loader):
     def find_spec(
         self,
         fullname: str,
-        path: Sequence[str] | None = None,  # noqa: ARG002 (of importlib)
+        path: Sequence[str] | None = None,  # noqa: ARG002 (importlib passes it)
         target: ModuleType | None = None,  # noqa: ARG002
     ) -> ModuleSpec | None:
         name = fullname.removeprefix(self._start)
@@ -73,15 +72,15 @@ class _Finder(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """It has run already; importlib has given it the old path's spec."""
+        """Restore the module's own spec: it has run already, and importlib set that of the path."""
         spec = module.__spec__
         if spec is not None:
             module.__spec__ = self._specs.pop(spec.name)
 
 
 def install(package: str) -> None:
-    # Importing a path sets an attribute of the package. Two of them are functions there, whose
-    # modules are loaded already: these paths are known to Python from now on, and set nothing.
+    # Importing a path sets an attribute of the package, which must not replace the functions
+    # fc.cost and fc.moe. So their modules, which are loaded already, are entered here.
     for name in ("cost", "moe"):
         sys.modules[f"{package}.{name}"] = sys.modules[f"{package}.{MODULES[name]}"]
     sys.meta_path.append(_Finder(package))

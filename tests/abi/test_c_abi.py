@@ -53,7 +53,7 @@ def test_every_declared_function_is_exported_and_little_else():
         ["nm", "-D", "--defined-only", library], capture_output=True, text=True
     )
     exported = {line.split()[-1] for line in listing.stdout.splitlines()}
-    assert exported - declared <= {"ffncore_measure"}  # of the bench, private
+    assert exported - declared <= {"ffncore_measure"}  # private, for the bench
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -201,7 +201,7 @@ def test_unpack_of_a_part():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("gated", [True, False])
 def test_equal_weights_make_equal_bytes(dtype, gated):
-    """Any strides, threads and instruction set; several tasks; nothing of the old content stays."""
+    """Packing depends neither on strides, threads and level nor on what the buffer held before."""
     rng = np.random.default_rng(1)
     f, d = 150, 2061
     values = {"up": (f, d), "down": (d, f), "b_up": (f,), "b_down": (d,)}
@@ -252,7 +252,7 @@ def test_activation_gradients_may_be_absent():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 50001), (50001, 1), (3, 17), (301, 997), (20000, 3)])
 def test_alpha_gradients_have_one_order(dtype, shape):
-    """The same bits for any strides, threads and instruction set, and for any shape of the rows."""
+    """The bits are the same for any strides, threads, instruction set and shape of the rows."""
     rng = np.random.default_rng(2)
     up, grad_h = rng.standard_normal((2, *shape)).astype(dtype)
 
@@ -276,7 +276,7 @@ def test_alpha_gradients_have_one_order(dtype, shape):
     exact = fc.activation_backward(
         grad_h.astype(np.float64), up.astype(np.float64), activation="xielu"
     ).activation
-    assert answers.pop() == pytest.approx(exact, rel=1e-4, abs=1e-3)  # 16 bits: summed as float32
+    assert answers.pop() == pytest.approx(exact, rel=1e-4, abs=1e-3)  # 16 bits: sums are in float32
 
 
 VERBOSE = """
@@ -319,6 +319,6 @@ def test_isa_and_threads():
     assert lib.ffncore_isa_use(b"avx9") == lib.FFNCORE_UNSUPPORTED
     assert b'"avx9"' in ffi.string(lib.ffncore_last_error())
     with fc.num_threads(3):
-        assert lib.ffncore_num_threads() == 3  # one pool, whichever door
+        assert lib.ffncore_num_threads() == 3  # Python and the C ABI share one pool
     assert lib.ffncore_set_num_threads(-1) == lib.FFNCORE_INVALID_ARGUMENT
     lib.ffncore_clear_workspace()

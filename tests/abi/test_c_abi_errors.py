@@ -1,4 +1,4 @@
-"""The C ABI given what it cannot take: a status, one sentence, and nothing changed."""
+"""The C ABI with invalid arguments: it returns a status and one sentence, and changes nothing."""
 
 import numpy as np
 import pytest
@@ -160,10 +160,10 @@ def test_unpack_refuses_what_is_not_there():
     _, _, bare = packed_layer(biases=False)
     _, _, double = packed_layer(dtype=np.float64)
     for packed, sentence in (
-        (plain, "gate is given, but packed is of a plain block"),
-        (bare, "b_gate is given, but packed has none"),
+        (plain, "gate is given, but packed holds a plain block"),
+        (bare, "b_gate is given, but packed holds no such bias"),
         (double, "gate has dtype float32; expected float64"),
-        (np.zeros(1024, np.uint8), "packed is not what ffncore_pack wrote"),
+        (np.zeros(1024, np.uint8), "packed was not written by ffncore_pack"),
     ):
         refused(lib.ffncore_unpack(into, ffi.from_buffer("char[]", packed)), sentence)
 
@@ -175,17 +175,18 @@ def test_activation_refuses(field):
     names = ("gate", "up", "h", "grad_h", "grad_gate", "grad_up")
     arrays = {name: np.full((5, 23), 3, np.float32) for name in names}
     args = activation_args(lib.FFNCORE_SILU, **arrays)
-    set_field(field, ffi.NULL if field.endswith("data") else -1)(args)
-    name = field.split(".")[0]
+    name, what = field.split(".")
+    set_field(field, ffi.NULL if what == "data" else -1)(args)
+    sentence = f"{name} is absent" if what == "data" else f"{name} has shape"
     if not name.startswith("grad"):
-        refused(lib.ffncore_activation_forward(args), f"{name} has shape")
+        refused(lib.ffncore_activation_forward(args), sentence)
     if name != "h":
-        refused(lib.ffncore_activation_backward(args), f"{name} has shape")
+        refused(lib.ffncore_activation_backward(args), sentence)
     assert all((a == 3).all() for a in arrays.values())
 
 
 def test_cost_reads_nothing():
-    """Pointers are tested for NULL alone: here they lead nowhere."""
+    """Pointers are only compared with NULL: here they point nowhere."""
     nowhere = ffi.cast("void *", 8)
     cost = ffi.new("ffncore_cost *", {"size": ffi.sizeof("ffncore_cost")})
     args = ffi.new("ffncore_backward_args *")

@@ -1,4 +1,4 @@
-"""The mixture through the C ABI and cffi: the Python API's bits, and what is refused."""
+"""Mixtures through the C ABI and cffi: the bits of the Python API, and the error texts."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def saved_bytes(x, ids, w):
 
 
 def room(count):
-    """Bytes at a cache line."""
+    """Bytes that begin at a cache line."""
     memory = np.zeros(count + 64, np.uint8)
     return memory[-memory.ctypes.data % 64 :]
 
@@ -55,7 +55,7 @@ def bytes_of(array):
 
 
 def only(name, array):
-    """experts with one array."""
+    """An ffncore_experts with only one array."""
     first = vector(array[0]) if name.startswith("b_") else matrix(array[0])
     block = {"size": ffi.sizeof("ffncore_weights"), name: first}
     return {**experts(None), f"{name}_stride": array[0].size, "first": block}
@@ -149,7 +149,7 @@ def test_packed(dtype, gated):
 
 
 def test_saved_bytes():
-    """Every expert's rows as a block's: panels of 64 tokens, the last one rounded up to 16."""
+    """The rows of each expert are saved as a layer's: panels of 64, the last rounded up to 16."""
     x, _, ids, _, w = mixture(np.float32)
     counts = [int((ids == e).sum()) for e in range(w.n_experts)]
     alone = [lib.ffncore_saved_bytes(lib.FFNCORE_FLOAT32, t, w.d_ff, 1) for t in counts]
@@ -194,22 +194,22 @@ SHARED = [
     ("x.data", ffi.NULL, "x.data is NULL"),
     ("routing_weights.cols", 0, "top_k is 0; expected at least 1"),
     ("routing_weights.cols", -2, "top_k is -2; expected at least 1"),
-    ("routing_weights.data", ffi.NULL, "routing_weights has shape (absent); expected (37, 2)"),
+    ("routing_weights.data", ffi.NULL, "routing_weights is absent; expected shape (37, 2)"),
     ("routing_weights.dtype", lib.FFNCORE_FLOAT64, "routing_weights has dtype float64"),
     ("experts.first.down.cols", 35, "weights.down has shape (18, 35); expected (18, 34)"),
     ("experts.first.gate.rows", 33, "weights.gate has shape (33, 18); expected (34, 18)"),
-    ("experts.first.down.data", ffi.NULL, "weights.down has shape (absent)"),
+    ("experts.first.down.data", ffi.NULL, "weights.down is absent"),
     ("experts.first.up.dtype", lib.FFNCORE_BFLOAT16, "weights.down has dtype float32"),
     ("experts.first.b_down.length", 17, "weights.b_down has length 17; expected 18"),
     ("experts.first.b_up.dtype", lib.FFNCORE_FLOAT64, "weights.b_up has dtype float64"),
 ]
 FORWARD = [
-    ("y.data", ffi.NULL, "y has shape (absent); expected (37, 18)"),
+    ("y.data", ffi.NULL, "y is absent; expected shape (37, 18)"),
     ("y.rows", 36, "y has shape (36, 18); expected (37, 18)"),
     ("y.dtype", lib.FFNCORE_FLOAT16, "y has dtype float16; expected float32"),
 ]
 BACKWARD = [
-    ("grad_y.data", ffi.NULL, "grad_y has shape (absent); expected (37, 18)"),
+    ("grad_y.data", ffi.NULL, "grad_y is absent; expected shape (37, 18)"),
     ("grad_y.dtype", lib.FFNCORE_FLOAT16, "grad_y has dtype float16; expected float32"),
     ("grad_x.cols", 17, "grad_x has shape (37, 17); expected (37, 18)"),
     ("grad_x.dtype", lib.FFNCORE_FLOAT64, "grad_x has dtype float64; expected float32"),
@@ -280,7 +280,7 @@ def test_null_and_numbers_of_bytes():
     x, _, ids, factors, w = mixture(np.float32)
     args = moe_args("forward", x, ids, factors, w, lib.FFNCORE_SILU, y=x.copy())
     args.experts.first.packed = bytes_of(room(1024))
-    refused(lib.ffncore_moe_forward(args), "weights.packed is not what ffncore_pack wrote")
+    refused(lib.ffncore_moe_forward(args), "weights.packed was not written by ffncore_pack")
     here = ffi.cast("int32_t *", ids.ctypes.data)
     for given, sentence in (
         ((7, here, 37, 2, 3, 34, 1), "dtype is 7"),

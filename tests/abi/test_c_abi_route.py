@@ -1,4 +1,4 @@
-"""Routing through the C ABI: the same bits as from Python, and what it refuses."""
+"""Routing through the C ABI: the same bits as from Python, and the error texts."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_route_and_its_backward_pass(dtype, rng):
     z, _, _ = arrays(rng, dtype)
     z_by_columns = np.asfortranarray(z)  # the arguments keep no array alive
     bias = normal(rng, 2 * E, dtype=dtype)[::2]
-    ids = np.full((T, K + 2), -7, np.int32)[:, :K]  # rows that are farther apart
+    ids = np.full((T, K + 2), -7, np.int32)[:, :K]  # rows with gaps between them
     weights = np.zeros((K, T), dtype).T
     options = {"norm_eps": 0.25, "routed_scaling_factor": 2.5, "n_group": 4, "topk_group": 2}
     check(lib.ffncore_route(route_args(
@@ -100,7 +100,7 @@ INF = float("inf")
         ("logits.rows", -1, "logits has shape (-1, 24)"),
         ("logits.cols", 0, "logits has shape (37, 0); expected (T, E)"),
         ("logits.cols", 2**31, "expected (T, E), E from 1 to 2^31 - 1"),
-        ("logits.data", ffi.NULL, "logits has shape (absent)"),
+        ("logits.data", ffi.NULL, "logits is absent"),
         ("experts", ffi.NULL, "experts is NULL"),
     ],
 )
@@ -123,7 +123,7 @@ def test_both_refuse(path, value, sentence, rng):
     [
         ("router.n_group", 5, "router.n_group is 5; expected a divisor of 24 experts"),
         ("router.n_group", 0, "router.n_group is 0"),
-        ("router.n_group", 24, "groups of one expert; expected two"),
+        ("router.n_group", 24, "groups of one expert; expected at least two"),
         ("router.topk_group", 2, "router.topk_group is 2; expected 1 to 1"),
         ("router.group_score", 2, "router.group_score is 2; expected 0 or 1"),
         ("router.e_score_correction_bias", vector(np.ones(7, np.float32)),
@@ -134,9 +134,9 @@ def test_both_refuse(path, value, sentence, rng):
         ("weights.cols", 0, "weights has shape (T, 0); expected at least one expert a token"),
         ("weights.cols", 25, "k is 25; expected at most 24 experts"),
         ("weights.dtype", 1, "weights has dtype float64; expected float32"),
-        ("weights.data", ffi.NULL, "weights has shape (absent)"),
+        ("weights.data", ffi.NULL, "weights is absent"),
         ("log_sum_exp", vector(np.ones(37, np.float32)),
-         "log_sum_exp is given; expected it with FFNCORE_SCORE_SOFTMAX alone"),
+         "log_sum_exp is given; expected it only with FFNCORE_SCORE_SOFTMAX"),
         ("log_sum_exp", vector(np.ones(36, np.float32)), "log_sum_exp has length 36; expected 37"),
     ],
 )  # fmt: skip

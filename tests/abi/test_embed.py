@@ -1,4 +1,4 @@
-"""examples/embed.c is compiled against the installed header and library, and run."""
+"""Compiles examples/embed.c against the installed header and library, and runs it."""
 
 import importlib.resources
 import shutil

@@ -1,4 +1,4 @@
-"""Weights that another dtype cannot hold: a finite number never becomes infinite in silence."""
+"""Conversions of weights to a narrower dtype: a finite number that would become infinite raises."""
 
 import json
 import re
@@ -19,7 +19,7 @@ LARGEST = {
     "bfloat16": ((2 - 2**-7) * 2.0**127, (2 - 2**-8) * 2.0**127),
     "float32": ((2 - 2**-23) * 2.0**127, (2 - 2**-24) * 2.0**127),
 }
-# What conversions there are in which a number can be lost.
+# The conversions in which a number can become infinite.
 NARROWING = [
     pair
     for pair in (
@@ -35,7 +35,7 @@ NARROWING = [
 
 
 def bounds(given, wanted):
-    """The last number of dtype `given` that fits, and the first one that does not."""
+    """The largest number of dtype `given` that fits, and the next one, which does not."""
     kind, first = DTYPES[given], LARGEST[wanted][1]
     if given == "bfloat16":  # it has no 65520
         return kind.type(65280), kind.type(65536)
@@ -86,7 +86,7 @@ def test_the_first_number_that_does_not_fit_raises(pair, sign, beside):
 
 
 def test_the_boundary_is_where_infinity_begins(pair, sign):
-    """The limit is the one of the conversion itself."""
+    """The limit is that of numpy's own conversion."""
     given, wanted = pair
     for number, lost in zip(bounds(given, wanted), (False, True), strict=True):
         with np.errstate(over="ignore"):
@@ -129,7 +129,7 @@ def test_arrays_of_any_bits_raise_where_a_finite_number_is_lost(pair, rng):
             assert is_lost, array
         else:
             assert not is_lost, array
-    # float32 and bfloat16 end nearly at one number.
+    # The largest numbers of float32 and bfloat16 are nearly equal.
     assert lost < 300
     assert lost > 0 or pair == ("float32", "bfloat16")
 
@@ -165,7 +165,7 @@ def test_pack_names_the_expert(pair, rng):
 
 
 def test_pack_raises_before_out_is_changed(pair, rng):
-    """The last expert, of many."""
+    """Only the last of many experts has a number that does not fit."""
     given, wanted = pair
     w = make_experts(rng, 6, 5, 7, dtype=DTYPES[given])
     p = fc.pack(w, dtype=wanted)
@@ -185,7 +185,7 @@ def test_pack_looks_at_biases(pair, experts, rng):
     _, first = bounds(given, wanted)
     w.b_down[(2, 3) if experts else 3] = first
     narrow = wanted in ("float16", "bfloat16")
-    if narrow:  # beside 16 bits biases are float32
+    if narrow:  # with 16-bit matrices, biases are float32
         packed = fc.pack(w, dtype=wanted).unpack().b_down
         assert packed.dtype == np.float32
         assert float(packed.max()) == np.float32(first)
@@ -199,7 +199,7 @@ def test_pack_looks_at_biases(pair, experts, rng):
 
 
 def test_pack_keeps_what_it_does_not_convert(dtype, rng):
-    """Infinity and the largest numbers, in the weights' own dtype."""
+    """Without a conversion, infinity and the largest numbers are accepted."""
     w = make_weights(rng, 5, 7, dtype=dtype)
     most = LARGEST[dtype.name][0] if dtype != F8 else np.finfo(F8).max
     w.up[0, :3] = most, -most, np.inf
@@ -239,7 +239,7 @@ def test_load_names_the_tensor(pair, tmp_path):
     assert fc.load(path).dtype == given
 
 
-# ---- numbers that are given beside weights
+# ---- options that are numbers
 
 
 def test_combine_of_a_layer(rng):

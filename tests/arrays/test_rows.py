@@ -1,4 +1,4 @@
-"""[..., d] as [T, d]: which arrays are taken in place, and that copies stay small."""
+"""[..., d] as [T, d]: which arrays are used in place, and that copies stay small."""
 
 import tracemalloc
 
@@ -11,7 +11,7 @@ from ffncore.arrays import rows
 
 
 def turned(array):
-    """The same numbers, leading dimensions in another order in memory."""
+    """The same numbers with their leading dimensions in another order in memory."""
     return np.array(array.transpose(1, 0, 2), order="C").transpose(1, 0, 2)
 
 
@@ -78,7 +78,7 @@ def test_blocks_change_no_bit(rng, monkeypatch):
 
 
 def most(call):
-    """The most bytes of arrays that call has at once."""
+    """The largest number of bytes of arrays that exist at once during a call."""
     tracemalloc.start()
     try:
         call()
@@ -89,7 +89,7 @@ def most(call):
 
 @pytest.mark.parametrize("strange", [turned, unaligned])
 def test_copies_are_small(strange, rng):
-    """What Python takes for arrays without a view as [T, d] does not grow with T."""
+    """The memory for copies of arrays without a view [T, d] does not grow with T."""
     w = make_weights(rng, 64, 2, gated=False, dtype=np.float32)
     x = strange(np.ones((8, 30_000, 64), np.float32))  # 61 MB
     out = turned(np.empty(x.shape, np.float32)) if strange is turned else np.empty(x.shape, "f4")

@@ -1,4 +1,4 @@
-"""The CUDA kernels on a CPU: each program of tests/cuda, CUDA's words emulated."""
+"""The CUDA kernels on a CPU: runs each program of tests/cuda, which emulates CUDA."""
 
 import os
 import shutil
@@ -10,6 +10,8 @@ import pytest
 PROGRAMS = sorted((Path(__file__).parents[1] / "cuda").glob("test_*.cpp"))
 CXX = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 FLAGS = ["-std=c++20", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+# The others take 8 to 30 seconds each, and test_device*.py reach the same kernels from Python.
+QUICK = ("test_activation", "test_permute")
 
 
 def test_there_are_programs():
@@ -17,7 +19,13 @@ def test_there_are_programs():
 
 
 @pytest.mark.skipif(CXX is None, reason="no C++ compiler")
-@pytest.mark.parametrize("source", PROGRAMS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param(path, id=path.stem, marks=() if path.stem in QUICK else pytest.mark.slow)
+        for path in PROGRAMS
+    ],
+)
 def test_kernels(source, tmp_path):
     program = tmp_path / source.stem
     compiled = subprocess.run(

@@ -1,4 +1,4 @@
-"""fc.ffn and its backward pass on a GPU: the kernels emulated, against the same calls in numpy."""
+"""fc.ffn and its backward pass on an emulated GPU, against the same calls with numpy arrays."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ def dtype(request):
 
 
 def compare(gpu, x, w, activation="silu", **options):
-    """Both passes, on both sides."""
+    """Both passes, on the GPU and on the CPU."""
     name = w.dtype.name if w.dtype.itemsize == 2 else x.dtype.name
     y, saved = fc.ffn_forward(x, w, activation=activation)
     y_gpu, saved_gpu = fc.ffn_forward(
@@ -110,7 +110,7 @@ def test_leading_dimensions(gpu, rng):
 
 
 def test_strides(gpu, dtype, rng):
-    """x by columns, weights transposed and with gaps, gate and up interleaved."""
+    """x in Fortran order, weights transposed and with gaps, gate and up interleaved."""
     x = draw(rng, (2 * 24, 20), dtype)[::2].T
     fused = draw(rng, (80, 24), dtype)
     w = fc.FFNWeights(gate=fused[::2], up=fused[1::2], down=draw(rng, (40, 24), dtype).T)
@@ -158,7 +158,7 @@ def test_needs_and_out_of_gradients(gpu, rng):
     assert set(only.arrays()) == {"down"}
     assert_close(only.weights.down, fc.ffn_backward(grad, saved).weights.down, "float16")
 
-    # float32 beside 16 bits, added to what is there; rows with gaps.
+    # float32 gradients of 16-bit weights, accumulated, in rows with gaps.
     out = {
         "x": np.ones((7, 24), bits),
         "up": np.ones((40, 30), np.float32)[:, :24],
@@ -202,7 +202,7 @@ def test_gradient_of_x_whose_rows_do_not_merge(gpu, accumulate, rng):
 
 
 def test_what_was_given_is_kept(gpu, rng):
-    """A tensor may get other memory afterwards, as a module's parameters do when it is moved."""
+    """A tensor may get other memory later, like the parameters of a module that is moved."""
     x, w = draw(rng, (5, 24), np.float32), layer(rng, np.float32)
     expected = fc.ffn(x, w, activation="silu")
     grad = draw(rng, (5, 24), np.float32)
@@ -238,7 +238,7 @@ def test_accumulated_numbers(gpu, rng):
 
 
 def test_few_tokens_have_a_path_of_their_own(gpu, rng, monkeypatch):
-    """And the same bits within it, however many they are."""
+    """A token has the same bits in any batch."""
     x, w = draw(rng, (16, 24), np.float32), gpu.weights(layer(rng, np.float32))
 
     def ffn(rows):
@@ -252,7 +252,7 @@ def test_few_tokens_have_a_path_of_their_own(gpu, rng, monkeypatch):
 
 
 def test_the_libraries_are_not_imported():
-    """Nor is the device's library opened, or cffi."""
+    """Calls with numpy arrays neither open the CUDA library nor import cffi."""
     code = "import sys, ffncore; print([m for m in ('torch', 'cupy', 'cffi') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,5 +1,7 @@
-"""What the CUDA library is given: addresses, strides, stream, device, workspace. It does nothing
-here, so that a second device can be told from the first, and memory need not be there."""
+"""The arguments of calls to the CUDA library: addresses, strides, stream, device, workspace.
+
+A recorder stands for the library and computes nothing. So tests can have a second device, and
+arrays whose memory does not exist."""
 
 import re
 import subprocess
@@ -17,12 +19,12 @@ from ffncore.backends.cuda import library as cuda_library
 
 WORKSPACE = 512
 D, F, N, K, T = 6, 10, 3, 2, 4
-# Beyond what an address can be: whoever reads there is ended.
+# An address that no process can have: reading there ends the process.
 FAR = 1 << 62
 
 
 class Recorder:
-    """The library; calls by name, with the structs they were given."""
+    """Stands for the library; records calls by name, with the structs that they got."""
 
     FFNCORE_OK, FFNCORE_INVALID_ARGUMENT, FFNCORE_OUT_OF_MEMORY, FFNCORE_UNSUPPORTED = range(4)
 
@@ -41,14 +43,14 @@ class Recorder:
         return call
 
     def one(self, name):
-        """The only call of that name: its arguments, and where it ran."""
+        """The arguments and the place of the only call of that name."""
         (found,) = [(args, call) for called, args, call in self.calls if called == name]
         self.calls.clear()
         return found
 
 
 def recording(monkeypatch, name):
-    """A recorder in the place of the library, and what makes arrays."""
+    """A recorder in the place of the library, and functions that make arrays."""
     import cffi
 
     ffi = cffi.FFI()
@@ -83,7 +85,7 @@ def address(ffi, pointer):
 
 
 def given(array):
-    """As a struct has it."""
+    """A matrix in the form that structs have."""
     strides = (stride // array.itemsize for stride in array.strides)
     return [array.__array_interface__["data"][0], *array.shape, *strides]
 
@@ -144,7 +146,7 @@ def test_statuses(library, status):
 
 
 def every_call(array, device=0):
-    """All functions with every kind of argument, on arrays that nobody may read."""
+    """All functions with every kind of argument, on arrays that must not be read."""
 
     def put(a):
         return array(a, device)
@@ -186,8 +188,8 @@ def test_another_device_than_the_current_one(library):
 
 
 def nobody_reads(name):
-    """For a process of its own: a read would end it."""
-    # What the library itself does is done by numpy, on the memory that is there.
+    """Runs in a separate process, which a read would end."""
+    # What the array library itself computes is done by numpy, in memory that exists.
     Tensor.data_ptr = lambda self: self.numpy_array.__array_interface__["data"][0] + FAR
 
     class Pointer:

@@ -1,4 +1,4 @@
-"""fc.route and its backward pass on a GPU: the kernels emulated, against numpy's."""
+"""fc.route and its backward pass on an emulated GPU, against the same calls with numpy arrays."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def test_given_experts(gpu, rng):
 
 
 def test_through_a_mixture(gpu, rng):
-    """A router's gradient by way of the routing weights, as a training loop has it."""
+    """The gradient of a router through the routing weights, as in a training loop."""
     logits, x = draw(rng, (9, E)), draw(rng, (9, 8))
     w = fc.FFNWeights(up=draw(rng, (E, 16, 8)), down=draw(rng, (E, 8, 16)))
     grad = draw(rng, (9, 8))

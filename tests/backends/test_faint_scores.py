@@ -1,7 +1,8 @@
-"""Routing where the scores of all chosen experts vanish: their shares are known from the logits.
+"""Routing with chosen scores that all underflow: the weights are computed from the logits.
 
-Normalized weights are s_i / sum s_j. Scores that underflow would make that 0 / 0, and their sum's
-reciprocal infinite; but where s = a e^(c z), the shares are softmax(c z) over the chosen experts.
+Normalized weights are s_i / sum s_j. With scores that underflow this would be 0 / 0, or the
+reciprocal of the sum infinite. But for s = a e^(c z) the weights are softmax(c z) over the chosen
+experts.
 """
 
 # ruff: noqa: ARG001 (a test names the fixtures that it runs under)
@@ -14,15 +15,15 @@ from support_cuda import assert_close
 import ffncore as fc
 from ffncore import reference
 
-# c, and a logit (softmax: below the largest) whose score is at the end of the normal range.
+# c, and the logit (for softmax: its distance to the largest) with the smallest normal score.
 SCORES = {"sigmoid": (1, 87), "sqrtsoftplus": (0.5, 174), "softmax": (1, 87)}
 FLOATS = {np.dtype(np.float32): (1, 4e-7), np.dtype(np.float64): (8.1, 1e-15)}
 IDS = np.array([[1, 2, -1, 4], [3, 4, 5, 9], [7, 6, 2, 1], [8, -1, -1, -1]])
 
 
 def far_logits(rng, fn, depth, dtype):
-    """[4, 10], `depth` times as far out as the normal range reaches; softmax has one expert far
-    above those that are chosen."""
+    """Logits [4, 10], `depth` times as far from 0 as that logit; for softmax one expert is far
+    above the chosen ones."""
     far = SCORES[fn][1] * FLOATS[dtype][0] * depth
     logits = normal(rng, 4, 10, dtype=dtype) - dtype.type(far)
     if fn == "softmax":
@@ -54,7 +55,7 @@ def test_shares(fn, depth, real, isa, rng):
     logits = far_logits(rng, fn, depth, real)
     routing = fc.route(logits, 4, score_fn=fn, experts=IDS)
     q, gradient = shares(logits, fn)
-    tolerance = FLOATS[real][1] * abs(logits).max()  # of the logits' own last digits
+    tolerance = FLOATS[real][1] * abs(logits).max()  # from the last digits of the logits
     np.testing.assert_allclose(routing.weights, np.where(IDS >= 0, q, 0), rtol=0, atol=tolerance)
     grad = normal(rng, 4, 4, dtype=real)
     found = fc.route_backward(grad, routing)
@@ -79,7 +80,7 @@ def test_two_logits_of_the_report(isa):
 
 @pytest.mark.parametrize("options", [{"norm_eps": 1e-20}, {"norm_min": 1e-12}], ids=str)
 def test_a_floor_of_the_divisor_counts(options, isa, rng):
-    """With eps or min the weights themselves vanish, as in the formula."""
+    """With eps or min the weights themselves underflow, as in the formula."""
     logits = far_logits(rng, "sigmoid", 1.2, np.dtype(np.float32))
     routing = fc.route(logits, 4, score_fn="sigmoid", experts=IDS, **options)
     assert (routing.weights < 1e-15).all()

@@ -1,7 +1,8 @@
-"""On a GPU itself: `pytest -m gpu`, with torch or CuPy and the CUDA library; skipped elsewhere.
+"""Tests on a real GPU: `pytest -m gpu`, with torch or CuPy and the CUDA library; else skipped.
 
-Numbers are of size 1 and outputs begin as NaN. Errors are relative, of each tile of 128 x 128, and
-against the float64 functions of this package on the CPU: a wrong tile cannot hide among right ones.
+Numbers are about 1, and outputs begin as NaN. Results are compared with the float64 functions of
+this package on the CPU. The relative error of each tile of 128 x 128 is checked, so that a wrong
+tile cannot hide among correct ones.
 """
 
 import importlib
@@ -16,7 +17,7 @@ from ffncore.backends.cuda import library as cuda_library
 pytestmark = pytest.mark.gpu
 
 TILE = 128
-# Of a tile's norm. In 16 bits h and the result are rounded, and the outputs of experts.
+# Relative to the norm of a tile. In 16 bits h, the result and the outputs of experts are rounded.
 TOLERANCE = {"float32": 3e-6, "float16": 1.5e-3, "bfloat16": 1.2e-2}
 DTYPES = ["float32", "float16", *(dtype.name for dtype in BFLOAT16)]
 RUNS = 20
@@ -60,7 +61,7 @@ def library(request):
         pytest.skip("ffncore was built without its CUDA part")
     try:
         return Library(request.param)
-    except Exception as missing:  # of a module, of a driver, of a device
+    except Exception as missing:  # a missing module, driver or device
         pytest.skip(f"{request.param}: {missing}")
 
 
@@ -96,7 +97,7 @@ def on_device(library, w):
 
 
 def check(library, array, expected, dtype, what):
-    """Every tile of [rows, columns] by its own norm."""
+    """Check every tile of [rows, columns] relative to its own norm."""
     found = library.get(array).astype(np.float64)
     assert found.shape == expected.shape, what
     found = found.reshape(-1, found.shape[-1])
@@ -140,7 +141,7 @@ def test_ffn(library, dtype, tokens, gated):
 
 
 def test_every_kernel(library, dtype):
-    """Once, of small sizes that are multiples of nothing: for compute-sanitizer."""
+    """One call with small odd sizes, for compute-sanitizer."""
     for tokens in (3, 19):
         check_ffn(library, dtype, tokens, 37, 45, True, seed=1)
         check_ffn(library, dtype, tokens, 37, 45, False, seed=2, activation="xielu")
@@ -219,7 +220,7 @@ def test_moe_of_many_experts(library, dtype):
 @pytest.mark.parametrize("score_fn", ["softmax", "sigmoid", "sqrtsoftplus", "softmax_topk"])
 def test_route(library, score_fn):
     rng = np.random.default_rng(9)
-    # By logits, which are equal on both sides: scores that nearly tie may be in another order.
+    # Experts are compared by their logits: scores that nearly tie may be in another order.
     options = {"score_fn": score_fn, "select_on": "logits"}
     if score_fn == "softmax_topk":
         del options["select_on"]
@@ -266,7 +267,7 @@ def test_a_token_has_its_bits_in_any_batch(library, dtype):
         y = fc.ffn(library.put(x[first:last]), w, activation="silu")
         return [row.tobytes() for row in library.get(y)]
 
-    few, many = rows(0, 16), rows(0, 300)  # each path's own
+    few, many = rows(0, 16), rows(0, 300)  # those of each path
     for i in range(RUNS):
         first = i % 10
         assert rows(first, first + 1 + i % 6) == few[first : first + 1 + i % 6]
@@ -284,14 +285,14 @@ def test_on_another_stream(library):
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         y = fc.ffn(x_there, w_there, activation="silu")
-        doubled = y + y  # after it, without anybody waiting
+        doubled = y + y  # queued after it, without waiting
     stream.synchronize()
     expected = 2 * fc.ffn(x.astype("f8"), wide(w), activation="silu")
     check(library, doubled, expected, np.dtype("f4"), "y")
 
 
 def test_in_a_graph(library):
-    """Nothing waits and nothing is allocated behind the library's back: a call can be captured."""
+    """A call can be captured in a graph: it does not wait and allocates only by the library."""
     if library.name != "torch":
         pytest.skip("torch's graphs")
     torch = library.module

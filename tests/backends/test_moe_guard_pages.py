@@ -1,6 +1,6 @@
-"""No byte before or behind an array of a mixture is touched: each lies against a page that faults.
+"""Mixtures: kernels touch no byte before or after an array, which is next to a page that faults.
 
-A failure here is a crash of the test run. See test_guard_pages.py.
+A failure here crashes the test run. See test_guard_pages.py.
 """
 
 # ruff: noqa: ARG001 (a test names the fixtures that it runs under)

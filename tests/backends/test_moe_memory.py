@@ -1,6 +1,6 @@
-"""Extra memory of a mixture is bounded for any T: no array [T, k, d] or [T, k, f] is made.
+"""The extra memory of a mixture is bounded for any T: no array [T, k, d] or [T, k, f] is made.
 
-Those of this test would be 64 and 128 MiB, and there would be several.
+Here such arrays would have 64 and 128 MiB, and there would be several.
 """
 
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 
 import ffncore as fc
 
-# Runs alone in a process; see test_memory.py.
+# Runs in a process of its own; see test_memory.py.
 SCRIPT = """
 import sys
 import numpy as np

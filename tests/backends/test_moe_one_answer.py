@@ -1,9 +1,9 @@
-"""A mixture has one answer: the same bits for every ISA, thread count, batch, packing, save mode
-and plan; and an expert's rows are a dense layer's.
+"""A mixture has the same bits for every ISA, thread count, batch, packing, save mode and plan, and
+the rows of an expert have the bits of a dense layer.
 
-The rule is that of csrc/README.md. The sizes reach several blocks of 512 in each summed dimension,
-rows of an expert too, and several chunks and batches. A case is computed once as it comes, and then
-in every other way. Small calls stay on one thread elsewhere; here they do not.
+csrc/README.md has the rule. The sizes reach several blocks of 512 in each summed dimension, also in
+the rows of an expert, and several chunks and batches. Each case is computed once with the defaults,
+and then in every other way. Here small calls use several threads, too.
 """
 
 # ruff: noqa: ARG001 (a test names the fixtures that it runs under)
@@ -19,6 +19,7 @@ from support import (
     make_experts,
     mxcsr_bits,
     normal,
+    own_kernels,
     same_bits,
 )
 from support_moe import backward, both, forward, make_routing, moe, part, to_one
@@ -30,8 +31,8 @@ pytestmark = pytest.mark.usefixtures("always_threads")
 
 THREADS = (1, 2, 3, 5)
 
-# (token_chunk, ff_chunk, token_slice, tokens_in_rows): 0 and -1 leave the plan its own. Chunks are
-# of tokens in the forward pass, of whole blocks of 512 rows in the backward pass.
+# (token_chunk, ff_chunk, token_slice, tokens_in_rows); 0 and -1 stand for the plan's own values.
+# Chunks are tokens in the forward pass, and whole blocks of 512 rows in the backward pass.
 PLANS = {
     "chunks of 100 tokens": (100, 0, 0, -1),
     "small chunks, tokens in rows": (37, 1, 1, 1),
@@ -40,8 +41,8 @@ PLANS = {
     "whole, tokens in panels": (HUGE, HUGE, HUGE, 0),
 }
 
-# T, E, k, d, f: an expert with more rows than two blocks, alone and beside others; then several
-# blocks of one of the other dimensions each.
+# T, E, k, d, f: an expert with more rows than two blocks, alone and among others; then several
+# blocks of each of the other dimensions.
 SIZES = [
     *((1, 3, 2, 33, 70), (1150, 1, 1, 9, 11), (420, 2, 3, 7, 9), (9, 3, 2, 1100, 17)),
     *((9, 3, 2, 17, 1100), (130, 3, 2, 35, 67), (9, 2, 2, 7, 1700)),
@@ -55,7 +56,7 @@ def place(size, gated):
 
 
 class Case:
-    """One mixture, its input, and the answer as it comes."""
+    """A mixture, its input, and its results with the defaults."""
 
     def __init__(self, rng, size, gated, dtype, on_input):
         t, n, k, d, f = size
@@ -70,7 +71,7 @@ class Case:
         return both(self.x, self.routing, self.w, self.grad_y, **self.options, **options)
 
     def in_float32(self):
-        """16-bit gradients before they are rounded, by another way: batches end within experts."""
+        """16-bit gradients before they are rounded, where batches end within experts."""
         if self.x.dtype.itemsize > 2:
             return {}
         _, saved = forward(self.x, self.routing, self.w, **self.options)
@@ -103,7 +104,7 @@ class Case:
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_isas_and_threads(size, gated, dtype, rng):
     case = Case(rng, size, gated, dtype, place(size, gated))
-    for isa, threads in itertools.product(fc.available_isas(), THREADS):
+    for isa, threads in itertools.product(own_kernels(dtype), THREADS):
         if isa == "scalar" and threads != 3:
             continue
         with fc.using_isa(isa), fc.num_threads(threads):
@@ -114,24 +115,25 @@ def test_isas_and_threads(size, gated, dtype, rng):
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_plans_and_save_modes(size, gated, dtype, rng, plan):
     case = Case(rng, size, gated, dtype, place(size, gated))
-    for isa, (name, sizes) in itertools.product(fc.available_isas(), PLANS.items()):
+    for isa, (name, sizes) in itertools.product(own_kernels(dtype), PLANS.items()):
         if isa == "scalar" and not name.startswith("small"):
             continue
         plan(*sizes)
         with fc.using_isa(isa), fc.num_threads(2):
             case.check(f"{isa}, {name}")
             case.check_packed(f"{isa}, {name}, save='input'", save="input")
-            if sizes[0] != HUGE:  # batches are computed again apart, and saved by chunks
+            if sizes[0] != HUGE:  # batches are recomputed separately, and saved by chunks
                 case.check(f"{isa}, {name}, save='input'", save="input")
                 case.check_packed(f"{isa}, {name}")
 
 
 def test_large(gated, on_input, rng, plan):
     """Several blocks, chunks, batches and threads at once; the fast levels alone."""
-    isas = [isa for isa in fc.available_isas() if isa != "scalar"]
+    dtype = np.dtype(np.float32)
+    isas = [isa for isa in own_kernels(dtype) if isa != "scalar"]
     if not isas:
         pytest.skip("the scalar level is too slow for this size")
-    case = Case(rng, LARGE, gated, np.dtype(np.float32), on_input)
+    case = Case(rng, LARGE, gated, dtype, on_input)
     for isa, (threads, chunk) in itertools.product(isas, ((2, 0), (5, 300))):
         plan(chunk)
         with fc.using_isa(isa), fc.num_threads(threads):
@@ -140,11 +142,11 @@ def test_large(gated, on_input, rng, plan):
             case.check_packed(f"{isa}, {threads} threads")
 
 
-# ---- what a token's numbers depend on ------------------------------------------------------------
+# ---- a token does not depend on the others -------------------------------------------------------
 
 
 def check_rows(case, index, weights):
-    """The same tokens in another call: forward, and the gradients that are of a token."""
+    """The same tokens in another call: the forward pass, and the gradients of a token."""
     x, routing = case.x[index], part(case.routing, index)
     y, grads = both(x, routing, weights, case.grad_y[index], **case.options)
     assert same_bits(y, case.y[index])
@@ -208,7 +210,7 @@ def test_the_callers_float_mode_does_not_matter(bits, threads, isa, dtype, on_in
 
 
 def test_calls_from_several_threads(dtype, on_input, rng):
-    """Scratch memory and the pool are one call's at a time."""
+    """Concurrent calls do not share workspace or threads."""
     cases = [Case(rng, (60, 3, 2, 17, 35), i % 2 == 0, dtype, on_input) for i in range(3)]
     wrong = []
 
@@ -260,10 +262,10 @@ def test_one_expert_with_weight_1_is_the_dense_layer(tokens, isa, dtype, gated, 
 
 @pytest.mark.parametrize("size", [(40, 5, 3, 17, 35), (230, 3, 2, 67, 40), (400, 1, 3, 9, 11)])
 def test_a_mixture_is_made_of_dense_layers(size, isa, dtype, gated, on_input, rng):
-    """Weights that are powers of two change no rounding: all is what dense layers say.
+    """Routing weights that are powers of two do not round: results are those of dense layers.
 
-    The slots' outputs are added in order, gradients of x in the order of experts. Sums of 16-bit
-    numbers are not known before they are rounded: there a token has one slot.
+    The outputs of slots are added in their order, gradients of x in the order of experts. In 16
+    bits the unrounded terms of a sum are not available, so that a token has only one slot.
     """
     t, n, k, d, f = size
     k = 1 if dtype.itemsize == 2 else k

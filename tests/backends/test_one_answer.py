@@ -1,9 +1,9 @@
-"""One answer: the same bits for every ISA, thread count, batch, packing, save mode and plan.
+"""Results have the same bits for every ISA, thread count, batch, packing, save mode and plan.
 
-The rule is that of csrc/README.md. The sizes reach several blocks of 512 in each summed dimension,
-several chunks and several threads; what is large in one dimension is small in the others, so that
-the scalar level can take part. A case is computed once as it comes, and then in every other way.
-Small calls stay on one thread elsewhere; here they do not.
+csrc/README.md has the rule. The sizes reach several blocks of 512 in each summed dimension, several
+chunks and several threads. A case that is large in one dimension is small in the others, so that
+the scalar level is fast enough. Each case is computed once with the defaults, and then in every
+other way. Here small calls use several threads, too.
 """
 
 # ruff: noqa: ARG001 (a test names the fixtures that it runs under)
@@ -12,7 +12,15 @@ import itertools
 
 import numpy as np
 import pytest
-from support import FLUSH_TO_ZERO, all_biases, make_weights, mxcsr_bits, normal, same_bits
+from support import (
+    FLUSH_TO_ZERO,
+    all_biases,
+    make_weights,
+    mxcsr_bits,
+    normal,
+    own_kernels,
+    same_bits,
+)
 
 import ffncore as fc
 
@@ -21,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("always_threads")
 THREADS = (1, 2, 3, 5)
 HUGE = 2**40
 
-# (token_chunk, ff_chunk, token_slice, tokens_in_rows): 0 and -1 leave the plan its own.
+# (token_chunk, ff_chunk, token_slice, tokens_in_rows); 0 and -1 stand for the plan's own values.
 PLANS = {
     "default": (0, 0, 0, -1),
     "smallest, tokens in rows": (1, 1, 1, 1),
@@ -36,7 +44,7 @@ PLANS = {
 # T, d, f: several blocks of 512 of one dimension each, then all of them at once in the fast levels.
 # From 1536 on the micro-kernel takes a sum over packed weights in steps.
 SIZES = [(1, 33, 70), (9, 1100, 35), (9, 35, 1100), (1090, 19, 23), (70, 67, 130), (17, 7, 1700)]
-LARGE = (1090, 530, 1700)
+LARGE = (530, 530, 1600)
 
 ACTIVATIONS = {
     True: fc.Activation("silu", alpha=1.702, limit=0.9, up_offset=1.0),
@@ -45,7 +53,7 @@ ACTIVATIONS = {
 
 
 class Case:
-    """One layer, its input, and the answer as it comes."""
+    """A layer, its input, and its results with the defaults."""
 
     def __init__(self, rng, size, gated, dtype, save="preactivations"):
         t, d, f = size
@@ -85,7 +93,7 @@ class Case:
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_isas_and_threads(size, gated, dtype, rng):
     case = Case(rng, size, gated, dtype)
-    for isa, threads in itertools.product(fc.available_isas(), THREADS):
+    for isa, threads in itertools.product(own_kernels(dtype), THREADS):
         if isa == "scalar" and threads not in (1, 3):
             continue
         with fc.using_isa(isa), fc.num_threads(threads):
@@ -96,7 +104,7 @@ def test_isas_and_threads(size, gated, dtype, rng):
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_plans_and_save_modes(size, gated, dtype, rng, plan):
     case = Case(rng, size, gated, dtype)
-    for isa, (name, sizes) in itertools.product(fc.available_isas(), PLANS.items()):
+    for isa, (name, sizes) in itertools.product(own_kernels(dtype), PLANS.items()):
         if isa == "scalar" and not name.startswith(("default", "smallest")):
             continue
         plan(*sizes)
@@ -106,33 +114,26 @@ def test_plans_and_save_modes(size, gated, dtype, rng, plan):
             case.check(f"{isa}, {name}, save='input'", save="input")
 
 
-def test_large(gated, rng, plan):
+@pytest.mark.parametrize(
+    "dtype",
+    [np.dtype("float32"), pytest.param(np.dtype("float64"), marks=pytest.mark.slow)],
+    ids=str,
+)
+def test_large(gated, dtype, rng, plan):
     """Several blocks, chunks and threads in all dimensions at once; the fast levels alone."""
-    isas = [isa for isa in fc.available_isas() if isa != "scalar"]
+    isas = [isa for isa in own_kernels(dtype) if isa != "scalar"]
     if not isas:
         pytest.skip("the scalar level is too slow for this size")
-    case = Case(rng, LARGE, gated, np.float32)
-    for isa, threads in itertools.product(isas, (1, 2, 5)):
+    case = Case(rng, LARGE, gated, dtype)
+    ways = list(zip(PLANS.items(), itertools.cycle((1, 2, 5))))
+    for isa, ((name, sizes), threads) in itertools.product(isas, ways):
+        plan(*sizes)
+        where = f"{isa}, {name}, {threads} threads"
         with fc.using_isa(isa), fc.num_threads(threads):
-            case.check(f"{isa}, {threads} threads")
-    for isa, name in itertools.product(isas, PLANS):
-        plan(*PLANS[name])
-        with fc.using_isa(isa):
-            case.check_packed(f"{isa}, {name}")
-            if name.startswith(("default", "smallest")):
-                case.check(f"{isa}, {name}, save='input'", save="input")
-
-
-def test_large_in_float64(gated, rng, plan):
-    isas = [isa for isa in fc.available_isas() if isa != "scalar"]
-    if not isas:
-        pytest.skip("the scalar level is too slow for this size")
-    case = Case(rng, LARGE, gated, np.float64)
-    for isa, name in itertools.product(isas, ("default", "smallest, tokens in panels")):
-        plan(*PLANS[name])
-        with fc.using_isa(isa), fc.num_threads(3):
-            case.check_packed(f"{isa}, {name}")
-            case.check(f"{isa}, {name}, save='input'", save="input")
+            case.check_packed(where)
+            if name.startswith(("default", "smallest")):  # with 1, 2 and 5 threads
+                case.check(where)
+                case.check(f"{where}, save='input'", save="input")
 
 
 def test_a_token_alone_and_among_others(isa, gated, dtype, rng):
@@ -182,9 +183,9 @@ def test_nan_and_infinity_stay_in_their_rows(isa, gated, dtype, rng):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_callers_float_mode_does_not_matter(threads, isa, dtype, rng):
-    """Results that are subnormal would be zero in a flush-to-zero mode, in any thread.
+    """Subnormal results would be zero in a flush-to-zero mode, in any thread.
 
-    In bfloat16's own arithmetic they are zero, whatever the caller's mode.
+    The arithmetic of bfloat16 makes them zero in any mode.
     """
     keeps = dtype.name != "bfloat16"
     tiny = np.finfo(dtype).tiny if keeps else 2.0**-126

@@ -10,14 +10,15 @@ from ffncore.values.activation import as_core
 
 
 def sliding(rng, rows, columns):
-    """A matrix of any size in the memory of a row and a column: each row is the last, shifted."""
+    """A matrix of any size in the memory of a row and a column: each row is a shifted copy."""
     line = rng.standard_normal(rows + columns) / np.sqrt(columns)
     return np.lib.stride_tricks.as_strided(line, (rows, columns), line.strides * 2)
 
 
+@pytest.mark.slow
 def test_grad_x_apart(rng):
-    # 512 tokens of dx in float64 take 59 MiB here, and all hidden units 57 MiB: dx is computed by
-    # itself, for one more dh. Only the backward pass runs: preactivations are 0 everywhere.
+    # 512 tokens of dx in float64 take 59 MiB here, and all hidden units 57 MiB, so that dx is
+    # computed separately, with dh once more. Only the backward pass runs; preactivations are 0.
     if fc.available_isas() == ("scalar",):
         pytest.skip("takes a minute in the scalar level")
     tokens, d, f = 513, 15000, 14500

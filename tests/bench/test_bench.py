@@ -4,19 +4,15 @@ import argparse
 import importlib.util
 import json
 import sys
-import time
-from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pytest
 from support import BFLOAT16
 
 import ffncore as fc
 from ffncore import _core
+from ffncore.bench import measure, mixture_shapes, printing, shapes
 from ffncore.bench import plan as plans
-from ffncore.bench import printing, shapes
 from ffncore.bench import rows as bench_rows
 from ffncore.bench.limits import LimitError, Limits, machine_facts
 from ffncore.cli import bench as command
@@ -69,6 +65,38 @@ def test_shapes_by_name():
     for wrong in ("lama", "10x", "0x5", "x"):
         with pytest.raises(ValueError, match="expected DxF"):
             shapes.find_shape(wrong)
+
+
+@pytest.mark.parametrize(
+    "name, gated, bias, activation",
+    [
+        ("8x24", False, False, "silu"),
+        ("8x24:plain", False, False, "silu"),
+        ("8x24:swish:bias", False, True, "silu"),
+        ("8x24:gated:gelu:bias", True, True, "gelu"),
+    ],
+)
+def test_fields_of_a_shape(name, gated, bias, activation):
+    shape = shapes.find_shape(name)
+    assert (shape.gated, shape.bias, shape.activation) == (gated, bias, activation)
+    assert shape.form == ("gated" if gated else "plain")
+
+
+@pytest.mark.parametrize(
+    "name, sentence",
+    [
+        ("8x24:silu:yes", "shape '8x24:silu:yes' has the extra field 'yes'; expected DxF"),
+        ("8x24:silu:gated:8", "has the extra field '8'; expected DxF"),
+        ("8x24:gated:gated", "has the extra field 'gated'; expected DxF"),
+        ("8x24:silu:", "has the extra field ''; expected DxF"),
+        ("8x24:gated:plain", "is gated and plain; expected DxF"),
+        ("8x24:yes", "shape '8x24:yes' is not DxF.*: activation 'yes' is not known"),
+    ],
+)
+def test_unknown_and_extra_fields_are_errors(name, sentence):
+    for find in (shapes.find_shape, mixture_shapes.find_shapes):
+        with pytest.raises(ValueError, match=sentence):
+            find(name)
 
 
 def test_limit_is_the_larger_term():
@@ -132,6 +160,9 @@ def test_plan():
     quick = plans.Plan(arguments("--quick", "--tokens", "3,37", "--modes", "raw"))
     assert (quick.tokens, quick.modes) == ([3, 37], ("raw",))
     assert len(quick.shapes) < 8
+    assert quick.parts == plans.PARTS
+    assert plans.Plan(arguments("--shapes", "minilm")).parts == ("cases",)
+    assert plans.Plan(arguments("--shapes", "minilm", "--parts", "calls")).parts == ("calls",)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +192,7 @@ def test_run_writes_rows(dtype, x_dtype, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         bench_rows, "Limits", lambda _isa, dtype, threads: Limits("avx2", dtype, threads, machine)
     )
+    monkeypatch.setattr(measure, "ROUND_SECONDS", 1e-4)
     file = tmp_path / "out.jsonl"
     words = ("--shapes", "8x24:silu:gated,odd", "--tokens", "1,3", "--seconds", "0")
     words += ("--dtype", dtype, "--parts", "cases", "--json", str(file))
@@ -185,7 +217,12 @@ def test_run_writes_rows(dtype, x_dtype, tmp_path, capsys, monkeypatch):
         assert row["dtype"] == (dtype if x_dtype == dtype else f"{dtype} under {x_dtype}")
         assert row["gflops"] == pytest.approx(row["flops"] / row["seconds"] / 1e9, rel=1e-4)
         assert row["rounds"] >= 5
-    assert len(capsys.readouterr().out.splitlines()) >= len(rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= len(rows)
+    forms = [
+        word for line in lines if line[:8].strip() in shapes.MODES for word in line.split()[1:2]
+    ]
+    assert forms == ["gated"] * 6 * 2  # of both shapes
 
 
 def test_only_quiet_rounds_count():
@@ -220,8 +257,12 @@ def test_every_kind_of_row_has_a_line():
     row = bench_rows.call_cost("packed", 0.0, "float16", "float32", repeats=3)
     assert "back to back" in printing.describe(row)
     limits = Limits("avx2", "float32", 1, machine)
-    assert "costs 1.00 times" in printing.describe(bench_rows._activation_row("silu", True, limits))
-    assert "left out" in printing.describe({"kind": "skipped", "shape": "s", "reason": "r"})
+    assert "takes 1.00 times as long" in printing.describe(
+        bench_rows._activation_row("silu", True, limits)
+    )
+    assert "left out" in printing.describe(
+        {"kind": "skipped", "shape": "s", "gated": True, "reason": "r"}
+    )
 
 
 def case(shape="s", share=0.9, tokens=1):
@@ -257,7 +298,7 @@ def test_compare_of_no_results(tmp_path, capsys):
     assert "compare: " in capsys.readouterr().err
 
 
-def peer(name, ratio, mode="infer", dtype="float32"):
+def peer(name, ratio, mode="packed", dtype="float32"):
     sizes = {"shape": "minilm", "d": 384, "f": 1536, "tokens": 128, "mode": mode, "dtype": dtype}
     speed = {"gflops": 300.0, "ratio": ratio, "share": 0.9, "seconds": 1e-3}
     speed |= {"rounds": 9, "quiet_rounds": 2}
@@ -274,11 +315,11 @@ def test_table_between_markers():
             *(peer("ffncore", 1.0, "train"), peer("ffncore", 1.0, dtype="bfloat16")),
         ],
     }
-    text = plot.table(rows, {("float32", "minilm"): "1.0e-07 (2.0e-07)"})
-    line = "| minilm (384 x 1536) | inference | 128 | 300 | 0.90 | 1.0e-07 (2.0e-07) |"
-    assert f"{line} 1.50 x (torch) | 300 | 0.90 | - | - |" in text
-    assert "| training | 128 | 300 | 0.90 | 1.0e-07 (2.0e-07) | - | - | - | - | - |" in text
-    short = plot.table(rows, only=[("minilm", "train", 128), ("other", "infer", 1)])
+    text = plot.table(rows)
+    line = "| minilm (384 x 1536) | inference | 128 | 300 | 0.90 |"
+    assert f"{line} 1.50 x (torch) | 300 | 0.90 | - |" in text
+    assert "| training | 128 | 300 | 0.90 | - | - | - | - |" in text
+    short = plot.table(rows, only=[("minilm", "train", 128), ("other", "packed", 1)])
     assert "| minilm (384 x 1536) | training | 128 | 300 | 0.90 | - | - | - | - |" in short
     assert len(short.splitlines()) == 5
     assert "In 6 of ffncore's 27 rounds nobody else worked on the cores" in text
@@ -310,63 +351,3 @@ def test_pictures_of_any_token_counts(tmp_path, capsys):
     assert "| 3 | 300 |" in (out / "speed.md").read_text("utf-8")
     assert plot.main(["--bench", str(tmp_path / "none"), "--peers", str(tmp_path / "none")]) == 2
     assert "expected one of them" in capsys.readouterr().err
-
-
-@in_tree
-def test_peers_do_the_same_work():
-    """numpy's own formulas, forward and backward, against ours; the other peers where installed."""
-    worker = tool("peer_worker")
-    for activation, gated, bias in (
-        ("gelu", False, True),
-        ("silu", True, False),
-        ("gelu_tanh", True, True),
-    ):
-        shape = {"d": 24, "f": 56, "activation": activation, "gated": gated, "bias": bias}
-        weights, x, grad_y = worker.arrays(shape)
-        for mode in ("infer", "train"):
-            spec = {**shape, "mode": mode, "threads": 1}
-            results = [
-                worker.check(build(weights, x(5), grad_y(5), spec)())
-                for build in (worker.ffncore_peer, worker.numpy_peer)
-            ]
-            np.testing.assert_allclose(
-                results[1], results[0], rtol=0, atol=1e-5 * np.abs(results[0]).max()
-            )
-
-
-@in_tree
-def test_every_peer_has_its_place_in_the_table():
-    assert set(tool("plot").PEERS) == set(tool("peer_worker").PEERS)
-
-
-@in_tree
-def test_peers_arguments(capsys):
-    peers = tool("peers")
-    args = peers.parse(["--peers", "numpy", "--tokens", "1,2", "--python", "zentorch=/x/python"])
-    assert args.peers == ["ffncore", "numpy"]
-    assert args.python == {"zentorch": "/x/python"}
-    with pytest.raises(SystemExit):
-        peers.parse(["--peers", "nympy"])
-    assert "nympy" in capsys.readouterr().err
-
-
-@in_tree
-def test_peers_that_disagree_are_found():
-    peers = tool("peers")
-    assert peers.agree({"ffncore": [1.0, 2.0], "a": [1.0, 2.0001], "b": [1.0, 2.1]}) == ["b"]
-    assert peers.agree({"ffncore": [1.0, 2.0], "c": [1.0, float("nan")]}) == ["c"]
-
-
-@in_tree
-def test_a_peer_stands_still_until_it_is_asked():
-    shape = asdict(shapes.Shape("tiny", 8, 16, "gelu", bias=True))
-    with closing(tool("peers").Worker("numpy", sys.executable, 1)) as worker:
-        assert "version" in worker.read()
-        case = {"shape": shape, "tokens": 3, "mode": "infer", "dtype": "float32"}
-        assert "check" in worker.ask(do="setup", **case)
-        stat = Path(f"/proc/{worker.process.pid}/stat")
-        until = time.monotonic() + 10
-        while stat.read_text("utf-8").rpartition(")")[2].split()[0] != "T":
-            assert time.monotonic() < until
-        assert worker.ask(do="round", repeats=1)["seconds"] > 0
-    assert worker.process.returncode == 0

@@ -1,7 +1,10 @@
 """`python -m ffncore`: every command, as a user types it."""
 
+import argparse
+import functools
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +14,10 @@ from support_checkpoints import llama, write
 import ffncore as fc
 from ffncore import _core
 from ffncore.__main__ import main
+from ffncore.bench import measure, rows, shapes
+from ffncore.bench.limits import Limits
 from ffncore.cli import selftest
+from ffncore.cli.main import COMMANDS
 
 
 def test_info(capsys):
@@ -49,12 +55,95 @@ def test_module_runs_as_a_command():
     assert _core.__version__ in done.stdout
 
 
-@pytest.mark.parametrize("argv", [[], ["nothing"], ["bench", "--dtype", "int8"], ["inspect"]])
-def test_wrong_use(argv, capsys):
+@pytest.mark.parametrize(
+    "argv, sentence",
+    [
+        ([], "there is no command; expected one of info, inspect, bench, selftest"),
+        (["nothing"], "command is 'nothing'; expected one of info, inspect, bench, selftest"),
+        (["bench", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
+        (["inspect"], "the following arguments are required: PATH"),
+    ],
+)
+def test_wrong_use(argv, sentence, capsys):
     with pytest.raises(SystemExit) as end:
         main(argv)
     assert end.value.code == 2
-    assert "usage" in capsys.readouterr().err
+    text = capsys.readouterr().err
+    assert text.startswith("usage")
+    assert sentence in text
+
+
+# ---- help
+
+
+def help_of(*argv, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([*argv, "--help"])
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_lists_the_commands(capsys):
+    text = help_of(capsys=capsys)
+    assert "import ffncore" not in text
+    for name in COMMANDS:
+        (line,) = [line for line in text.splitlines() if line.startswith(f"    {name} ")]
+        assert len(line.split()) > 3
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_help_text(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    command = COMMANDS[name]
+    text = help_of(name, capsys=capsys)
+    assert command.HELP in text
+    assert all(len(line) < 80 for line in command.HELP.splitlines())
+    for example in command.EXAMPLES:
+        assert f"python -m ffncore {example}\n" in text
+    parser = argparse.ArgumentParser(add_help=False)
+    command.add_arguments(parser)
+    for action in parser._actions:
+        assert action.help
+        takes_value = action.nargs != 0
+        assert not takes_value or action.metavar or action.choices
+        needs_default = takes_value and action.option_strings and action.metavar != "FILE"
+        assert not needs_default or "default" in action.help
+
+
+# Those of info and selftest are run by tests above.
+EXAMPLES = [line for name, command in COMMANDS.items() for line in command.EXAMPLES if line != name]
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_examples_run(example, tmp_path, monkeypatch, capsys):
+    """Those of the bench with small shapes, few rounds, and known limits of the machine."""
+    write(tmp_path, llama(1), {"model_type": "llama"})
+    monkeypatch.chdir(tmp_path)
+    argv = example.replace("path/to/model", str(tmp_path)).replace("1536x4096", "24x40").split()
+    if argv[0] == "bench":
+        pytest.importorskip("matplotlib")
+        monkeypatch.setattr(rows, "Limits", KnownLimits)
+        monkeypatch.setattr(measure, "ROUND_SECONDS", 1e-4)
+        monkeypatch.setattr(shapes, "QUICK_SHAPES", ("minilm",))
+        monkeypatch.setattr(shapes, "QUICK_TOKENS", (1, 3))
+        monkeypatch.setattr(rows, "call_cost", functools.partial(rows.call_cost, repeats=3))
+        argv += ["--seconds", "0"]
+    assert main(argv) == 0
+    assert capsys.readouterr().out
+    assert "--picture" not in argv or Path(argv[argv.index("--picture") + 1]).exists()
+
+
+class KnownLimits(Limits):
+    """Of a machine of 3 GHz with two units, 100 GB/s and 1e9 elements/s."""
+
+    def __init__(self, _isa, dtype, threads):
+        super().__init__("avx2", dtype, threads, self.known_rate)
+
+    def known_rate(self, what, _isa, _dtype, _bytes, _seconds, threads):
+        return {"fma": 96e9 * threads, "clock": 3e9, "read": 1e11}.get(what, 1e9)
+
+
+# ---- inspect
 
 
 def test_inspect(tmp_path, capsys):
@@ -67,7 +156,9 @@ def test_inspect(tmp_path, capsys):
     assert main(["inspect", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     words = lines[1].split()
-    assert words[:10] == ["0-2", "gated", "8", "24", "silu", "float32", "576", "3", "4.5", "llama"]
+    assert words[:9] == ["0-2", "gated", "8", "24", "silu", "float32", "576", "3", "4.5"]
+    assert words[9:] == ["llama", "llama", "model."]  # model_type, family, prefix
+    assert lines[0].split()[9:] == ["model_type", "family", "prefix"]
     assert lines[2] == "3 layers, 1,728 parameters in them"
 
 
@@ -78,10 +169,11 @@ def test_inspect_lists_a_layer_whose_activation_is_unknown(tmp_path, capsys):
         "encoder.layer.0.intermediate.dense.bias": np.zeros(24, "f4"),
         "encoder.layer.0.output.dense.bias": np.zeros(8, "f4"),
     }
-    write(tmp_path, tensors, {"model_type": "bert", "hidden_act": "squareplus"})
+    write(tmp_path, tensors, {"model_type": "ernie", "hidden_act": "squareplus"})
     assert main(["inspect", str(tmp_path)]) == 0
     words = capsys.readouterr().out.splitlines()[1].split()
     assert words[:6] == ["0", "plain", "8", "24", "squareplus", "float32"]
+    assert words[-2:] == ["ernie", "bert"]
     with pytest.raises(ValueError, match="activation 'squareplus' is not known"):
         fc.load(tmp_path)
     assert fc.load(tmp_path, activation="relu").activation.name == "relu"
@@ -106,7 +198,7 @@ def test_inspect_tells_how_many_experts_there_are(tmp_path, capsys):
 
 
 def test_inspect_of_damaged_layers(tmp_path, capsys):
-    """Sound ones are listed, and the others with what is wrong."""
+    """Layers that can be read are listed, and the others with their problem."""
     tensors = llama(4)
     del tensors["model.layers.2.mlp.up_proj.weight"]
     tensors["model.layers.3.mlp.up_proj.weight"] = np.ones((6, 5), np.float32)
@@ -116,7 +208,7 @@ def test_inspect_of_damaged_layers(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[:6] == ["0", "gated", "4", "6", "silu", "float32"]
     assert lines[2].split()[:6] == ["0-1", "gated", "4", "6", "silu", "float32"]
-    assert lines[1].endswith("llama \\x1b[31m.model.")
+    assert lines[1].split()[-3:] == ["llama", "llama", "\\x1b[31m.model."]
     assert lines[3] == "3 layers, 216 parameters in them"
     file = tmp_path / "model.safetensors"
     assert lines[5:] == [

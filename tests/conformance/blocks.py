@@ -1,11 +1,11 @@
-"""What the comparisons share: a block of the transformers library beside a layer of ours.
+"""Helpers to compare a block of the transformers library with a layer of ffncore.
 
-A block class is built alone, in float64, and filled with numbers of ours: experts start as
-uninitialized memory, routers as zeros. A function `arrays` says which of its tensors are which of
-our layer's; it only slices, stacks and transposes, so the same function takes the block's gradients
-to ours. Every parameter of the block must take part, or be named as one that does not.
+A block is built alone, in float64, and filled with random numbers, because its experts begin as
+uninitialized memory and its router as zeros. A function `arrays` makes the arrays of our layer from
+the block's tensors. It only slices, stacks and transposes, so that it also makes our gradients from
+those of the block. Every parameter of the block has to be used, or named as one that is not.
 
-The library rounds routers to float32 here and there, hence the tolerance.
+The tolerance allows for the library's routers, some of which round to float32.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 TOLERANCE = 1e-5
-# Logits nearer than this may be ordered otherwise in the library's float32.
+# Logits that are closer than this may have another order in the library's float32.
 NEAR_TIE = 1e-4
-# Of the small blocks. The library's validators want d to be a multiple of the heads.
+# The sizes of the small blocks. The library requires d to be a multiple of the number of heads.
 D, F, E, K = 16, 12, 8, 3
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2}
 
@@ -35,7 +35,7 @@ Get = Callable[[str], np.ndarray]
 
 
 class Tensors:
-    """A block's tensors by name, as numpy arrays of our own; remembers which were read."""
+    """Copies of a block's tensors by name, as numpy arrays; remembers which were read."""
 
     def __init__(self, tensors: Mapping[str, Any]) -> None:
         self._tensors = tensors
@@ -53,7 +53,7 @@ def configuration(module: str, name: str, **arguments: Any) -> Any:
     package = f"transformers.models.{module}"
     config = getattr(importlib.import_module(f"{package}.configuration_{module}"), name)
     made = config(**arguments)
-    made._experts_implementation = "eager"  # loops over experts: the plainest of its ways
+    made._experts_implementation = "eager"  # a loop over experts: the simplest implementation
     return made
 
 
@@ -72,10 +72,10 @@ def fill(
     dtype: Any = torch.float64,
     selection: float = -0.6,
 ) -> Any:
-    """Numbers that keep outputs near 1, in parameters and buffers alike.
+    """Fill parameters and buffers with random numbers that keep outputs near 1.
 
-    Biases of selection, around `selection`, make some scores negative: what groups that are not
-    chosen count as, -inf or 0, makes a difference then.
+    Biases of the selection are around `selection`, so that some scores are negative. Then it makes
+    a difference whether groups that are not chosen count as -inf or 0.
     """
     block = block.to(dtype).eval()
     for name, tensor in [*block.named_parameters(), *block.named_buffers()]:
@@ -96,7 +96,7 @@ def compare(
     without: tuple[str, ...] = (),
     call: Callable[[Any, Any], Any] = lambda block, x: block(x),
 ) -> None:
-    """Output and gradients. without: the block's parameters whose gradients are not compared."""
+    """Compare output and gradients. without: parameters whose gradients are not compared."""
     given = torch.from_numpy(x.copy()).requires_grad_(True)
     expected = call(block, given)
     expected = expected[0] if isinstance(expected, tuple) else expected
@@ -127,6 +127,6 @@ def near(ours: np.ndarray, theirs: np.ndarray, what: str) -> None:
 
 
 def no_near_ties(layer: fc.MoE, x: np.ndarray) -> None:
-    """A condition on the test's own numbers: no other choice of experts is as good."""
+    """Check the test's random numbers: no other choice of experts is equally good."""
     logits = np.sort(layer.router.logits(x), axis=-1)
     assert np.diff(logits, axis=-1).min() > NEAR_TIE

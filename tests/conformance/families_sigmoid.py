@@ -1,4 +1,4 @@
-"""Families whose routers score each expert for itself: sigmoid, or a square root of softplus."""
+"""Families whose routers score each expert alone: sigmoid, or the square root of softplus."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ FAMILIES = {
         correction=CORRECTION,
         shared=SHARED,
     ),
-    # sigmoid and a bias that takes part in the choice alone
+    # sigmoid, with a bias of the selection
     "deepseek-v3": deepseek_v3("deepseek_v3", "DeepseekV3Config", "DeepseekV3MoE"),
     "kimi-k2": deepseek_v3("deepseek_v3", "DeepseekV3Config", "DeepseekV3MoE", grouped=False),
     "glm-4.5": deepseek_v3("glm4_moe", "Glm4MoeConfig", "Glm4MoeMoE", grouped=False),
@@ -108,7 +108,7 @@ FAMILIES = {
     "a.x-k2": deepseek_v3(
         *("axk2", "AXK2Config", "AXK2MoE"),
         routing={**SIGMOID_V3, **GROUPED, "group_mask_value": 0.0},
-        # Masked experts are all 0: where they are chosen they tie, and torch does not say who wins.
+        # Masked experts all have 0. If chosen they tie, and torch does not define who wins.
         selection=0.0,
     ),
     "afmoe": Family(
@@ -222,7 +222,7 @@ FAMILIES = {
             "routed_scaling_factor": 1.5,
         },
         {**SOFTMAX, "score_fn": "sqrtsoftplus", "norm_eps": 1e-20, "routed_scaling_factor": 1.5},
-        block_arguments=(5,),  # the first layers choose by token
+        block_arguments=(5,),  # the first layers choose experts by the token's id
         correction=CORRECTION,
         shared=SHARED,
         activation=fc.Activation("silu", limit=1.0),
@@ -238,6 +238,6 @@ FAMILIES = {
         SIGMOID_V3,
         correction=CORRECTION,
         activation=fc.Activation("silu", gate_softcap=0.8, up_softcap=1.1),
-        float32_alone=True,  # its router reads float32 and meets a weight of float64
+        float32_alone=True,  # its router converts x to float32, but here its weight is float64
     ),
 }

@@ -1,4 +1,4 @@
-"""Families whose routers take the softmax of all logits, or of the largest ones."""
+"""Families whose routers compute the softmax of all logits, or of the largest ones."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ FAMILIES = {
         shared=SHARED,
         options={"combine": 0.5},
     ),
-    # softmax, and a bias or groups that take part in the choice alone
+    # softmax, with a bias or groups of the selection
     "ernie-4.5": Family(
         *("ernie4_5_moe", "Ernie4_5_MoeConfig", "Ernie4_5_MoeSparseMoeBlock"),
         {
@@ -240,7 +240,7 @@ FAMILIES = {
         {**SOFTMAX, "norm_eps": 1e-20, **SCALED, **GROUPED, "group_mask_value": 0.0},
         shared=SHARED,
     ),
-    # routers of their own
+    # other routers
     "phi-3.5-moe": Family(
         *("phimoe", "PhimoeConfig", "PhimoeSparseMoeBlock"),
         {**LOCAL, "intermediate_size": F, "num_experts_per_tok": 2, "router_jitter_noise": 0.3},

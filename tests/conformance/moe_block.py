@@ -1,7 +1,7 @@
-"""A block with experts of the transformers library: how it is made, and what it is in fc.MoE.
+"""Blocks with experts of the transformers library, and the fc.MoE that computes the same.
 
-A Family names the block's tensors and the options that give the same numbers; formulas that differ
-between families stand in those options alone. The rows: families_softmax.py, families_sigmoid.py.
+A Family has the names of the block's tensors and the options of fc.MoE with which it computes the
+same numbers; families only differ in these. families_softmax.py and families_sigmoid.py have them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Family:
     config: str
     block: str
     arguments: dict[str, Any]
-    routing: dict[str, Any]  # of fc.Router
+    routing: dict[str, Any]  # options of fc.Router
     block_arguments: tuple[Any, ...] = ()
     router: str = "gate.weight"
     router_bias: str | None = None
@@ -31,15 +31,15 @@ class Family:
     experts: Callable[[Get], Arrays] = concat
     shared: str | None = None
     shared_form: Callable[[Get, str], Arrays] = separate
-    more: dict[str, str] = field(default_factory=dict)  # our other arrays, and their tensors
+    more: dict[str, str] = field(default_factory=dict)  # other arrays of fc.MoE, and their tensors
     activation: str | fc.Activation = "silu"
-    shared_activation: str | fc.Activation | None = None  # None: that of the experts
-    options: dict[str, Any] = field(default_factory=dict)  # of fc.MoE
-    without: tuple[str, ...] = ()  # parameters whose gradients are not compared
+    shared_activation: str | fc.Activation | None = None  # None: the activation of the experts
+    options: dict[str, Any] = field(default_factory=dict)  # options of fc.MoE
+    without: tuple[str, ...] = ()  # the parameters whose gradients are not compared
     prepare: Callable[[Any], Any] = lambda block: block
-    selection: float = -0.6  # what biases of selection lie around
+    selection: float = -0.6  # the mean of the biases of the selection
     float32_alone: bool = False  # a block that mixes types in float64
-    wrapper: Any = None  # where no single class is the block: one of ours, made of its config
+    wrapper: Any = None  # if no class of the library is the block: one made here from its config
 
     def make(self, rng: np.random.Generator, dtype: Any) -> Any:
         config = configuration(self.module, self.config, **self.arguments)

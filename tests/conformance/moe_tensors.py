@@ -1,6 +1,6 @@
-"""How blocks of the transformers library store their experts, as the arrays of an FFNWeights.
+"""The arrays of an FFNWeights from the tensors in which transformers' blocks store experts.
 
-A function takes what reads a tensor by name; `start` is what stands before the names.
+Each function gets a reader of tensors by name; `start` is the first part of the names.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def modules(get: Get) -> Arrays:
 
 
 def with_identity(get: Get) -> Arrays:
-    """gate_up has rows for the identity experts, too, which nothing reads."""
+    """gate_up also has rows for the identity experts, which are never read."""
     return {name: array[:E] for name, array in concat(get).items()}
 
 
@@ -100,11 +100,11 @@ def granite_shared(get: Get, start: str) -> Arrays:
     return {"gate": gate_up[:half], "up": gate_up[half:], "down": down}
 
 
-# ---- blocks that no single class is, or that need a word before they are filled ------------------
+# ---- blocks that are no single class, or that have to be prepared before they are filled ---------
 
 
 def identity_router(block: Any) -> Any:
-    """Gemma 4 normalizes and scales what its router reads: not a part of the layer here."""
+    """Gemma 4 normalizes and scales the input of its router, which is not a part of fc.MoE."""
     block.norm = torch.nn.Identity()
     return block
 

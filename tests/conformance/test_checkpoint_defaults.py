@@ -1,7 +1,7 @@
-"""config.json without the keys that have a default: the layer computes what the library's does.
+"""config.json without the keys that have a default: layers compute what those of the library do.
 
-The table of defaults beside the configuration classes; the keys that a block's code reads beside
-the table; and for every model_type a small model whose config.json has lost them.
+The table of defaults is compared with the configuration classes, its keys with those that the code
+of each block reads. For every model_type, a small model is loaded without these keys.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 import ffncore as fc
 from ffncore.models.files.defaults import DEFAULTS, FIXED, NESTED, SYNONYMS
 
-# Enough for the eight groups of DeepSeek-V3, of two experts each.
+# Enough for the eight groups of DeepSeek-V3, with two experts each.
 EXPERTS = 16
 ROWS = (*fc.models.FAMILIES, *fc.models.MOE_FAMILIES)
 TYPES = [model_type for row in ROWS for model_type in row.model_types]
@@ -52,9 +52,9 @@ def test_defaults_are_those_of_the_class(model_type: str) -> None:
     for key, value in table.items():
         found = getattr(config, key)
         assert (type(found), found) == (type(value), value), key
-    # A class may take other names for a key; none of those that we read has one.
+    # A class may accept other names for a key; none of those that ffncore reads has one.
     assert not set(table) & {*config.attribute_map, *config.attribute_map.values()}
-    # Keys of the code that was released with a model, which the library does not read.
+    # Keys that are read by code released with a model, but not by the library.
     for key in set(getattr(row_of(model_type), "only", ())) - set(table):
         assert not hasattr(config, key)
 
@@ -74,7 +74,7 @@ SIZES = {
     "intermediate_size": F,
     **HEADS,
 }
-# No number of the vocabulary above may be out of it.
+# Numbers of special tokens have to be smaller than the vocabulary above.
 SIZES |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0)
 GPT2 = {"n_embd": D, "n_layer": 2, "n_head": 2, "n_positions": 8}
 IMAGE = {"image_size": 8, "patch_size": 4}
@@ -115,7 +115,7 @@ MORE: dict[str, dict[str, Any]] = {
     },
     "llama4_text": {**LOCAL, **HEAD, "interleave_moe_layer_step": 1},
 }
-# What a model is made with beside sizes: these stay in config.json.
+# Other keys than sizes, with which a model is made: they stay in config.json.
 TOLD = {"deepseek_v2": {"num_experts_per_tok"}, "granitemoeshared": {"shared_intermediate_size"}}
 
 
@@ -192,8 +192,8 @@ def test_a_config_json_of_defaults(model_type: str, tmp_path: Path) -> None:
     near(layer(x), expected.detach().numpy().reshape(x.shape), "y")
 
 
-# What a block's code reads of its configuration and the tensors' shapes tell, or what is used in
-# training alone.
+# Keys that a block's code reads, but that follow from the shapes of tensors or only matter in
+# training.
 BY_SHAPE = {"hidden_size", "intermediate_size", "moe_intermediate_size", "num_local_experts"}
 BY_SHAPE |= {"num_experts", "n_routed_experts", "shared_expert_intermediate_size", "n_embd"}
 BY_SHAPE |= {"shared_intermediate_size"}

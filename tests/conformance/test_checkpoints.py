@@ -1,4 +1,4 @@
-"""fc.load of what the transformers library saves: the layer computes what its block computes.
+"""fc.load of models that the transformers library saved: layers compute what their blocks do.
 
 save_pretrained writes the names and layouts of each family's published checkpoints, and config.json
 as the family has it. Small models of two layers; the first one is dense where the family has that.
@@ -32,7 +32,7 @@ ROUTED = {"n_routed_experts": E, "num_experts_per_tok": K, "moe_intermediate_siz
 FIRST_DENSE = {"first_k_dense_replace": 1, "intermediate_size": DENSE_FF}
 GROUPED = {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5}
 
-# model_type, the row of our table that knows its tensors, what config.json says, has a dense layer
+# model_type, the family that has its names, keys of config.json, whether it has a dense layer
 MODELS: dict[str, tuple[str, str, dict[str, Any], bool]] = {
     "mixtral": ("mixtral", "mixtral", LOCAL, False),
     "qwen2-moe": (
@@ -170,7 +170,7 @@ def test_float64(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["mixtral", "deepseek-v3", "gpt-oss", "llama4"])
 def test_bfloat16(name, tmp_path):
-    """As most checkpoints are stored; the library then computes with what it has rounded."""
+    """In bfloat16, as most checkpoints are stored; the library computes with rounded numbers."""
     pytest.importorskip("ml_dtypes")
     rng = generator(name)
     model = saved_model(name, tmp_path, rng, torch.bfloat16)
@@ -181,7 +181,7 @@ def test_bfloat16(name, tmp_path):
     x = rng.standard_normal((2, 5, D))
     no_near_ties(layer, x)
     compare(block, layer, FAMILIES[MODELS[name][1]].arrays, x, rng)
-    # The same weights, as they are, beside float32 x.
+    # The same weights, not converted, with float32 x.
     single = x.astype(np.float32)
     y = stored(single).astype(np.float64)
     scale = np.abs(y).max()
@@ -190,6 +190,6 @@ def test_bfloat16(name, tmp_path):
 
 def test_every_family_is_here():
     ours = {t for row in fc.models.MOE_FAMILIES for t in row.model_types}
-    # Kimi-K2 is DeepSeek-V3's class; the others differ from a row above in attention alone.
+    # Kimi-K2 has the class of DeepSeek-V3; the others differ from a row above only in attention.
     missing = {"kimi_k2", "granitemoehybrid", "llama4"}
     assert ours - missing == {row[0] for row in MODELS.values()}

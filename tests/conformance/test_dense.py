@@ -28,7 +28,7 @@ import ffncore as fc
 
 
 def names(gate: str | None, up: str, down: str) -> Callable[[Get], Arrays]:
-    """Linears, with the biases that are there."""
+    """The matrices of torch.nn.Linear modules, and their biases if they have any."""
 
     def arrays(get: Get) -> Arrays:
         found = {}
@@ -167,7 +167,7 @@ BLOCKS = {
         fc.Activation("silu", gate_multiplier=0.7),
         LLAMA,
         {**GATED, "mlp_multipliers": [0.7, 1.3]},
-        call=lambda block, x: block(x) / 1.3,  # what multiplies the output is outside
+        call=lambda block, x: block(x) / 1.3,  # the factor of the output is outside of the block
     ),
     "deepseek-v4": Dense(
         *("deepseek_v4", "DeepseekV4Config", "DeepseekV4MLP"),
@@ -188,7 +188,7 @@ def test_block(name):
 
 
 def test_bert():
-    """Two modules; the second one adds the residual and normalizes, which is the caller's part."""
+    """Two modules; the second also adds the residual and normalizes, which fc.FFN does not do."""
     rng = generator("bert")
     config = configuration("bert", "BertConfig", **HIDDEN)
     block = torch.nn.ModuleDict(

@@ -1,9 +1,9 @@
-"""Inkling: shared experts that the router weighs together with the chosen ones.
+"""Inkling: the router normalizes the weights of shared experts together with the chosen ones.
 
     weights = c sigmoid(z) / sum of sigmoid(z),  both over the chosen experts and the shared ones
 
-In fc.MoE the shared ones are further experts, which a router of the caller's own adds to those that
-fc.route has chosen. The scale c of the library is one trainable number, here one for each expert.
+In fc.MoE the shared experts are further experts, which a router of this test adds to those that
+fc.route has chosen. The scale c is one trainable number in the library, and one per expert here.
 """
 
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Losses of routers against functions of the transformers library, and through a whole layer."""
+"""The losses of routers against functions of the transformers library, also in a whole layer."""
 
 import importlib
 
@@ -53,7 +53,7 @@ def test_router_z():
 
 
 def test_loss_of_a_layer():
-    """Output and load balancing in one loss: what reaches the router's weight and x."""
+    """A loss with a load-balancing part: the gradients of the router's weight and of x."""
     rng = generator("layer")
     family = FAMILIES["mixtral"]
     block = family.make(rng, torch.float64)

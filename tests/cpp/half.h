@@ -1,6 +1,6 @@
-// Numbers of 16 bits for test_engine.cpp, converted by the definition: a fraction, a power of two
-// and one rounding to nearest even in double. And the dtype and precision of each type that it
-// tests.
+// 16-bit numbers for test_engine.cpp, converted by their definition: a fraction, a power of two,
+// and one rounding to nearest even, in double. Also the dtype and the precision of each type that
+// it tests.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -11,7 +11,7 @@
 
 namespace {
 
-// 16 bits with so many for the fraction, as numbers: 7 is bfloat16, 10 float16.
+// A 16-bit type with so many bits for the fraction: 7 for bfloat16, 10 for float16.
 template <int Fraction> struct Half {
     uint16_t bits = 0;
     static constexpr int kBias = (1 << (14 - Fraction)) - 1;

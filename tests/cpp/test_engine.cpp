@@ -1,13 +1,14 @@
-// Every way through the engine by its C ABI, for the address and undefined-behaviour sanitizers.
+// Tests every way through the engine by its C ABI, for the address and undefined-behaviour
+// sanitizers.
 //
 //     y = h W_down^T + b_down,   h = act(x W_gate^T + b_gate) * (x W_up^T + b_up)
 //
-// Arrays are heap blocks of exactly the size that their strides need. Gaps in between hold NaN
-// (inputs) or a mark that has to survive (outputs). The workspace is NaN before each call, and
-// forbidden behind the bytes that the call may use. The first result is compared with plain sums in
-// double; all others (level, plan, threads, strides, packed, saved or recomputed, any subset of the
-// gradients) with the first, bit by bit. The activations' maths are accuracy.cpp's subject: the
-// reference takes them from the elementwise call in float64, at the scalar level.
+// Arrays are heap blocks of exactly the size that their strides need. Gaps hold NaN (inputs) or a
+// mark that must not be changed (outputs). The workspace is NaN before each call, and the memory
+// behind the bytes that the call may use is poisoned. The first result is compared with plain sums
+// in double. All others (level, plan, threads, strides, packed, saved or recomputed, any subset of
+// the gradients) have to equal the first bit by bit. accuracy.cpp tests the activations themselves;
+// the reference here takes them from the elementwise call in float64, at the scalar level.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -28,8 +29,8 @@ namespace {
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN(), kMark = 777; // no result is 777
 
-std::string where;         // the case at hand, for a failure's message
-double worst = 0;          // the largest error found, as a share of what is allowed
+std::string where;         // the current case, for the message of a failure
+double worst = 0;          // the largest error so far, as a share of what is allowed
 char *forbidden = nullptr; // the end of the workspace
 size_t forbidden_bytes = 0;
 
@@ -40,7 +41,7 @@ void failed(int line, const char *condition) {
     std::exit(1);
 }
 
-constexpr int kLayouts = 8, kRepeated = 8; // the last: every row is the same memory
+constexpr int kLayouts = 8, kRepeated = 8; // in layout kRepeated all rows are the same memory
 template <class T> class Array {
   public:
     Array() = default;
@@ -59,7 +60,7 @@ template <class T> class Array {
         for (int64_t i = 0; i < rows_; ++i)
             for (int64_t j = 0; j < cols_; ++j) body((*this)(i, j), i, j);
     }
-    template <class Term> void sum(int64_t n, const Term &term) { // adds to what is there
+    template <class Term> void sum(int64_t n, const Term &term) { // adds to the elements
         each([&](T &v, auto i, auto j) {
             for (int64_t k = 0; k < n; ++k) v += term(i, j, k);
         });
@@ -86,7 +87,7 @@ template <class T> class Array {
 
 // Gradient i has the shape of input i; y and h have that of their gradients.
 enum { X, GATE, UP, DOWN, B_GATE, B_UP, B_DOWN, ALPHA_P, ALPHA_N, Y, PRE_GATE, PRE_UP, H, ARRAYS };
-constexpr int kAll = (1 << Y) - 1; // all gradients, a bit each
+constexpr int kAll = (1 << Y) - 1; // all gradients, one bit each
 
 struct Sizes {
     int64_t t, d, f;
@@ -124,7 +125,7 @@ ffncore_activation_args elementwise_args(Array<T> *in, Array<T> *out, Array<doub
     return a.grad_alpha_n = alphas[1].data(), a;
 }
 
-// Four variants, with values that float has exactly; a kind takes the options that it knows.
+// Four variants, whose values are exact in float. A kind ignores options that it does not have.
 ffncore_activation make_activation(int kind, int variant, bool gated) {
     ffncore_activation a;
     ffncore_activation_init(&a, kind);
@@ -141,7 +142,7 @@ double random_unit() { // -1 to 1
     return double(generator() >> 11) * 0x1p-52 - 1;
 }
 
-// The next call takes this buffer: NaN, and forbidden behind the bytes that it may use.
+// The next call will use this buffer: it is NaN, and poisoned behind the bytes that it may use.
 template <class Cost, class... Args> void bound_workspace(const Cost &cost_of, Args... args) {
     ffncore_cost cost{};
     cost.size = sizeof cost;
@@ -151,7 +152,7 @@ template <class Cost, class... Args> void bound_workspace(const Cost &cost_of, A
     const ffncore::Lease lease(size_t(cost.extra_bytes));
     std::memset(lease.data(), 0xFF, size_t(cost.extra_bytes));
     forbidden = static_cast<char *>(lease.data()) + cost.extra_bytes;
-    forbidden_bytes = -cost.extra_bytes & 0xFFFF; // a lease is made of 64 KiB
+    forbidden_bytes = -cost.extra_bytes & 0xFFFF; // a lease has a multiple of 64 KiB
     ASAN_POISON_MEMORY_REGION(forbidden, forbidden_bytes);
 }
 
@@ -184,7 +185,7 @@ template <class T> class Layer {
         static int layers = 0;
         ++layers;
         for (int step = 0; step < plans * ffncore_isa_count(); ++step) {
-            // Level 0 is the scalar one, and slow: every second plan is enough for large layers.
+            // Level 0 is scalar and slow, so every second plan is enough for large layers.
             if (step / plans == 0 && step % 2 && s_.t * s_.d * s_.f > 50000) continue;
             const int turn = layers + step + step / plans;
             const auto &plan = kPlans[step % plans];
@@ -195,7 +196,7 @@ template <class T> class Layer {
                                plan.threads > 1);
             ffncore_set_num_threads(plan.threads);
             for (int i = 0; i < ARRAYS; ++i) {
-                const int layout = (turn + turn % 2 * 3 * i) % kLayouts; // alike, or all kinds
+                const int layout = (turn + turn % 2 * 3 * i) % kLayouts; // one for all, or mixed
                 in_[i] = given_[i].input(i == X && repeated_ ? kRepeated : layout);
             }
             pack(turn);
@@ -204,9 +205,9 @@ template <class T> class Layer {
             for (const char *packed : {(const char *)nullptr, (const char *)packed_.data()}) {
                 forward(packed, nullptr, turn);
                 forward(packed, saved.data(), turn + 1);
-                if (saved_.empty()) saved_ = saved; // the other levels read what the first wrote
+                if (saved_.empty()) saved_ = saved; // all levels read what the first one wrote
                 const char *from = turn % 3 ? saved_.data() : saved.data();
-                // A plain layer has no gate: the same subset with and without it is one call.
+                // In a plain layer, subsets that differ only in gate are the same call.
                 const int exist = s_.gated ? kAll : kAll & ~(1 << GATE | 1 << B_GATE);
                 for (int i = 0; i < (all_subsets && !packed ? kAll : 2); ++i) {
                     if (i & ~exist) continue;
@@ -250,7 +251,7 @@ template <class T> class Layer {
         out[DOWN].sum(s_.t, [&](auto o, auto j, auto t) { return out[H](t, j) * dy(t, o); });
         out[B_DOWN].sum(s_.t, [&](auto o, auto, auto t) { return dy(t, o); });
     }
-    // What is there before a call: NaN, or numbers to be added into.
+    // What an output holds before a call: NaN, or with `add` a number that is added to.
     static double before(int64_t r, int64_t c, bool add) {
         return add ? double((r * 7 + c * 3) % 11) - 5 : kNan;
     }
@@ -267,11 +268,11 @@ template <class T> class Layer {
             exact_[i].each([&](double v, auto...) { largest = std::max(largest, std::abs(v)); });
             got.each([&](U v, auto r, auto c) {
                 const double off = std::abs(v - exact_[i](r, c) - (add ? before(r, c, add) : 0));
-                error = off <= error ? error : off; // NaN stays
+                error = off <= error ? error : off; // keeps NaN
             });
             const double share = error / (16 * kEpsilon<T> * largest);
-            // Preactivations rounded to 16 bits fall on either side of a kink: no word on
-            // gradients.
+            // Preactivations that are rounded to 16 bits can be on the other side of a kink, so
+            // gradients are not judged.
             const bool judged = sizeof(T) > 2 || i == Y || i == H;
             worst = share <= worst || !judged ? worst : share;
             CHECK(share <= 1 || !judged);
@@ -317,7 +318,7 @@ template <class T> class Layer {
     }
     void elementwise(int layout) {
         Array<T> out[ARRAYS];
-        Array<double> alphas[2], none[2]; // their bits depend on strides: on where rows are joined
+        Array<double> alphas[2], none[2]; // their bits depend on which rows are contiguous
         for (int i = PRE_GATE; i <= H; ++i) out[i] = output(i, layout);
         for (int i = 0; i < 2; ++i) alphas[i] = output<double>(ALPHA_P + i, 0);
         const auto a = elementwise_args(in_, out, alphas, act_);
@@ -330,7 +331,7 @@ template <class T> class Layer {
     const bool repeated_; // x is one row, with stride 0
     const ffncore_activation act_;
     std::string name_ = "dtype " + std::to_string(kType<T>) + ": "; // T, d, f, kind, variant
-    Array<T> given_[ARRAYS], in_[ARRAYS], first_[2][ARRAYS];        // first results: stored, added
+    Array<T> given_[ARRAYS], in_[ARRAYS], first_[2][ARRAYS]; // first_: results stored, and added
     Array<double> exact_[ARRAYS], first_alphas_[2][2];
     std::vector<char> packed_, first_packed_, saved_;
 };
@@ -340,7 +341,7 @@ template <class T> void test_layers() {
                                 {7, 17, 31},   {8, 33, 17},   {9, 8, 3},    {15, 31, 65},
                                 {16, 65, 1},   {17, 129, 33}, {33, 1, 129}, {65, 9, 520},
                                 {130, 33, 31}, {1030, 3, 8},  {3, 2, 1030}};
-    // Activations know nothing of 16 bits: fewer cases do for those.
+    // Activations do not depend on 16-bit types, so fewer cases are enough for these.
     const int leap = sizeof(T) == 2 ? 7 : 1, plans = sizeof(T) == 2 ? 4 : 6;
     for (const bool gated : {false, true}) {
         int n = gated;
@@ -356,7 +357,7 @@ template <class T> void test_layers() {
     }
 }
 
-// What is refused, with which words; nothing is written.
+// Calls that are refused, and their error texts; nothing is written.
 void test_refusals() {
     const Sizes s{2, 3, 4, true};
     const auto act = make_activation(FFNCORE_SILU, 2, true);
@@ -418,8 +419,8 @@ void test_refusals() {
     CHECK(std::strstr(ffncore_last_error(), "avx9"));
 }
 
-// The level whose instruction this build emulates is there wherever its other instructions are: its
-// known answers hold.
+// The level whose instruction this build emulates has to exist wherever its other instructions do,
+// because the emulation passes its known-answer test.
 void test_levels() {
 #if defined(FFNCORE_EMULATE_BF16)
     where = "levels";

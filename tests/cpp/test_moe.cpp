@@ -1,11 +1,12 @@
-// A mixture of experts through the C ABI, for the address and undefined-behaviour sanitizers.
+// Tests mixtures of experts through the C ABI, for the address and undefined-behaviour sanitizers.
 //
 //     y[t] = sum over slots s of w[t, s] FFN_e(x[t]),  e = ids[t, s]
 //
-// Arrays are heap blocks of exactly the size that they need. Every level, number of threads, chunk,
-// raw or packed experts, kept or recomputed preactivations: the bits of the first. That one is
-// compared with the dense layer, a token and a slot at a time, which test_engine.cpp tests: bit by
-// bit where a token has one expert of weight 1, else within a rounding of each output.
+// Arrays are heap blocks of exactly the size that they need. All levels, numbers of threads,
+// chunks, raw and packed experts, saved and recomputed preactivations have to give the bits of the
+// first result. The first result is compared with the dense layer (which test_engine.cpp tests),
+// one token and slot at a time: bit by bit where a token has one expert of weight 1, else within a
+// rounding of each output.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -19,7 +20,7 @@
 
 namespace {
 
-std::string where; // the case at hand, for a failure's message
+std::string where; // the current case, for the message of a failure
 
 #define CHECK(condition) ((condition) ? void() : failed(__LINE__, #condition))
 void failed(int line, const char *condition) {
@@ -49,7 +50,7 @@ struct Sizes {
     bool gated, on_input;
 };
 
-// Arrays [E, ...] of experts, or of their gradients.
+// Arrays [E, ...] of the experts, or of their gradients.
 template <class T> struct Experts {
     std::vector<T> gate, up, down, b_gate, b_up, b_down;
     explicit Experts(const Sizes &s)
@@ -121,7 +122,7 @@ template <class T> struct Case {
         return e;
     }
 
-    // y, gradients of x and of the routing weights, then (not through packed experts) all others.
+    // y; the gradients of x and of the routing weights; then, for raw experts, all others.
     std::vector<std::vector<char>> run(bool by_pack, bool keep) {
         std::vector<T> y(x.size()), grad_x(x.size());
         std::vector<float> grad_factors(factors.size());
@@ -171,7 +172,7 @@ template <class T> struct Case {
         return out;
     }
 
-    // A token through an expert, by the dense layer.
+    // Computes one token through one expert, by the dense layer.
     std::vector<T> dense(int64_t token, int64_t e) {
         std::vector<T> row(x.begin() + token * s.d, x.begin() + (token + 1) * s.d), y(s.d);
         ffncore_forward_args a{};
@@ -245,6 +246,6 @@ int main() {
             test<float>(alone, true);
             test<Half<7>>(alone, true);
         }
-    test<float>({530, 2, 1, 5, 9, true, false}, false); // several blocks of an expert's rows
+    test<float>({530, 2, 1, 5, 9, true, false}, false); // an expert with several blocks of rows
     std::printf("test_moe: passed\n");
 }

@@ -1,7 +1,8 @@
-// Tests of csrc/core without Python, so that the thread sanitizer can watch: every task runs once,
-// phases are barriers, late workers do no harm, nested and concurrent calls finish, a forked child
-// computes, floating-point state and workspace keep their promises. Kernel tables are stubs.
-// Prints the first failure and returns 1; `test_pool time` prints the cost of a region instead.
+// Tests csrc/core without Python, so that it can run under the thread sanitizer. Every task runs
+// once, phases are barriers, late workers do no harm, nested and concurrent calls finish, a forked
+// child can compute, and the floating-point state and the workspace are as promised. The kernel
+// tables are stubs. Prints the first failure and returns 1. `test_pool time` prints the cost of a
+// region instead.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -55,8 +56,8 @@ void pause_for(int microseconds) {
     std::this_thread::sleep_for(std::chrono::microseconds(microseconds));
 }
 
-// Every task adds what ALL tasks of the phase before wrote into its own place: plain memory, so a
-// missing barrier is a wrong result, and a data race to the sanitizer.
+// Every task adds up what all tasks of the phase before have written. The memory is not atomic, so
+// a missing barrier gives a wrong result, and a data race for the sanitizer.
 class Sums : public Region {
   public:
     explicit Sums(std::vector<int64_t> tasks) : tasks_(std::move(tasks)) {
@@ -90,7 +91,7 @@ class Sums : public Region {
     }
     std::atomic<int> highest{0};
     std::atomic<bool> helped{false};
-    int slow = 0; // microseconds that every seventh task takes longer
+    int slow = 0; // microseconds by which every seventh task is slower
 
   private:
     std::vector<int64_t> tasks_;
@@ -126,8 +127,8 @@ bool test_many_phases() {
     return true;
 }
 
-// Stragglers make threads give up spinning inside a region; pauses between regions make the whole
-// pool sleep; none at all lets late workers meet the end of one region and the start of the next.
+// Slow tasks make threads stop spinning inside a region. Pauses between regions make the whole pool
+// sleep. Without pauses, late workers meet the end of one region and the start of the next.
 bool test_sleepers() {
     for (const int threads : {2, 4}) {
         for (int i = 0; i < 60; ++i) {
@@ -146,7 +147,7 @@ bool test_sleepers() {
     return true;
 }
 
-// A pool whose workers never came would pass everything above.
+// A pool whose workers never run would pass all tests above.
 bool test_workers_help() {
     for (int i = 0; i < 200; ++i) {
         Sums region({16});
@@ -224,7 +225,7 @@ class State : public Region {
     int64_t phases() const override { return 2; }
     int64_t tasks(int64_t) const override { return 8; }
     void run(int64_t, int64_t, int) override {
-        if ((_mm_getcsr() & ~0x3Fu) != 0x1F80) wrong.store(true); // below: flags of past exceptions
+        if ((_mm_getcsr() & ~0x3Fu) != 0x1F80) wrong.store(true); // 0x3F: flags of past exceptions
     }
     std::atomic<bool> wrong{false};
 };
@@ -315,7 +316,7 @@ void print_times() {
     for (const int threads : {1, 2}) {
         for (const int64_t phases : {1, 2, 5, 300}) {
             for (const int gap :
-                 {0, 1000}) { // microseconds between calls: the pool is awake, asleep
+                 {0, 1000}) { // microseconds between calls: the pool is awake, or asleep
                 const int calls = gap > 0 ? 300 : 3000;
                 std::vector<double> times;
                 for (int i = 0; i < calls; ++i) {

@@ -1,11 +1,12 @@
-// CUDA's words on a CPU, for tests: a block's threads are fibers of one thread of the system.
+// CUDA's keywords and functions on a CPU, for tests. The threads of a block are fibers of one
+// thread of the system.
 //
 // A fiber runs until it has to wait: for the block (__syncthreads), or for the 32 lanes of its warp
-// (shuffles, votes, ldmatrix, mma). Then the next one goes on. A collective has every lane leave
-// its operand, and take what it needs once all have; a lane that never comes, or a barrier that
-// some threads have left, is a deadlock, which ends the program with a sentence. Copies by cp.async
-// land when they are waited for, not before, so that a missing wait gives wrong numbers. Shared
-// memory begins as NaN.
+// (shuffles, votes, ldmatrix, mma). Then the next fiber runs. In a collective operation every lane
+// stores its operand, and reads what it needs when all lanes have. A lane that never comes, or
+// threads that end while others wait at a barrier, are a deadlock, which ends the program with a
+// message. Copies by cp.async are made when they are waited for, not before, so that a missing wait
+// gives wrong numbers. Shared memory begins as NaN.
 #pragma once
 #include <csetjmp>
 #include <cstdint>
@@ -30,7 +31,8 @@ inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char *cudaGetErrorString(cudaError_t error) {
     return error ? "invalid device ordinal" : "no error";
 }
-// The machine has one device, whose memory is the machine's; EMULATED_CUDA_DEVICES=0: none.
+// There is one device, whose memory is that of the machine; with EMULATED_CUDA_DEVICES=0 there is
+// none.
 constexpr int cudaMemcpyDeviceToHost = 2, cudaDevAttrComputeCapabilityMajor = 75;
 inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, int, cudaStream_t) {
     std::memcpy(to, from, bytes);
@@ -61,13 +63,14 @@ struct Fiber {
     ucontext_t first{};
     jmp_buf at;
     bool started = false, ended = false;
-    int64_t barriers = 0, collectives = 0;           // passed, or waited for
-    std::vector<std::vector<PendingCopy>> copies{1}; // groups; the last is still open
+    int64_t barriers = 0, collectives = 0;           // that it has passed, or waits for
+    std::vector<std::vector<PendingCopy>> copies{1}; // groups; the last one is still open
 };
 
 constexpr int kLanes = 32, kStack = 64 << 10;
 
-// What the lanes of a warp leave for each other; two generations, because a lane may be one ahead.
+// The operands that the lanes of a warp exchange. There are two generations, because a lane may be
+// one operation ahead.
 struct Warp {
     int64_t arrived[2] = {0, 0};
     unsigned char left[2][kLanes][64];
@@ -112,7 +115,7 @@ inline char *shared_memory() {
 
 inline Fiber &self() { return block()->fibers[block()->current]; }
 
-// To the scheduler, and back here when it is this fiber's turn again.
+// Switches to the scheduler, and returns when it is this fiber's turn again.
 inline void yield() {
     Fiber &fiber = self();
     if (!_setjmp(fiber.at)) _longjmp(block()->scheduler, 1);
@@ -130,7 +133,7 @@ inline void synchronize() {
     while (b.barriers == mine) yield();
 }
 
-// Leaves `operand` and waits for the warp; then take(lane) gives what a lane has left.
+// Stores `operand` and waits for the warp; then take(lane) returns the operand of a lane.
 template <class Operand> struct Collective {
     explicit Collective(const Operand &operand) {
         static_assert(sizeof(Operand) <= sizeof(Warp::left[0][0]));
@@ -183,8 +186,8 @@ inline void resume(Block &b, int i) {
     setcontext(&fiber.first);
 }
 
-// A warp goes on as long as it can, so that what only a barrier puts in order comes in the wrong
-// one where the barrier is missing; every other time the last warp is the first.
+// A warp runs as long as it can, so that without a needed barrier things happen in the wrong order.
+// Every other time the warps run in reverse order.
 inline void run_block(Block &b, int threads, int shared_bytes) {
     b.fibers.assign(threads, Fiber{});
     b.warps.assign((threads + kLanes - 1) / kLanes, Warp{});
@@ -232,7 +235,7 @@ inline void copy_async(void *to, const void *from, int bytes, int zeros) {
     self().copies.back().push_back({to, from, bytes, zeros});
 }
 inline void commit_copies() { self().copies.emplace_back(); }
-// Until at most `groups` committed groups are on their way.
+// Waits until at most `groups` committed groups are pending.
 inline void wait_for_copies(int groups) {
     auto &all = self().copies;
     while ((int)all.size() - 1 > groups) {

@@ -1,4 +1,4 @@
-// A layer with random numbers, dense or a mixture, and its forward pass by loops in double that
+// A layer with random numbers, dense or a mixture, and its forward pass as loops in double, which
 // round where the kernels do.
 #pragma once
 #include "../../csrc/cuda/forward.cuh"
@@ -8,8 +8,8 @@ namespace {
 
 struct Case {
     int64_t tokens, d, f, experts, top_k; // top_k 0: dense
-    bool gated, on_input, turned;         // turned: weights by columns, x's columns apart
-    int64_t offset = 0;                   // of x, in elements from an aligned place
+    bool gated, on_input, turned;         // turned: weights by columns, x with gaps between columns
+    int64_t offset = 0;                   // of x, in elements from an aligned address
 };
 
 template <class T, class W> struct Layer {
@@ -48,7 +48,7 @@ template <class T, class W> struct Layer {
     }
     Layer(const Layer &) = delete;
 
-    // pass(forward, w, arena): once with an arena that counts, once with memory.
+    // Calls pass(forward, w, arena) once with an arena that counts, and once with memory.
     template <class Pass> void run(const Pass &pass) {
         Arena counting;
         pass(forward, w, counting);
@@ -59,7 +59,7 @@ template <class T, class W> struct Layer {
         CHECK(workspace.end_stays(counting.used()));
     }
 
-    // rounded_outputs: an expert's output is rounded before it is weighed.
+    // rounded_outputs: the output of an expert is rounded before it is multiplied by its weight.
     std::vector<double> expected(bool rounded_outputs) const {
         const int64_t d = c.d, f = c.f, k = std::max<int64_t>(c.top_k, 1);
         std::vector<double> all(c.tokens * d);
@@ -88,7 +88,7 @@ template <class T, class W> struct Layer {
         return all;
     }
 
-    // What is left are sums in float, and single last places.
+    // The remaining errors are those of sums in float, and of single last places.
     void compare(bool rounded_outputs) const {
         const std::vector<double> all = expected(rounded_outputs);
         double worst = 0, largest = 0;

@@ -1,4 +1,4 @@
-// What the tests of the CUDA kernels share: arrays, groups, and how close a result has to be.
+// What the tests of the CUDA kernels share: arrays, groups, and how exact a result has to be.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -42,7 +42,7 @@ std::mt19937 generator(7);
 template <class T> struct Array {
     std::vector<T> data;
     int64_t stride, offset;
-    // offset: where it begins, in elements from an aligned place.
+    // offset: where it begins, in elements from an aligned address.
     Array(int64_t lines, int64_t length, int64_t stride, int64_t offset)
         : data(offset + lines * stride + 16), stride(stride), offset(offset) {
         std::normal_distribution<float> normal;
@@ -74,7 +74,7 @@ template <class T> constexpr double kEpsilon = sizeof(T) == 4 ? 1e-6 : 0;
 template <> constexpr double kEpsilon<Bf16> = 0x1p-8;
 template <> constexpr double kEpsilon<F16> = 0x1p-11;
 
-// An expert's matrix [rows, cols] behind the other's, each by its rows or by its columns.
+// The matrices [rows, cols] of the experts, one behind the other, with contiguous rows or columns.
 template <class W> struct Weight {
     int64_t rows, cols;
     bool by_columns;
@@ -94,7 +94,7 @@ template <class W> struct Weight {
     }
 };
 
-// Memory of a workspace, and some behind it that has to stay as it is.
+// The memory of a workspace, and some memory behind it that must not be changed.
 struct Workspace {
     std::vector<char> memory;
     explicit Workspace(int64_t bytes) : memory(bytes + 512, (char)0xff) {}
@@ -105,7 +105,8 @@ struct Workspace {
     }
 };
 
-// One rounding of the result, and sums of float: of `size`, the sum of the terms' absolute values.
+// Allows one rounding of the result, and the error of sums in float, which is a share of `size`,
+// the sum of the absolute terms.
 template <class T> bool close(double x, double expected, double size) {
     return std::fabs(x - expected) <= kEpsilon<T> * std::fabs(expected) + 1e-6 * size + 1e-30;
 }

@@ -1,4 +1,5 @@
-// Activations, their derivatives and the hidden unit's gradients, against the formulas in double.
+// Tests activations, their derivatives and the gradients of a hidden unit against formulas in
+// double.
 #include "../../csrc/cuda/activation.cuh"
 #include "support.h"
 
@@ -58,7 +59,7 @@ ActivationParams params(int kind) {
     return p;
 }
 
-// gate and up over a grid that meets no kink within the step of the differences.
+// gate and up go over a grid that stays away from kinks by more than the step of the differences.
 void test_options(const ActivationParams &p) {
     constexpr double kStep = 1e-5;
     int wrong = 0;

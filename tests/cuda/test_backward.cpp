@@ -1,4 +1,4 @@
-// A whole layer's backward pass, dense and as a mixture, against the chain rule in double.
+// Tests the backward pass of a layer, dense and a mixture, against the chain rule in double.
 #include "../../csrc/cuda/backward.cuh"
 #include "../../csrc/cuda/forward.cuh"
 #include "support.h"
@@ -11,7 +11,8 @@ struct Case {
     Kind kind = kSilu;
 };
 
-// A gradient in double beside the one that is tested; both begin with 1 where they are added to.
+// A gradient in double, and the one that is tested. Both begin with 1 where gradients are
+// accumulated.
 template <class G> struct Gradient {
     Result<G> result;
     std::vector<double> expected;
@@ -23,7 +24,8 @@ template <class G> struct Gradient {
     double &at(int64_t r, int64_t c) { return expected[r * result.cols + c]; }
     Matrix<G> matrix() { return result.matrix(); }
     AnyMatrix any(int64_t group) { return {result.data.data(), result.cols, 1, group, kTypeOf<G>}; }
-    // Of the largest entry: sums in float, operands rounded to T, the result to G.
+    // Allows errors, relative to the largest entry, for sums in float, operands rounded to T, and
+    // the result rounded to G.
     template <class T> void compare(const char *name) const {
         double worst = 0, largest = 1e-30;
         for (size_t i = 0; i < expected.size(); ++i) {
@@ -38,13 +40,13 @@ template <class G> struct Gradient {
     }
 };
 
-// xielu's parameters before softplus, and what its formula has.
+// xielu's parameters before softplus, and those of its formula.
 constexpr double kAlphaP = 0.4, kAlphaN = -0.3, kBeta = 0.5;
 double softplus(double x) { return std::log1p(std::exp(x)); }
 double logistic(double x) { return 1 / (1 + std::exp(-x)); }
 
 struct Value {
-    double value, slope, by_p, by_n; // derivatives: of v, of the parameters
+    double value, slope, by_p, by_n; // the derivatives by v and by the parameters
 };
 Value activation(Kind kind, double v) {
     const double s = logistic(v);
@@ -59,7 +61,7 @@ template <class T, class W, class G> void test_layer(const Case &c) {
                   E = c.experts, x_col = c.turned ? 3 : 1;
     const Array<T> x(c.tokens, 3 * d, 3 * d, 0);
     Array<T> dy(c.tokens, 3 * d, 3 * d + 8, 0);
-    for (T &number_of_dy : dy.data) // or a float16 would overflow
+    for (T &number_of_dy : dy.data) // so that a float16 does not overflow
         put(&number_of_dy, number(number_of_dy) / 16);
     const Weight<W> gate(E, f, d, c.turned), up(E, f, d, c.turned), down(E, d, f, c.turned);
     const Array<float> weights(slots, 1, 1, 0), b_up(E, f, f, 0), b_down(E, d, d, 0);
@@ -186,7 +188,7 @@ template <class T, class W, class G> void test_layer(const Case &c) {
         }
 }
 
-// G: of the gradients of weights.
+// G is the type of the gradients of weights.
 template <class T, class W, class G> void test_layers() {
     for (const bool gated : {false, true})
         for (const bool add : {false, true}) {

@@ -1,5 +1,5 @@
-// The forward pass for few tokens against loops in double, and its promise that a token's bits
-// depend on neither the other tokens nor the alignment.
+// Tests the forward pass for few tokens against loops in double, and its promise that the bits of a
+// token depend neither on the other tokens nor on the alignment.
 #include <cstring>
 #include <optional>
 #include <sys/mman.h>
@@ -12,13 +12,13 @@ namespace {
 struct Case {
     int64_t tokens, d, f;
     bool gated, bias;
-    int64_t pad = 0, offset = 0;    // of all lines, in elements
+    int64_t pad = 0, offset = 0;    // between and before all lines, in elements
     int64_t experts = 1, top_k = 0; // top_k 0: dense
     bool on_input = false;
     int64_t col = 1; // stride of x and y within a row
 };
 
-// A copy of lines that ends where a page begins that nobody may read.
+// A copy of lines that ends where a protected page begins.
 template <class T> struct AtAnEnd {
     static constexpr int64_t kPage = 4096;
     int64_t size, pages;
@@ -35,7 +35,7 @@ template <class T> struct AtAnEnd {
     const T *begin() const { return (const T *)(memory + pages - size); }
 };
 
-// Ids of each kind, experts repeated; token 1 has none.
+// Ids of each kind: experts that repeat, and ids that are no expert; token 1 has no expert.
 std::vector<int32_t> make_ids(const Case &c) {
     const int32_t none[] = {-1, -7, (int32_t)c.experts, INT32_MAX, INT32_MIN};
     std::vector<int32_t> ids(c.tokens * c.top_k);
@@ -61,7 +61,7 @@ template <class A, class W> struct Layer {
           down(c.experts * c.d, c.f, c.f + c.pad, c.offset), b_gate(c.experts, c.f, 2 * c.f, 0),
           b_down(c.experts, c.d, c.d, 0), b_up(c.experts, c.f, c.f, 0),
           weights(c.tokens, c.top_k, c.top_k + 2, 0), ids(make_ids(c)) {
-        // Whoever reads the weight of a slot without an expert has NaN.
+        // The weight of a slot without an expert is NaN, which shows if it is used.
         for (int64_t slot = 0; slot < (int64_t)ids.size(); ++slot)
             if (!has_expert(slot))
                 ((float *)weights.begin())[slot / c.top_k * weights.stride + slot % c.top_k] = NAN;
@@ -73,10 +73,10 @@ template <class A, class W> struct Layer {
     }
 
     struct Outputs {
-        std::vector<A> h, y; // h as it lies, y [tokens, d]
+        std::vector<A> h, y; // h [tokens * slots, f], y [tokens, d]
     };
 
-    // Tokens [first, first + count).
+    // Computes tokens [first, first + count).
     Outputs run(int64_t first, int64_t count, bool may_be_aligned = true,
                 bool at_an_end = false) const {
         std::optional<AtAnEnd<A>> end_of_x;
@@ -144,12 +144,13 @@ template <class A, class W> struct Layer {
         return out;
     }
 
-    // h against x, and y against the h that there is: so no rounding is counted twice.
+    // Compares h with the formula for x, and y with the formula for the h that was computed, so
+    // that no rounding counts twice.
     void check() const {
         const Outputs out = run(0, c.tokens);
         int wrong = 0;
         for (int64_t t = 0; t < c.tokens; ++t) {
-            // Beside the sums' size, for float16: 1e-6 of it is half of the smallest number.
+            // 0.03 is for float16: 1e-6 of it is half of the smallest number.
             std::vector<double> sum(c.d), size(c.d, 0.03);
             for (int64_t s = 0; s < slots(); ++s) {
                 const int64_t slot = t * slots() + s, e = c.top_k ? ids[slot] : 0;
@@ -198,7 +199,7 @@ bool same_bits(const std::vector<T> &some, const std::vector<T> &all, int64_t at
     return std::memcmp(some.data(), all.data() + at, some.size() * sizeof(T)) == 0;
 }
 
-// Any of the tokens, alone or with others, and beside one that is NaN; aligned or not.
+// A token alone, with others, and with one that is NaN; aligned or not.
 template <class A, class W> void test_bits(const Case &c) {
     Layer<A, W> layer(c);
     const auto all = layer.run(0, c.tokens);
@@ -221,7 +222,7 @@ template <class A, class W> void test_bits(const Case &c) {
     }
 }
 
-// Nothing is read behind the last token, column or number.
+// Nothing is read beyond the last token, column or number.
 template <class A, class W> void test_ends(const Case &c) {
     const Layer<A, W> layer(c);
     const auto all = layer.run(0, c.tokens), at_an_end = layer.run(0, c.tokens, true, true);
@@ -229,7 +230,7 @@ template <class A, class W> void test_ends(const Case &c) {
 }
 
 template <class A, class W> void test_types() {
-    // Shapes with tails, with columns beyond the last one, and with several batches of chunks.
+    // Shapes with tails, with fewer columns than a warp has, and with several batches of chunks.
     const int64_t shapes[][2] = {{1, 1},   {7, 33},   {33, 7},    {33, 257}, {257, 33},
                                  {40, 72}, {1100, 9}, {10, 1096}, {8, 1},    {1024, 4}};
     bool gated = false;
@@ -238,7 +239,7 @@ template <class A, class W> void test_types() {
             Layer<A, W>({tokens, d, f, gated, d % 2 == 0}).check();
             gated = !gated;
         }
-        gated = !gated; // of the next tokens, the other half
+        gated = !gated; // the next number of tokens takes the other kind
     }
     for (int64_t tokens : {1, 2, 4, 7, 12}) {
         Layer<A, W>({tokens, 61, 35, true, true, 3}).check(); // aligned lines with tails

@@ -1,4 +1,4 @@
-// A whole layer's forward pass, dense and as a mixture, against loops in double.
+// Tests the forward pass of a layer, dense and a mixture, against loops in double.
 #include "layer_case.h"
 
 namespace {

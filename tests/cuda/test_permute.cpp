@@ -1,5 +1,5 @@
-// From ids to rows and back, on a CPU: histogram, permutation, combination, sums over rows, the
-// gradient of routing weights.
+// Tests the way from expert ids to rows and back, on a CPU: counts, permutation, combination, sums
+// over rows, and the gradient of routing weights.
 #include "../../csrc/cuda/combine.cuh"
 #include "../../csrc/cuda/permute.cuh"
 #include "support.h"
@@ -11,7 +11,7 @@ void test_rank() {
     CHECK(rank_of(0b1011, 1).count == 3 && rank_of(kAllLanes, 31).rank == 31);
 }
 
-struct Rows { // a permutation's arrays, filled with what must not stay
+struct Rows { // the arrays of a permutation, filled with numbers that have to be overwritten
     std::vector<int32_t> counts, offsets, first_tile, slots, place;
     Permutation p;
     Rows(const std::vector<int32_t> &ids, int64_t experts, int64_t height)
@@ -58,7 +58,7 @@ void test_permutation() {
         }
 }
 
-// pad: of rows, and where they begin; 0: rows are whole vectors.
+// pad: gaps between rows, and before the first; with 0, rows are whole vectors.
 template <class T>
 void test_combination(int64_t tokens, int64_t top_k, int64_t columns, int64_t pad) {
     const int64_t experts = 5, slots = tokens * top_k;
@@ -153,7 +153,7 @@ int main() {
         test_combination<float>(tokens, 2, 36, 0);
         test_combination<Bf16>(tokens, 1, 7, 1);
         test_combination<F16>(tokens, 8, 64, 0);
-        test_combination<Bf16>(tokens, 4, 2056, 0); // more columns than a block has in one step
+        test_combination<Bf16>(tokens, 4, 2056, 0); // more columns than a block takes in one step
     }
     test_factor_gradient();
     return finish();

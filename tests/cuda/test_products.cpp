@@ -1,5 +1,5 @@
-// The CUDA kernels on a CPU (cuda_emulator.h): where threads, tiles and numbers lie, and products
-// against a loop in double. Prints what differs and returns 1.
+// Tests the products of the CUDA kernels on a CPU (cuda_emulator.h): where threads, tiles and
+// numbers lie, and products against loops in double. Prints differences, and then returns 1.
 #include <set>
 
 #include "../../csrc/cuda/product.cuh"
@@ -17,15 +17,15 @@ template <int chunks> void test_swizzle(int rows) {
         for (int chunk = 0; chunk < chunks; ++chunk) places.insert(swizzled<chunks>(row, chunk));
     CHECK((int)places.size() == rows * chunks && *places.rbegin() == rows * chunks - 1);
     for (int row = 0; row < rows; row += 8)
-        for (int chunk = 0; chunk < chunks; ++chunk) { // what one phase of ldmatrix reads
+        for (int chunk = 0; chunk < chunks; ++chunk) { // the reads of one phase of ldmatrix
             std::set<int> banks;
             for (int i = 0; i < 8; ++i) banks.insert(swizzled<chunks>(row + i, chunk) % 8);
             CHECK(banks.size() == 8);
         }
 }
 
-// Of the sums: each in a place of its own, and what half a warp writes after mma.sync, and a
-// quarter reads, in different banks.
+// Each sum has a place of its own. Numbers that half a warp writes after mma.sync, or a quarter of
+// a warp reads, are in different banks.
 void test_staged() {
     std::set<int> places;
     for (int row = 0; row < 128; ++row)
@@ -121,7 +121,7 @@ template <class Weight> struct InFloat {
     template <bool a, bool b, bool gated> using Tile = SimtTile<Weight, a, b, gated>;
 };
 
-// Groups of gathered rows of x times each group's weights, along k or across, two terms.
+// Groups of gathered rows of x times the weights of each group, along k or across, with two terms.
 template <class Kind, bool b_along_k>
 void test_rows(const std::vector<int> &counts, int64_t n, int64_t depth, int64_t pad,
                int64_t offset) {
@@ -163,7 +163,7 @@ void test_rows(const std::vector<int> &counts, int64_t n, int64_t depth, int64_t
     CHECK(wrong == 0);
 }
 
-// act(x W_gate^T) * (x W_up^T), one group.
+// act(x W_gate^T) * (x W_up^T) for one group.
 template <class Kind> void test_gated(int64_t rows, int64_t n, int64_t depth) {
     using Tile = typename Kind::template Tile<true, true, true>;
     using A = typename Tile::A;
@@ -197,7 +197,8 @@ template <class Kind> void test_gated(int64_t rows, int64_t n, int64_t depth) {
     CHECK(wrong == 0);
 }
 
-// From dy W_down: dgate, dup and h of every row, and the sums of dh h that weights' gradients need.
+// From dy W_down: dgate, dup and h of every row, and the sums of dh h for the gradients of routing
+// weights.
 template <class Kind> void test_gradient(int64_t rows, int64_t f, int64_t d, bool plain) {
     using Tile = typename Kind::template Tile<true, false, false>;
     using T = typename Tile::A;
@@ -205,7 +206,7 @@ template <class Kind> void test_gradient(int64_t rows, int64_t f, int64_t d, boo
         up(rows, f, f, 0);
     const Array<float> factors(1, rows, rows, 0);
     const int64_t parts = ceil_div<int64_t>(f, kSumColumns);
-    // Every part of a tile is written, so there is room for whole tiles.
+    // All parts of a tile are written, so there has to be room for whole tiles.
     Result<float> dots(rows, ceil_div<int64_t>(f, Tile::kN) * (Tile::kN / kSumColumns));
     Result<T> dgate(rows, f), dup(rows, f), h(rows, f);
     ActivationParams act{};
@@ -251,7 +252,7 @@ template <class Kind> void test_gradient(int64_t rows, int64_t f, int64_t d, boo
     CHECK(wrong == 0);
 }
 
-// Sums over each group's rows, of gathered x times h.
+// Sums over the rows of each group, of gathered x times h.
 template <class Kind>
 void test_sums(const std::vector<int> &counts, int64_t m, int64_t n, bool add) {
     using Tile = typename Kind::template Tile<false, false, false>;

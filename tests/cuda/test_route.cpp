@@ -1,6 +1,6 @@
-// Routing and its backward pass, on a CPU, against plain loops in double: every score function and
-// option, ties, NaN and infinity, given experts, strides. Outputs begin as NaN, ids as -7, and
-// what lies between their elements has to stay so.
+// Tests routing and its backward pass, on a CPU, against plain loops in double: every score
+// function and option, ties, NaN and infinity, given experts, strides. Outputs begin as NaN and ids
+// as -7, which must not change between their elements.
 #include <numeric>
 
 #include "../../csrc/cuda/route.cuh"
@@ -13,7 +13,7 @@ using Ids = std::vector<int32_t>;
 constexpr double kInfinity = INFINITY;
 constexpr int kScoreFunctions = 4;
 
-// A matrix with gaps: rows far apart, or columns, or transposed.
+// A matrix with gaps between rows or between columns, or transposed.
 enum Layout { kRows, kGaps, kColumns, kLayouts };
 template <class T> struct Strided {
     int64_t rows, cols, row, col;
@@ -29,7 +29,7 @@ template <class T> struct Strided {
     T &at(int64_t r, int64_t c) { return data[r * row + c * col]; }
     Matrix<T> matrix() { return {data.data(), row, col, 0}; }
     Matrix<const T> read() { return {data.data(), row, col, 0}; }
-    // Whether nothing was written but the elements.
+    // Whether only the elements were written.
     bool gaps_stay() {
         std::vector<T> rest = data;
         for (int64_t r = 0; r < rows; ++r)
@@ -68,7 +68,7 @@ Row scores_of(int fn, const Row &z) {
     return s;
 }
 
-// Positions of the first `count` values: falling, NaN first, ties in order.
+// The positions of the `count` largest values, falling; NaN comes first, ties in their order.
 Ids first_of(const Row &values, int count) {
     Ids order(values.size());
     std::iota(order.begin(), order.end(), 0);
@@ -124,7 +124,8 @@ RouteParams params(int fn, int experts, int k) {
     return p;
 }
 
-// No normalization; by the sum; eps; min not reached, and reached.
+// No normalization; division by the sum; with eps; with a min that is not reached; with one that
+// is.
 constexpr int kNormalizations = 5;
 void normalize(RouteParams &p, int which) {
     p.normalize = which > 0;
@@ -132,7 +133,8 @@ void normalize(RouteParams &p, int which) {
     p.min = which == 3 ? 1e-9f : which == 4 ? 1e3f : 0;
 }
 
-// None; top two and largest, each with both masks. false: not for so many experts.
+// No groups; the sum of two and the largest, each with both masks. Returns false if these groups
+// are not possible with so many experts.
 constexpr int kGroupings = 5;
 bool group(RouteParams &p, int which) {
     if (which == 0) return true;
@@ -143,7 +145,7 @@ bool group(RouteParams &p, int which) {
     return p.groups > 1 && (p.group_max || p.groups < p.experts);
 }
 
-enum Logits { kNormal, kWild }; // wild: few numbers, so ties, NaN and infinity
+enum Logits { kNormal, kWild }; // wild: few distinct numbers (ties), NaN and infinity
 float draw(Logits kind) {
     if (kind == kNormal) return 2 * std::normal_distribution<float>()(generator);
     const float numbers[] = {0, -0.f, 1, 2, -1, 1, 2, 0, -1, 0, 1, 2};
@@ -151,7 +153,7 @@ float draw(Logits kind) {
     return i == 0 ? NAN : i == 1 ? INFINITY : i < 8 ? -INFINITY : numbers[i % 12];
 }
 
-// Different experts, some slots without one.
+// Different experts for each token, and some slots without one.
 Ids some_ids(int experts, int k) {
     Ids ids(experts);
     std::iota(ids.begin(), ids.end(), 0);
@@ -181,7 +183,7 @@ struct Tokens {
 
 void test_route(const RouteParams &p, int64_t tokens, Logits kind, bool biased, bool given) {
     Tokens in(p, tokens, kind);
-    const int64_t step = 1 + generator() % 2; // of the bias and the logarithms
+    const int64_t step = 1 + generator() % 2; // the stride of bias and log_sum_exp
     std::vector<float> bias(p.experts * step, NAN), log_sum_exp(tokens * step, NAN);
     Row bias_row;
     for (int i = 0; i < p.experts; ++i) {
@@ -230,14 +232,14 @@ void test_options(RouteParams p) {
     for (int grouping = 0; grouping < kGroupings; ++grouping) {
         if (!group(p, grouping)) continue;
         for (const bool on_logits : {false, true}) {
-            // As a caller has it: softmax_topk's choice is by the logits whatever is asked for.
+            // As in a call: softmax_topk always chooses by the logits.
             p.select_on_logits = on_logits;
             for (const bool biased : {false, true}) {
                 normalize(p, generator() % kNormalizations);
                 p.factor = generator() % 2 ? 2.5f : 1;
-                // Seven tokens are two blocks, the last one not full.
+                // Seven tokens take two blocks, the last of which is not full.
                 test_route(p, p.k > 64 ? 2 : 7, kNormal, biased, false);
-                // Sums of a score and a whole number tie in double and not in float, or so.
+                // A score plus a whole number may tie in float or in double alone.
                 test_route(p, p.k > 64 ? 1 : 5, kWild, biased && on_logits, false);
             }
         }
@@ -261,7 +263,7 @@ void test_forward() {
             }
             test_route(params(fn, experts, 1), 0, kNormal, false, false);
         }
-    // A block of fewer tokens than others, and of one that needs more than the usual memory.
+    // A block of fewer tokens, and one whose single token needs more than the usual shared memory.
     test_route(params(kScoreSigmoid, 3000, 8), 3, kNormal, true, false);
     test_route(params(kScoreSoftmax, 13000, 4), 2, kNormal, true, false);
     test_route(params(kScoreSoftmaxTopk, 1000, 1000), 1, kNormal, false, false);
@@ -274,12 +276,12 @@ static_assert(comes_before(1, 0, 1, 5) && !comes_before(1, 5, 1, 0) && !comes_be
 static_assert(comes_before(NAN, 9, INFINITY, 0) && !comes_before(INFINITY, 0, NAN, 9));
 static_assert(comes_before(NAN, 0, NAN, 1) && !comes_before(NAN, 1, NAN, 0));
 
-// Every two are in one order, as a list that was written down.
+// The order of every two candidates is that of a list that is written out.
 void test_order() {
     const float values[] = {NAN, INFINITY, 3, 1, 0, -0.f, -2, -INFINITY};
     std::vector<Candidate> all;
     for (float v : values)
-        for (int index : {0, 3, 40}) // both zeros are one value: their indices go on
+        for (int index : {0, 3, 40}) // both zeros are one value, ordered by their indices
             all.push_back({v, std::signbit(v) && v == 0 ? index + 50 : index});
     for (size_t i = 0; i < all.size(); ++i) {
         CHECK(comes_before(before_all(), all[i]) && comes_before(all[i], after_all()));
@@ -287,7 +289,7 @@ void test_order() {
     }
 }
 
-// Also where e^z is no number of float any more, but its root is.
+// Also where e^z is too small for a float, but its root is not.
 void test_sqrt_softplus() {
     int wrong = 0;
     for (double z = -170; z < 200; z += 0.37) {
@@ -344,7 +346,7 @@ void test_gradient(const RouteParams &p, int64_t tokens, bool no_experts) {
             const bool by_min = p.min > 1 && p.score_fn != kScoreSoftmaxTopk;
             const double size = no_experts ? 0 : p.factor * largest / (by_min ? p.min : 1);
             wrong += !near(out.at(t, i), expected, size);
-            // What must be 0 is 0.
+            // Gradients that must be 0 are exactly 0.
             const auto in_row = std::find(chosen[t].begin(), chosen[t].end(), i);
             const bool shared = p.score_fn == kScoreSoftmax && (!p.normalize || p.eps || p.min > 1);
             wrong += in_row == chosen[t].end() && !shared && out.at(t, i) != 0;

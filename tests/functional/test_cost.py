@@ -1,4 +1,4 @@
-"""fc.cost against the formulas, and against the FLOPs that a call really makes."""
+"""fc.cost against the formulas, and against the FLOPs that a call really computes."""
 
 # ruff: noqa: ARG001 (a test names the fixtures that it runs under)
 
@@ -11,7 +11,7 @@ from support import all_biases, make_weights, normal
 import ffncore as fc
 from ffncore import _core
 
-# Whole tiles in every instruction set: the hook counts the work of padded ones.
+# Sizes of whole tiles in every instruction set, because the counter includes the padding of tiles.
 T, D, F = 64, 64, 128
 PRODUCT = 2 * T * D * F
 
@@ -32,7 +32,7 @@ def test_forward(gated, products, isa, dtype, rng):
 
 
 def products_of(needs, gated, recompute):
-    """Products [T, d, f] that the gradients in needs cost."""
+    """The number of products [T, d, f] for the gradients in needs."""
     before = {"x", "gate", "up", "b_gate", "b_up", "activation"}
     count = 0
     if recompute and set(needs) & (before | {"down"}):
@@ -94,8 +94,12 @@ def test_parameters_of_the_activation_take_workspace():
     "layer, needs, sentence",
     [
         ({}, ("activation",), "needs has 'activation', but only xielu has trainable parameters"),
-        ({"gated": False}, ("gate",), "needs has 'gate', but the block has no w.gate"),
-        ({"packed": True}, ("x", "up"), "needs has 'up', but packed weights give the gradient of"),
+        ({"gated": False}, ("gate",), "needs has 'gate', but the weights have no gate"),
+        (
+            {"packed": True},
+            ("x", "up"),
+            "needs has 'up', but packed weights give only the gradient of",
+        ),
     ],
 )
 def test_gradients_that_do_not_exist(layer, needs, sentence):

@@ -49,12 +49,12 @@ def test_against_the_reference(gated, act, isa, dtype, rng):
 
 
 def ulps(result, exact):
-    """Error in units of float32's last place at the exact value."""
+    """The error in units in the last place of float32 at the exact value."""
     spacing = np.spacing(np.abs(exact).astype(np.float32)).astype(np.float64)
     return np.abs(result.astype(np.float64) - exact) / spacing
 
 
-# Largest errors over a dense sweep of all finite float32; the first three are promised.
+# The largest errors over a dense sweep of all finite float32 numbers; the first three are promised.
 ULPS = {"silu": 3, "gelu": 4, "tanh": 2, "sigmoid": 3, "quick_gelu": 4}
 
 
@@ -63,7 +63,7 @@ def test_error_in_units_of_the_last_place(name, isa):
     step = 20011 if isa != "scalar" else 200_003  # a prime, so that all low bits occur
     bits = np.arange(0, 2**32, step, dtype=np.uint64).astype(np.uint32)
     x = bits.view(np.float32)
-    # Where the result is not subnormal, or zero: there the last place is all that there is.
+    # Only where the result is not subnormal or zero, because these have no digits to spare.
     x = x[np.isfinite(x) & (x > -80)]
     exact = reference.activation(x, activation=name)
     normal_range = (np.abs(exact) > np.finfo(np.float32).tiny) & (np.abs(exact) < 3.4e38)
@@ -93,7 +93,7 @@ def test_nan_and_infinity(name, isa, dtype):
     saturating = {"sigmoid": 1.0, "tanh": 1.0}
     assert float(h[1]) == saturating.get(name, INF)
     exact = reference.activation(v[3:], activation=name)
-    least = 2.0**-24 if dtype == np.float16 else 1e-30  # a subnormal's place
+    least = 2.0**-24 if dtype == np.float16 else 1e-30  # the last place of subnormal numbers
     np.testing.assert_allclose(h[3:].astype(np.float64), exact, rtol=TOLERANCE[dtype], atol=least)
     with fc.using_isa("scalar"):
         assert same_bits(h, fc.activation(v, activation=name))
@@ -111,7 +111,7 @@ def test_nan_passes_the_clamp(clamp, isa, dtype):
 
 @pytest.mark.parametrize("gated, act", CASES, ids=CASE_IDS)
 def test_nan_gives_the_gradients_that_the_reference_gives(gated, act, isa, dtype):
-    """Of every operand, in every lane, beside numbers that the options clamp and pass."""
+    """NaN in every operand and every lane, among numbers that the options clamp or do not clamp."""
     values = np.array([np.nan, -5, -0.3, 0, 0.2, 0.6, 4], dtype)
     grad, x, up = (np.ravel(a).copy() for a in np.meshgrid(values, values, values))
     up = up if gated else None
@@ -122,7 +122,9 @@ def test_nan_gives_the_gradients_that_the_reference_gives(gated, act, isa, dtype
     if gated:
         assert np.array_equal(np.isnan(grads.up), np.isnan(exact.up))
         kept = np.isnan(up) & ~np.isnan(grad * x)
-        if act.up_softcap is None:  # a NaN in up is beyond no limit: the slope there is 1
+        if (
+            act.up_softcap is None
+        ):  # a NaN in up does not exceed the limit, so that the derivative of the clamp is 1
             one = fc.activation_backward(grad, x, np.zeros_like(up), activation=act)
             assert same_bits(grads.up[kept], one.up[kept])
     with fc.using_isa("scalar"):

@@ -20,7 +20,7 @@ from support import (
 import ffncore as fc
 from ffncore import reference
 
-# Each size once as the number of tokens, of inputs, of hidden units.
+# Each size occurs once as the number of tokens, of inputs and of hidden units.
 SIZES = [
     *((t, 17, 33) for t in ODD_SIZES),
     *((5, d, 19) for d in ODD_SIZES[1:]),
@@ -68,7 +68,7 @@ def test_biases_each_alone(isa, dtype, gated, rng):
 
 @pytest.mark.parametrize("dtype", [t for t in DTYPES if t != np.float64], ids=str)
 def test_long_sums_are_as_good_as_numpys(dtype, gated, rng):
-    """k up to 28672: blocks of 512 keep the error where pairwise sums have it."""
+    """k up to 28672: with blocks of 512 the error is as small as that of pairwise sums."""
     for t, d, f in ((6, 28672, 24), (6, 24, 28672)):
         w = make_weights(rng, d, f, gated=gated, dtype=dtype)
         x, grad_y = normal(rng, t, d, dtype=dtype), normal(rng, t, d, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Backward against central differences, to 1e-7 of the largest entry; fc.check_gradients."""
+"""The backward pass against central differences, to 1e-7 of the largest entry; check_gradients."""
 
 # ruff: noqa: ARG001 (a test names the fixtures that it runs under)
 
@@ -9,8 +9,8 @@ from support import CASE_IDS, CASES, all_biases, make_weights, normal
 import ffncore as fc
 from ffncore import reference
 
-TOLERANCE = 1e-7  # of the gradient's largest entry; rounding leaves some 1e-9
-CLEARANCE = 1e-2  # far beyond the step of the differences, so that no kink is crossed
+TOLERANCE = 1e-7  # relative to the largest entry of the gradient; rounding alone gives about 1e-9
+CLEARANCE = 1e-2  # much larger than the step of the differences, so that no kink is crossed
 
 KINKS = {
     "relu": (0,),
@@ -21,7 +21,7 @@ KINKS = {
 
 
 def distance_to_kinks(x, w, act):
-    """How close a preactivation comes to where a formula changes."""
+    """The smallest distance of a preactivation from a kink."""
     gate, up = reference.preactivations(x, w)
     v = (up if gate is None else gate) * act.gate_multiplier
     gaps = [np.abs(v - kink) for kink in KINKS.get(act.name, ())]
@@ -34,7 +34,7 @@ def distance_to_kinks(x, w, act):
 
 
 def clear_layer(rng, t, d, f, gated, act):
-    """x and weights whose preactivations stay away from kinks."""
+    """x and weights whose preactivations are not close to kinks."""
     while True:
         w = make_weights(rng, d, f, gated=gated, biases=all_biases(gated))
         x = normal(rng, t, d)
@@ -153,7 +153,9 @@ def test_a_mixture_with_its_router(rng):
 
     def layer(**a):
         experts = fc.FFNWeights(up=a["experts.up"], down=a["experts.down"])
-        router = fc.Router(a["router_weight"], top_k=3)  # all: nothing flips within the step
+        router = fc.Router(
+            a["router_weight"], top_k=3
+        )  # all of them have to keep their sign within the step
         return fc.MoE(experts, "gelu", router).forward(a["x"])
 
     assert set(fc.check_gradients(layer, arrays)) == set(arrays)
@@ -161,7 +163,7 @@ def test_a_mixture_with_its_router(rng):
 
 def test_a_kink_within_the_step_is_named(rng):
     x = np.array([1e-9, 0.5])
-    with pytest.raises(AssertionError, match="a kink of the function, like that of relu at 0"):
+    with pytest.raises(AssertionError, match="a kink of the function, such as that of relu at 0"):
         fc.check_gradients(lambda x: (np.maximum(x, 0), lambda grad: grad * (x > 0)), [x])
 
 
@@ -194,7 +196,7 @@ def test_says_what_is_wrong(rng):
     a = normal(rng, 3)
     with pytest.raises(TypeError, match="float64, because"):
         fc.check_gradients(product, [a.astype(np.float32)])
-    with pytest.raises(TypeError, match=r"expected \(y, backward\)"):
+    with pytest.raises(TypeError, match=r"expected a pair \(y, backward\)"):
         fc.check_gradients(lambda a: a, [a])
     with pytest.raises(TypeError, match="expected a function of grad_y"):
         fc.check_gradients(lambda a: (a, 3), [a])

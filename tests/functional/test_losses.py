@@ -1,4 +1,4 @@
-"""The router's losses: against the reference, their value at uniform load, their gradients."""
+"""The losses of routers: against the reference, for a uniform load, and their gradients."""
 
 # ruff: noqa: ARG001 (a test names the fixtures that it runs under)
 
@@ -38,7 +38,7 @@ def test_load_balancing_against_the_reference(convention, isa, dtype, rng):
 
 
 def test_value_at_uniform_load(isa):
-    """transformers: k; Megatron and Switch: 1."""
+    """The loss is k in transformers' convention, and 1 in those of Megatron and Switch."""
     z = np.zeros((2, 4, 8))
     ids = np.arange(16).reshape(2, 4, 2) % 8
     routing = fc.Routing(experts=ids, weights=np.ones(ids.shape))
@@ -70,7 +70,7 @@ def test_load_balancing_gradient(convention, from_logits, isa, rng):
         )
 
     fc.check_gradients(fn, [given])
-    # By hand, as the formula has it: (E / T) p (f - sum f p) with f the experts' counts.
+    # The formula by hand: (E / T) p (f - sum f p), where f are the counts of the experts.
     if convention == "hf" and from_logits:
         p, f = probabilities(z), routing.counts / 12
         expected = 5 / 12 * p * (f - (p * f).sum(axis=-1, keepdims=True))
@@ -147,9 +147,9 @@ Z = np.zeros((3, 4))
         (lambda: fc.load_balancing_loss(Z, own([[1]] * 2)), ValueError,
          "routing.experts has shape (2, 1); expected (3, 1) to match logits (3, 4)"),
         (lambda: fc.load_balancing_loss(Z, own([[1]] * 3, 5)), ValueError,
-         "routing has 5 experts; expected 4, as in logits"),
+         "routing.n_experts is 5; expected 4 to match logits (3, 4)"),
         (lambda: fc.load_balancing_loss(Z, own([[4]] * 3)), ValueError,
-         "routing has an expert 4; expected -1 to 3"),
+         "routing.experts has an entry 4; expected -1 to 3"),
         (lambda: fc.load_balancing_loss_backward("1", Z, own([[1]] * 3)), TypeError,
          "grad is of type str; expected a number"),
         (lambda: fc.load_balancing_loss(Z[0], own([1]), convention="switch"), ValueError,

@@ -1,4 +1,4 @@
-"""fc.moe and fc.moe_forward against a plain loop: sizes, routings, biases, strides, dtypes."""
+"""fc.moe and fc.moe_forward against a loop in numpy: sizes, routings, biases, strides, dtypes."""
 
 # ruff: noqa: ARG001 (a test names the fixtures that it runs under)
 
@@ -22,8 +22,8 @@ from support_moe import factor_dtype, forward, loop, make_routing, moe, part, ro
 
 import ffncore as fc
 
-# T, E, k, d, f: more slots than experts (then some are there twice), fewer tokens than experts, and
-# rows of an expert on both sides of where tokens become panels.
+# T, E, k, d, f: more slots than experts (so that experts occur twice), fewer tokens than experts,
+# and numbers of rows of an expert below and above that from which tokens are packed.
 SIZES = [
     *((1, 1, 1, 1, 1), (1, 3, 2, 17, 33), (2, 64, 5, 7, 19), (5, 3, 5, 33, 9), (7, 64, 1, 31, 5)),
     *((13, 1, 3, 15, 31), (31, 3, 1, 16, 65), (61, 64, 2, 9, 17), (97, 3, 4, 35, 21)),
@@ -78,10 +78,10 @@ def test_no_tokens(isa, dtype, gated, rng):
 
 
 def test_slots_without_an_expert(isa, dtype, gated, on_input, rng):
-    """They add nothing: other slots have the bits that they have without them, or y is 0."""
+    """Empty slots add nothing: the others have the same bits as without them, or y is 0."""
     w = make_experts(rng, 3, 17, 19, gated=gated, biases=all_biases(gated), dtype=dtype)
     x = normal(rng, 12, 17, dtype=dtype)
-    x[2:4] = np.inf  # nothing is multiplied by 0
+    x[2:4] = np.inf  # empty slots are skipped, not multiplied by 0
     routing = make_routing(rng, 12, 3, 3, dtype)
     ids = routing.experts.copy()
     ids[:4], ids[4:, 1] = -1, -1
@@ -99,7 +99,7 @@ def test_slots_without_an_expert(isa, dtype, gated, on_input, rng):
 
 
 def test_experts_that_no_token_chose(isa, dtype, gated, rng):
-    """They are not looked at, and the others' numbers do not matter."""
+    """The weights of empty slots are not read, so that they may be anything."""
     w = make_experts(rng, 7, 17, 19, gated=gated, biases=all_biases(gated), dtype=dtype)
     for a in w.arrays().values():
         a[[0, 2, 3, 5, 6]] = np.nan
@@ -114,7 +114,7 @@ def test_experts_that_no_token_chose(isa, dtype, gated, rng):
 
 
 def test_an_expert_twice_within_a_token(isa, dtype, gated, rng):
-    """Two slots with half the weight each are one with all of it: 0.5 y + 0.5 y is y."""
+    """Two slots with half of a weight have the bits of one with all of it: 0.5 y + 0.5 y is y."""
     w = make_experts(rng, 2, 17, 19, gated=gated, biases=all_biases(gated), dtype=dtype)
     x = normal(rng, 37, 17, dtype=dtype)
     once = make_routing(rng, 37, 2, 1, dtype)
@@ -135,7 +135,7 @@ def test_ids_of_any_integer_type(integer, rng):
 
 
 def test_slots_are_added_in_float32_and_rounded_once(isa, gated, rng):
-    """float16 is float32 on the same numbers; only y is rounded."""
+    """float16 results are the float32 results on the same numbers, and only y is rounded."""
     w = make_experts(rng, 3, 33, 67, gated=gated, biases=all_biases(gated), dtype=np.float16)
     x, routing = normal(rng, 37, 33, dtype=np.float16), make_routing(rng, 37, 3, 5, np.float16)
     wide = turned(w, lambda a: a.astype(np.float32))
@@ -144,7 +144,7 @@ def test_slots_are_added_in_float32_and_rounded_once(isa, gated, rng):
 
 
 def test_the_input_is_multiplied_and_rounded_first(isa, dtype, gated, rng):
-    """As if the caller had done it: one slot with a weight is the scaled x with weight 1."""
+    """A weight on the input is the same as weight 1 with an x that the caller has scaled."""
     w = make_experts(rng, 3, 17, 35, gated=gated, biases=all_biases(gated), dtype=dtype)
     for tokens in (1, 5, 37, 300):
         routing = make_routing(rng, tokens, 3, 1, dtype)
@@ -177,7 +177,7 @@ def test_strides_of_inputs(isa, dtype, gated, on_input, rng):
 
 @pytest.mark.parametrize("tokens", [5, 40, 200])
 def test_matrices_in_different_orders(tokens, isa, dtype, rng):
-    """[E, in, out] of a checkpoint, given as its transpose; each matrix apart."""
+    """Matrices that are stored as [E, in, out] are passed as their transposes, each one alone."""
     w = make_experts(rng, 2, 35, 70, biases=all_biases(True), dtype=dtype)
     x, routing = normal(rng, tokens, 35, dtype=dtype), make_routing(rng, tokens, 2, 2, dtype)
     y = moe(x, routing, w)
@@ -202,7 +202,7 @@ def test_fused_experts(layout, isa, dtype, rng):
 
 
 def test_zero_strides(isa, dtype, rng):
-    """One expert that stands for all of them, one row for all tokens."""
+    """Strides of 0: one expert for all of them, one row for all tokens."""
     one = make_experts(rng, 1, 17, 19, biases=all_biases(True), dtype=dtype)
     w = turned(one, lambda a: np.broadcast_to(a, (5, *a.shape[1:])))
     x = np.broadcast_to(normal(rng, 17, dtype=dtype), (23, 17))

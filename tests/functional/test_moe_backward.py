@@ -1,4 +1,4 @@
-"""fc.moe_backward against a plain loop: sizes, needs=, out=, accumulate=, dtypes, packed."""
+"""fc.moe_backward against a loop in numpy: sizes, needs=, out=, accumulate=, dtypes, packed."""
 
 # ruff: noqa: ARG001 (a test names the fixtures that it runs under)
 
@@ -123,7 +123,7 @@ def test_a_partial_answer(rng):
 
 @pytest.mark.parametrize("tokens", [6, 90])
 def test_experts_and_tokens_that_are_not_routed(tokens, isa, dtype, gated, on_input, rng):
-    """Their gradients are 0, or stay what they were where gradients are added."""
+    """Gradients of experts without tokens are 0; with accumulate= they stay as they were."""
     x, few, w, grad_y = layer(rng, tokens, 5, 2, 17, 35, gated, dtype)
     ids = np.array([1, 4, 3, 1, 1])[few.experts]
     ids[2], ids[5, 1] = -1, -1
@@ -188,7 +188,7 @@ def test_out_and_accumulate(isa, dtype, gated, on_input, rng):
 
 
 def test_accumulate_leaves_tokens_without_an_expert_alone(dtype, rng):
-    """Their rows of dx get nothing, whatever an earlier call has left in the workspace."""
+    """Rows of dx without experts are 0, whatever an earlier call has left in the workspace."""
     x, routing, w, grad_y = layer(rng, 37, 3, 2, 17, 35, True, dtype)
     backward(grad_y, forward(x, routing, w)[1])
     nobody = np.full((37, 2), -1)
@@ -234,7 +234,7 @@ def test_gradient_of_a_fused_array_lands_in_its_halves(isa, dtype, rng):
 
 @pytest.mark.parametrize("narrow", NARROW, ids=str)
 def test_float32_gradients(narrow, isa, gated, on_input, rng, plan):
-    """Rounded once they are the 16-bit ones; what is added up over calls stays in float32."""
+    """Rounded once they are the 16-bit gradients; sums over several calls stay in float32."""
     for tokens in (1, 37, 300):
         x, routing, w, grad_y = layer(rng, tokens, 3, 2, 17, 35, gated, narrow)
         _, saved = forward(x, routing, w, on_input=on_input)
@@ -289,7 +289,7 @@ def test_biases_may_be_float32(narrow, isa, gated, rng):
 
 
 def test_nothing_between_is_kept_in_float16(isa, gated, rng):
-    """Weights times gradients may be beyond its largest number where their sums are not."""
+    """A weight times a gradient may exceed the largest float16, even if their sum does not."""
     x, routing, w, grad_y = layer(rng, 2, 1, 1, 9, 17, gated, np.float16)
     grad_y[0], grad_y[1] = 3e4, -2.9e4
     factors = np.full((2, 1), 4, np.float32)
@@ -303,7 +303,7 @@ def test_nothing_between_is_kept_in_float16(isa, gated, rng):
 
 @pytest.mark.parametrize("narrow", NARROW, ids=str)
 def test_many_tokens_are_summed_in_float32(narrow, rng):
-    """Long sums are as exact as short ones; in 16 bits they would stop growing."""
+    """Long sums are as exact as short ones; kept in 16 bits, they would stop growing."""
     x, routing, w, grad_y = layer(rng, 2500, 1, 2, 5, 7, True, narrow, biases=False)
     x, grad_y = np.abs(x), np.abs(grad_y)
     routing = fc.Routing(experts=routing.experts, weights=np.ones((2500, 2), np.float32))

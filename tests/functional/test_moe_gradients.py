@@ -10,12 +10,12 @@ from test_gradients import CLEARANCE, TOLERANCE, distance_to_kinks
 
 import ffncore as fc
 
-# A slot without an expert, an expert twice in a token, and one (2) that no token chose.
+# A slot without an expert, a token with one expert twice, and an expert (2) without tokens.
 IDS = np.array([[0, 1], [1, 1], [-1, 0]])
 
 
 def clear_mixture(rng, gated, act, on_input):
-    """Arrays of a mixture whose preactivations stay away from kinks, in every slot."""
+    """Arrays of a mixture whose preactivations are not close to kinks, in every slot."""
     while True:
         w = make_experts(rng, 3, 4, 5, gated=gated, biases=all_biases(gated))
         x, factors = normal(rng, 3, 4), normal(rng, 3, 2)
@@ -29,7 +29,7 @@ def clear_mixture(rng, gated, act, on_input):
 
 
 def mixture(ids, **options):
-    """For check_gradients: the arrays -> y and the gradients by name."""
+    """A function for check_gradients: from the arrays to y and the gradients by name."""
 
     def layer(x, routing_weights, **arrays):
         routing = fc.Routing(experts=ids, weights=routing_weights)
@@ -73,7 +73,7 @@ def test_xielu_parameters(isa, gated, on_input, rng):
 
 @pytest.mark.parametrize("dtype", [np.dtype(np.float32), *NARROW], ids=str)
 def test_large_gradients_wherever_they_begin(isa, rng, dtype):
-    """Gradients beyond L2 go past the caches, in whole lines where they begin at one."""
+    """Gradients larger than L2 are written past the caches, in whole lines if they are aligned."""
     d, f = 1024, 1104  # rows of whole lines, 2.3 or 4.5 MB a matrix
     w = make_experts(rng, 3, d, f, dtype=dtype)
     x, grad_y = normal(rng, 6, d, dtype=dtype), normal(rng, 6, d, dtype=dtype)

@@ -1,4 +1,4 @@
-"""hypothesis: any routing and any strides against the plain loop; bad input, the two errors."""
+"""hypothesis: any routing and any strides against a loop in numpy; bad input and its errors."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ DTYPES = st.sampled_from(support.DTYPES)
 
 @st.composite
 def routings(draw, dtype):
-    """(routing, E): all to one, empty experts, duplicates, no expert at all, no tokens."""
+    """(routing, E): all tokens to one expert, empty experts, duplicates, no experts, no tokens."""
     n, k = draw(st.integers(1, 12)), draw(st.integers(1, 5))
     lead = draw(st.lists(st.integers(0, 7), max_size=2))
     lead[:1] = [draw(st.sampled_from([0, 1, 2, 5, 40, 90]))] if lead else []
@@ -100,7 +100,7 @@ ids_of_any_kind = st.one_of(
 @given(st.lists(arrays_of_any_kind, min_size=7, max_size=7), ids_of_any_kind, st.booleans())
 def test_anything_else_raises_the_two_errors_alone(arrays, ids, fits):
     x, factors, up, down, grad_y, out, out_factors = arrays
-    if fits:  # the layer is one that works, the rest is anything
+    if fits:  # the layer is valid, the other arguments are anything
         up, down = np.ones((3, 4, 2), np.float32), np.ones((3, 2, 4), np.float32)
     try:
         routing = fc.Routing(experts=ids, weights=factors)

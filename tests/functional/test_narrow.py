@@ -1,6 +1,6 @@
-"""16-bit types: conversions, the arithmetic of bfloat16, mixed dtypes, float32 gradients.
+"""16-bit dtypes: conversions, the arithmetic of bfloat16, mixed dtypes, float32 gradients.
 
-What holds for every dtype is tested beside the others (fixture `dtype`). Here: all 65,536 values.
+Other tests run with 16-bit dtypes, too (the fixture `dtype`). Here all 65,536 values are tested.
 """
 
 # ruff: noqa: ARG001 (a test names the fixtures that it runs under)
@@ -38,7 +38,7 @@ def every_value(dtype):
 
 
 def rank(a):
-    """Numbers in their order, neighbours 1 apart; both zeros are 0."""
+    """Map numbers to integers in their order: neighbours differ by 1, and both zeros are 0."""
     bits = a.view(np.int16).astype(np.int64)
     return np.where(bits < 0, -(bits & 0x7FFF), bits)
 
@@ -58,7 +58,7 @@ def test_every_value_is_packed_and_unpacked(isa, narrow):
 
 
 def test_rounding_to_16_bits(isa, narrow):
-    """All neighbours of a 16-bit number, all halfway cases, and what lies beside those."""
+    """All float32 neighbours of 16-bit numbers, all ties, and their neighbours."""
     upper = np.arange(65536, dtype=np.uint32) << 16
     lower = (0, 1, 0x0FFF, 0x1000, 0x1001, 0x2FFF, 0x3000, 0x7FFF, 0x8000, 0x8001, 0xEFFF, 0xFFFF)
     numbers = np.concatenate([upper + bits for bits in lower]).view(np.float32)
@@ -80,7 +80,7 @@ def test_rounding_to_16_bits(isa, narrow):
 
 @pytest.mark.skipif(not BFLOAT16, reason="ml_dtypes is not installed")
 def test_float64_is_rounded_once(isa):
-    """Beside every tie, by less than float32 can tell; and the last number that is not infinite."""
+    """Numbers so close to ties that float32 cannot tell, and the last one that is not infinite."""
     ties = (1 + (2 * np.arange(64) + 1) * 2.0**-8) * 2.0 ** np.arange(-120, 120, 4)[:, None]
     beside = ties * (1 + 2.0**-40), ties * (1 - 2.0**-40)
     up = np.concatenate([a * sign for a in (*beside, ties) for sign in (1, -1)])
@@ -110,7 +110,7 @@ def test_packed_weights_of_half_the_size(narrow, gated, rng):
 @np.errstate(all="ignore")
 @pytest.mark.parametrize("name", NAMES)
 def test_every_value_through_every_activation(name, narrow):
-    """Within a rounding of the exact result, and the same bits in every instruction set."""
+    """Results are within one rounding of the exact ones, with the same bits for every ISA."""
     values = every_value(narrow)
     one = np.ones_like(values)
     answers = in_every_isa(
@@ -131,7 +131,7 @@ def test_every_value_through_every_activation(name, narrow):
         assert np.isnan(ours[np.isnan(wide)]).all() or (name == "identity" and theirs is slope)
         numbers = finite & ~np.isnan(theirs)
         apart = np.abs(rank(ours) - rank(rounded))[numbers]
-        # Derivatives cancel near their zeros: there the last place is of what was subtracted.
+        # Derivatives cancel near their zeros: there the last place is that of the terms.
         small = np.abs(ours.astype(np.float64) - theirs)[numbers] < 4e-7
         if narrow.name == "bfloat16":
             small |= np.abs(theirs[numbers]) < 1.01 * LEAST_NORMAL
@@ -142,14 +142,14 @@ def test_every_value_through_every_activation(name, narrow):
 
 
 def fma(a, b, c):
-    """One rounding: a product of two bfloat16 plus a float32 is exact in 64 bits, or nearly."""
+    """A product of two bfloat16 plus a float32, rounded once: it is almost exact in float64."""
     exact = np.longdouble(a) * np.longdouble(b) + np.longdouble(c)
     result = np.float32(exact)
     return np.float32(np.copysign(0, result)) if abs(result) < LEAST_NORMAL else result
 
 
 def contract_product(a, b):
-    """sum over k of a[i, k] b[j, k] as csrc/README.md has it for bfloat16."""
+    """The sum over k of a[i, k] b[j, k] in the order of csrc/README.md for bfloat16."""
     a, b = a.astype(np.float32), b.astype(np.float32)
     k = a.shape[1]
     out = np.zeros((len(a), len(b)), np.float32)
@@ -184,7 +184,7 @@ def test_bfloat16_adds_odd_terms_first(d, f, isa, rng):
 
 
 def test_subnormals(isa, narrow):
-    """Of bfloat16 they are zero, going in and coming out; of float16 they are numbers."""
+    """Subnormal inputs and results are zero in bfloat16, but not in float16."""
     values = every_value(narrow)
     exponent = 0x7F80 if narrow.name == "bfloat16" else 0x7C00
     tiny = values[values.view(np.uint16) & exponent == 0]
@@ -197,7 +197,7 @@ def test_subnormals(isa, narrow):
         assert (y == expected).all()
 
 
-# ---- float32 beside 16 bits ----------------------------------------------------------------------
+# ---- float32 with 16 bits ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 9, 37, 70, 530])
@@ -226,7 +226,7 @@ def test_float32_x_with_narrow_weights_is_exact(tokens, isa, narrow, gated, rng)
 
 @pytest.mark.parametrize("tokens", [1, 37, 70, 1100])
 def test_float32_gradients(tokens, isa, narrow, gated, rng, plan):
-    """Rounded once they are the 16-bit ones: sums over tokens are never kept in 16 bits."""
+    """Rounded once they are the 16-bit gradients: sums over tokens are never kept in 16 bits."""
     w = make_weights(rng, 17, 35, gated=gated, biases=all_biases(gated), dtype=narrow)
     x, grad_y = (normal(rng, tokens, 17, dtype=narrow) for _ in range(2))
     for sizes in ((0, 0, 0, -1), (1, 1, 1, 0), (1, 1, 1, 1)):
@@ -249,7 +249,7 @@ def test_float32_gradients(tokens, isa, narrow, gated, rng, plan):
 
 
 def test_many_tokens_are_summed_in_float32(narrow, rng):
-    """Long sums are as exact as short ones; in 16 bits they would stop growing."""
+    """Long sums are as exact as short ones; kept in 16 bits, they would stop growing."""
     w = make_weights(rng, 5, 7, dtype=narrow)
     x, grad_y = (np.abs(normal(rng, 5000, 5, dtype=narrow)) for _ in range(2))
     _, saved = fc.ffn_forward(x, w, activation="silu")
@@ -308,7 +308,7 @@ def test_cost(narrow):
 
 
 def test_all_orders_of_strides(isa, narrow, rng):
-    """Each way that weights are copied, and each tail: rows, columns, neither, odd lengths."""
+    """Each way of copying weights, with each tail: rows, columns, neither, odd lengths."""
     for d, f in itertools.product((8, 33), (16, 35)):
         w = make_weights(rng, d, f, dtype=narrow)
         x = normal(rng, 70, d, dtype=narrow)

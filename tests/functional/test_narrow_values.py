@@ -1,10 +1,10 @@
-"""Every activation and derivative at all 65536 values of bfloat16 and of float16.
+"""Every activation and its derivative at all 65,536 values of bfloat16 and of float16.
 
-Each result is at most one unit in the last place from the formula in float64, rounded once. Numbers
-of bfloat16 below the normal range are zero, going in and coming out: there the smallest normal
-number is the neighbour of zero. NaN has to be where the formula has it; an infinite input has the
-derivative's limit. Left out of gated blocks is where a factor of the result is no normal number of
-float32 (reference.activation tells why).
+Each result is at most one unit in the last place from the formula in float64, rounded once.
+Subnormal inputs and results of bfloat16 are zero, so that the smallest normal number is the
+neighbour of zero. NaN has to be where the formula has it, and the derivative at infinity is its
+limit. In the gated form, results with a factor that is not a normal number of float32 are left out;
+reference.activation says why.
 """
 
 # ruff: noqa: ARG001 (a test names the fixtures that it runs under)
@@ -19,7 +19,7 @@ import ffncore as fc
 from ffncore import reference
 from ffncore.arrays.dtypes import rounded
 
-# The other factor of a gated block: no power of two, so that products are rounded.
+# The other factor of the gated form: not a power of two, so that products are rounded.
 FACTOR = 0.71875
 
 PLAIN = sorted({repr(case): case for gated, case in CASES if not gated}.items())
@@ -35,15 +35,15 @@ def flushes(dtype):
 
 
 def wide(a):
-    """float64, with bfloat16's subnormals as zero."""
-    with np.errstate(invalid="ignore"):  # ml_dtypes' casts of NaN
+    """Convert to float64, with subnormals of bfloat16 as zero."""
+    with np.errstate(invalid="ignore"):  # ml_dtypes warns when it casts NaN
         values = a.astype(np.float64)
     small = np.abs(values) < np.finfo(np.float32).tiny
     return np.where(small, np.copysign(0.0, values), values) if flushes(a.dtype) else values
 
 
 def places(a):
-    """Numbers by their order: neighbours differ by one, and both zeros are 0."""
+    """Map numbers to integers in their order: neighbours differ by 1, and both zeros are 0."""
     bits = a.view(np.int16).astype(np.int64)
     size = bits & 0x7FFF
     if flushes(a.dtype):
@@ -52,7 +52,7 @@ def places(a):
 
 
 def check(found, exact, counts=True):
-    """counts: where the result is looked at."""
+    """counts: where the result is checked."""
     exact, found = np.asarray(exact), np.asarray(found)
     with np.errstate(over="ignore", invalid="ignore"):
         expected = rounded(exact, found.dtype)
@@ -64,7 +64,7 @@ def check(found, exact, counts=True):
 
 
 def all_normal(*factors):
-    """Where each of them is a normal number of float32, or 0, infinite or NaN in float64, too."""
+    """Where each of them is a normal float32 number, or 0, infinite or NaN also in float64."""
     least, most = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
     size = np.abs(np.stack(factors))
     inside = (size >= least) & (size <= most)

@@ -1,4 +1,4 @@
-"""hypothesis: any strides give a contiguous copy's bits; bad input a ValueError or TypeError."""
+"""hypothesis: any strides give the bits of a contiguous copy; bad input raises the right errors."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ DTYPES = st.sampled_from(support.DTYPES)
 
 @st.composite
 def strided(draw, shape, dtype):
-    """An array of this shape behind random strides: steps, reversals, orders, zeros, offsets."""
+    """An array of this shape with random strides: steps, reversals, orders, zeros, offsets."""
     seed = draw(st.integers(0, 2**32 - 1))
     order = draw(st.permutations(range(len(shape))))
     steps = [draw(st.sampled_from([1, 1, 2, 3, -1, -2, 0])) for _ in shape]
@@ -103,7 +103,7 @@ def test_every_overlap_of_out_is_found(first, second, x_step, out_step):
     x = room[first : first + 12 * x_step : x_step].reshape(3, 4)
     out = room[second : second + 12 * out_step : out_step].reshape(3, 4)
     w = fc.FFNWeights(up=np.ones((2, 4), np.float32), down=np.ones((4, 2), np.float32))
-    # Element by element, from the addresses.
+    # Computed for each element, from the addresses.
     places = set(range(first, first + 12 * x_step, x_step))
     overlap = places & set(range(second, second + 12 * out_step, out_step))
     if overlap:

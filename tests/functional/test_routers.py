@@ -22,7 +22,7 @@ TOLERANCE = {FLOATS[0]: 4e-6, FLOATS[1]: 2e-14}
 def test_sparsemixer_against_the_reference(jitter_eps, isa, dtype, rng):
     for shape in ((0, 8), (1, 2), (40, 16), (2, 5, 33), (9,)):
         z = normal(rng, *shape, dtype=dtype)
-        for moved in (z, z - 4):  # all below 0: then |z| is what the distance is measured by
+        for moved in (z, z - 4):  # all below 0, so that distances are relative to |z|
             routing = fc.sparsemixer(moved, jitter_eps=jitter_eps)
             exact = reference.sparsemixer(moved, jitter_eps=jitter_eps)
             assert routing.weights.dtype == dtype
@@ -31,7 +31,7 @@ def test_sparsemixer_against_the_reference(jitter_eps, isa, dtype, rng):
 
 
 def test_sparsemixer_by_hand(isa):
-    """m = 2: 1.9 is near enough, 1 is not; without 2 the next, 1.9, leaves 1 out as well."""
+    """m = 2 keeps 1.9, but masks 1; without 2, the next largest, 1.9, masks 1, too."""
     routing = fc.sparsemixer(np.array([1.0, 2.0, 1.9]), jitter_eps=0.05)
     assert routing.experts.tolist() == [1, 2]
     np.testing.assert_allclose(routing.weights, [1 / (1 + np.exp(-0.1)), 1.0])
@@ -48,7 +48,9 @@ def test_sparsemixer_gradient(isa, rng):
     fc.check_gradients(fn, [z], samples=96)
     assert same_bits(z, before)
     grad = fn(z)[1](np.ones((7, 2)))
-    assert ((grad != 0).sum(axis=-1) > 2).any()  # beside the chosen two, what the mask leaves
+    assert (
+        (grad != 0).sum(axis=-1) > 2
+    ).any()  # other experts than the chosen two that the mask leaves
 
 
 def test_sparsemixer_of_nan_and_infinity(isa, rng):
@@ -67,7 +69,7 @@ def test_sparsemixer_of_nan_and_infinity(isa, rng):
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_sparsemixer_in_training(isa, dtype, rng):
-    """Draws that are all 0 choose as eval does; others choose within the mask."""
+    """Draws of 0 choose as without draws; other draws choose among the experts in the mask."""
     z = normal(rng, 3, 50, 6, dtype=dtype)
     calm = fc.sparsemixer(z, jitter_eps=0.4)
     draws = {"gumbel": np.zeros((3, 50, 2, 6), dtype), "uniform": np.zeros((3, 50, 2), dtype)}
@@ -81,7 +83,7 @@ def test_sparsemixer_in_training(isa, dtype, rng):
     assert (routing.experts[..., 0] != routing.experts[..., 1]).all()
     moved = routing.experts[..., 0] != calm.experts[..., 0]
     assert 0.05 < moved.mean() < 0.8
-    # The first weight, from the mask's softmax, by hand.
+    # The first weight by hand: its entry in the softmax over the experts in the mask.
     m = z.max(axis=-1, keepdims=True)
     far = (m - z) / np.maximum(np.abs(z), m) > dtype.type(0.8)
     p = np.exp(np.where(far, -np.inf, z - m).astype(np.float64))
@@ -94,7 +96,7 @@ def test_sparsemixer_in_training(isa, dtype, rng):
     assert (moved & ~third).any()
     expected = np.where(third, picked / 3, picked)
     np.testing.assert_allclose(routing.weights[..., 0], expected, rtol=4 * TOLERANCE[dtype])
-    # The gradient is that of the weight before it was divided.
+    # The gradient is that of the weight before the division.
     grad = np.zeros((3, 50, 2), dtype)
     grad[..., 0] = 1
     found = fc.route_backward(grad, routing)
@@ -142,8 +144,8 @@ def test_capacity_of_batch_rows_in_token_order(isa):
 
 
 def test_first_choices_before_second_ones(isa):
-    """Two tokens want expert 1, the first as its second choice: the later first choice is served,
-    and the pair that lost its second expert has all the weight on its first."""
+    """Expert 1 is the second choice of a token and the first choice of a later one, which gets it;
+    the first token then has all its weight on its first choice."""
     z = np.array([[2.0, 1.0, -9.0], [1.0, 2.0, -9.0]])
     routing = fc.switch_capacity(z, capacity=1, top_k=2)
     assert routing.experts.tolist() == [[0, -1], [1, -1]]
@@ -152,7 +154,7 @@ def test_first_choices_before_second_ones(isa):
 
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_capacity_gradient(top_k, isa, rng):
-    """A dropped token contributes nothing; a kept one reaches all logits, but for the pair's."""
+    """A dropped token has no gradient; a kept one has gradients for all logits with top_k=1."""
     z = normal(rng, 12, 4)
     routing = fc.switch_capacity(z, capacity=2, top_k=top_k)
     dropped = (routing.experts < 0).all(axis=-1)
@@ -198,7 +200,7 @@ Z = np.zeros((3, 4))
         (lambda: fc.switch_capacity(Z, capacity=1, top_k=3), ValueError,
          "top_k is 3; expected 1 or 2"),
         (lambda: fc.switch_capacity(Z[:, :1], capacity=1, top_k=2), ValueError,
-         "top_k is 2; expected 1 to 1, as many as there are experts"),
+         "top_k is 2; expected 1 to 1, the number of experts"),
     ],
 )  # fmt: skip
 def test_bad_input(call, error, sentence):

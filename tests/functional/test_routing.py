@@ -1,4 +1,4 @@
-"""fc.route and fc.route_backward against the reference, and the promises of fc.Routing."""
+"""fc.route and fc.route_backward against the reference, and fc.Routing."""
 
 # ruff: noqa: ARG001 (a test names the fixtures that it runs under)
 
@@ -6,7 +6,16 @@ import itertools
 
 import numpy as np
 import pytest
-from support import FLUSH_TO_ZERO, mxcsr_bits, normal, rms, same_bits, strided_copies, unaligned
+from support import (
+    FLUSH_TO_ZERO,
+    in_every_isa,
+    mxcsr_bits,
+    normal,
+    rms,
+    same_bits,
+    strided_copies,
+    unaligned,
+)
 from support_routing import CASES, FLOATS, GROUPS, options_of, weighting
 
 import ffncore as fc
@@ -18,8 +27,8 @@ EXPERTS = (1, 2, 3, 7, 8, 15, 16, 17, 33, 60, 64, 128, 255, 256, 384, 512)
 
 
 def far_apart(rng, tokens, experts, dtype):
-    """Logits whose order no rounding changes: spaced, in an order of each token's own."""
-    # Not evenly, or sums of two would be equal.
+    """Logits with large gaps, so that rounding does not change their order, shuffled per token."""
+    # Not evenly spaced, because sums of two would be equal.
     steps = np.arange(experts) + 0.3 * np.sin(np.arange(experts) ** 2)
     z = np.tile(steps * 6 / experts - 3, (tokens, 1))
     return rng.permuted(z, axis=1).astype(dtype)
@@ -28,11 +37,18 @@ def far_apart(rng, tokens, experts, dtype):
 def check_case(rng, case, tokens, experts, k, dtype, **groups):
     options = {**options_of(case, rng, experts, dtype), **groups}
     z = far_apart(rng, tokens, experts, dtype)
+    grad = normal(rng, tokens, k, dtype=dtype)
+
+    def both_passes():
+        routing = fc.route(z, k, **options)
+        return routing.experts, routing.weights, fc.route_backward(grad, routing)
+
+    in_every_isa(both_passes)
     routing = fc.route(z, k, **options)
     assert routing.experts.dtype == np.int32
     assert routing.experts.flags.c_contiguous
     assert routing.weights.dtype == dtype
-    # float32 may swap two that a bias has brought close.
+    # float32 may swap two values that a bias has brought close.
     wide = reference.route(z, k, **options)
     if dtype == np.float64:
         np.testing.assert_array_equal(routing.experts, wide.experts)
@@ -43,7 +59,6 @@ def check_case(rng, case, tokens, experts, k, dtype, **groups):
     )
     differ = (routing.experts != wide.experts).any(axis=-1)
     assert differ.sum() <= max(1, tokens // 10), where
-    grad = normal(rng, tokens, k, dtype=dtype)
     found = fc.route_backward(grad, routing)
     assert found.dtype == dtype
     exact = reference.route_backward(grad, z, routing.experts, **weighting(options))
@@ -53,7 +68,7 @@ def check_case(rng, case, tokens, experts, k, dtype, **groups):
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_against_the_reference(case, isa, dtype, rng):
+def test_against_the_reference(case, dtype, rng):
     for experts in EXPERTS:
         for k in sorted({1, 2, 3, 8, 16, 17, 40, experts}):
             if k <= experts:
@@ -64,7 +79,7 @@ def test_against_the_reference(case, isa, dtype, rng):
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("case", GROUPS.values(), ids=GROUPS)
-def test_groups_against_the_reference(case, isa, dtype, rng):
+def test_groups_against_the_reference(case, dtype, rng):
     for experts, n_group, topk_group in (
         *((8, 4, 2), (6, 3, 3), (160, 8, 3), (256, 8, 4), (64, 32, 5), (33, 3, 1), (384, 2, 1)),
     ):
@@ -82,7 +97,7 @@ def test_groups_of_one_expert_by_their_largest(isa):
 
 
 def test_a_mask_of_zero_is_above_negative_values(isa):
-    """As in transformers 4.57: a masked expert is chosen over one with score + bias below 0."""
+    """As in transformers 4.57, a masked expert is preferred to one with score + bias below 0."""
     z = np.zeros((1, 6))
     bias = np.array([-0.1, -0.8, -0.9, -0.9, -0.9, -0.9])
     options = {"score_fn": "sigmoid", "e_score_correction_bias": bias, "n_group": 3}
@@ -109,7 +124,7 @@ def test_error_beside_numpy_in_float32(name, isa, rng):
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_the_far_tails_of_sqrtsoftplus(isa, dtype):
-    """e^z underflows long before its root: weights and gradients follow e^(z / 2) down."""
+    """e^z underflows long before its root: weights and gradients are right down to e^(z / 2)."""
     z = np.array([-200, -150, -104, -88, -40, -1, 0, 1, 40, 1e4], dtype)[:, None]
     routing = fc.route(z, 1, score_fn="sqrtsoftplus", norm_topk_prob=False)
     exact = reference.route(z, 1, score_fn="sqrtsoftplus", norm_topk_prob=False)
@@ -201,7 +216,7 @@ def test_nan_stays_with_its_token(score_fn, isa, dtype, rng):
         assert len(set(ids.tolist())) == 6
     assert routing.experts.min() >= 0
     assert routing.experts.max() < 40
-    if score_fn != "softmax":  # there all scores of the token are NaN
+    if score_fn != "softmax":  # then all scores of the token are NaN
         assert routing.experts[[3, 11, 12], 0].tolist() == [5, 0, 39]
     np.testing.assert_array_equal(
         routing.experts, reference.route(z, 6, score_fn=score_fn, dtype=dtype).experts
@@ -242,7 +257,7 @@ def test_one_answer(dtype, rng):
                 with fc.using_isa(isa), fc.num_threads(threads):
                     for found, expected in zip(run(z, grad), first, strict=True):
                         assert same_bits(found, expected), (case, isa, threads)
-            with mxcsr_bits(FLUSH_TO_ZERO):  # the caller's own mode does not count
+            with mxcsr_bits(FLUSH_TO_ZERO):  # the caller's floating-point mode has no effect
                 flushed = run(z, grad)
             for found, expected in zip(flushed, first, strict=True):
                 assert same_bits(found, expected), case
@@ -281,13 +296,13 @@ def test_strides(isa, dtype, rng):
         assert fc.route_backward(routing.weights, routing).shape == shape
 
 
-# ---- experts that are given ---------------------------------------------------------------------
+# ---- experts= ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("name", ["mixtral", "olmoe", "gpt-oss", "softmax, eps", "minimum"])
 def test_experts_given(name, isa, dtype, rng):
-    """As a hash layer has them: in any order, with empty slots."""
+    """In any order and with empty slots, as in layers that choose experts by a hash."""
     options = CASES[name]
     z, grad = normal(rng, 2, 9, 30, dtype=dtype), normal(rng, 2, 9, 5, dtype=dtype)
     ids = rng.permuted(np.tile(np.arange(30), (2, 9, 1)), axis=-1)[..., :5]

@@ -1,4 +1,4 @@
-"""hypothesis: what holds for any routing that fc.route makes."""
+"""hypothesis: properties of every routing that fc.route makes."""
 
 import numpy as np
 import pytest
@@ -43,12 +43,12 @@ def test_experts_of_a_token_differ_and_are_in_order(case):
 @settings(max_examples=200)
 @given(routings())
 def test_nobody_else_has_a_larger_logit(case):
-    """But for those that the score could not tell apart from the chosen."""
+    """No other expert is better, except those with the same score as a chosen one."""
     z, routing, _ = case
     least = np.take_along_axis(z, routing.experts.astype(int), axis=-1).min(axis=-1, initial=80)
     others = z.copy()
     np.put_along_axis(others, routing.experts.astype(int), -np.inf, axis=-1)
-    saturated = 16 if z.dtype == np.float32 else 36  # where the logistic function is 1
+    saturated = 16 if z.dtype == np.float32 else 36  # where the sigmoid rounds to 1
     most = np.minimum(others.max(axis=-1, initial=-np.inf), saturated)
     assert (most <= least + 1e-3 * (1 + np.abs(least))).all()
 

@@ -1,4 +1,4 @@
-"""Arrays of any strides and leading dimensions, as inputs and as out=: a contiguous copy's bits."""
+"""Inputs and out= with any strides and leading dimensions give the bits of contiguous copies."""
 
 # ruff: noqa: ARG001 (a test names the fixtures that it runs under)
 
@@ -37,7 +37,7 @@ def test_strides_of_inputs(isa, dtype, gated, rng):
 
 @pytest.mark.parametrize("tokens", [12, 20, 40])
 def test_matrices_in_different_orders(tokens, isa, dtype, rng):
-    """gate, up and down each in C or Fortran order: they are copied, or read in place, apart."""
+    """gate, up and down, each in C or Fortran order: each is copied or read in place by itself."""
     w = make_weights(rng, 35, 70, biases=all_biases(True), dtype=dtype)
     x, grad_y = normal(rng, tokens, 35, dtype=dtype), normal(rng, tokens, 35, dtype=dtype)
     y, saved = fc.ffn_forward(x, w, activation="silu")
@@ -57,7 +57,7 @@ def test_matrices_in_different_orders(tokens, isa, dtype, rng):
 
 
 def test_zero_strides(isa, dtype, rng):
-    """What autograd sends for y.sum(): one number that stands for a matrix."""
+    """The gradient of y.sum() in autograd: a matrix in the memory of one number."""
     w = make_weights(rng, 17, 35, biases=all_biases(True), dtype=dtype)
     x = normal(rng, 37, 17, dtype=dtype)
     _, saved = fc.ffn_forward(x, w, activation="silu")
@@ -118,7 +118,7 @@ def test_read_only_and_unaligned_inputs(isa, dtype, rng):
     _, saved2 = fc.ffn_forward(unaligned(x), packed_fields, activation="silu")
     grads, grads2 = fc.ffn_backward(x, saved), fc.ffn_backward(unaligned(x), saved2)
     assert same_bits(grads.weights.gate, grads2.weights.gate)
-    packed_fields.up[...] *= 2  # the weights are looked at anew in each call
+    packed_fields.up[...] *= 2  # changed weights have an effect on the next call
     w.up[...] *= 2
     assert same_bits(fc.ffn(x, packed_fields, activation="silu"), fc.ffn(x, w, activation="silu"))
 

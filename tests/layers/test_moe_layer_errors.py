@@ -1,4 +1,4 @@
-"""Every wrong use of fc.MoE has one sentence."""
+"""Every error of fc.MoE, each one sentence."""
 
 from functools import partial
 
@@ -17,11 +17,11 @@ def wrong_layers(rng):
     make = partial(fc.MoE, experts, "silu", router)
     yield (
         lambda: fc.MoE(experts.expert(0), "silu", router),
-        "experts is one block; expected weights with a leading E",
+        "experts are weights of a single layer; expected weights with a leading",
     )
     yield (
         lambda: make(n_null_experts=2),
-        "router has 6 experts; expected 8, 6 experts and 2 null experts",
+        "router has 6 experts; expected 8: 6 experts and 2 null experts",
     )
     yield lambda: make(null_experts="zero"), "null_experts is 'zero'; expected one of"
     yield lambda: make(shared_gate=normal(rng, D)), "shared_gate is given and shared is None"
@@ -40,7 +40,7 @@ def wrong_layers(rng):
     )
     yield (
         lambda: make()(normal(rng, 3, D), jitter=np.ones(4)),
-        r"jitter has shape \(4,\); expected one that fits x \(3, 5\)",
+        r"jitter has shape \(4,\); expected one that broadcasts to x \(3, 5\)",
     )
     yield (
         lambda: make()(normal(rng, 3, D), router_x=normal(rng, 4, D)),
@@ -54,11 +54,21 @@ def test_value_errors(rng):
             call()
 
 
+def test_types(rng):
+    experts = make_experts(rng, E, D, F)
+    with pytest.raises(TypeError, match="n_null_experts is of type float; expected an integer"):
+        fc.MoE(experts, "silu", None, n_null_experts=1.9)
+    with pytest.raises(TypeError, match="activation is of type int; expected a name"):
+        fc.FFN(experts.expert(0), 3)
+
+
 def test_what_a_router_is(rng):
     experts, weight = make_experts(rng, E, D, F), normal(rng, E, D)
     with pytest.raises(TypeError, match=r"router is of type ndarray; expected fc.Router\(weight"):
         fc.MoE(experts, "silu", weight)
-    with pytest.raises(TypeError, match="top_k is missing; expected how many experts each token"):
+    with pytest.raises(
+        TypeError, match="top_k is missing; expected the number of experts of each token"
+    ):
         fc.Router(weight)
     assert "MoEGrads(" in repr(fc.moe_backward(*routed(rng, experts)))
 
@@ -82,7 +92,9 @@ def test_out_must_not_overlap(rng):
 
 
 def test_a_block_and_experts_are_not_taken_for_each_other(rng):
-    with pytest.raises(ValueError, match="weights holds 6 experts; expected one block"):
+    with pytest.raises(
+        ValueError, match="weights are those of 6 experts; expected those of a single layer"
+    ):
         fc.FFN(make_experts(rng, E, D, F), "silu")
 
 

@@ -18,7 +18,7 @@ def test_logits(dtype, rng):
     assert logits.dtype == (np.float64 if dtype == np.float64 else np.float32)
     wide = [a.astype(np.float64) for a in (weight, bias, x, jitter)]
     z = 0.5 * (wide[2] * wide[3] @ wide[0].T + wide[1])
-    # Beside 16 bits, too, a logit is rounded once, to float32.
+    # With 16-bit x, too, a logit is rounded once, to float32.
     error = 1e-14 if dtype == np.float64 else 2e-7
     np.testing.assert_allclose(logits, 2 * np.tanh(z / 2), rtol=error, atol=error)
     routing = router(x, jitter=jitter)
@@ -101,8 +101,10 @@ def test_a_narrow_bias_of_selection_is_widened(rng):
 @pytest.mark.parametrize(
     "options, error, sentence",
     [
-        ({"top_k": E + 1}, ValueError, "top_k is 7; expected 1 to 6, as many as there are experts"),
+        ({"top_k": E + 1}, ValueError, "top_k is 7; expected 1 to 6, the number of experts"),
         ({"top_k": 1, "logit_softcap": 0.0}, ValueError, r"logit_softcap is 0\.0; expected a num"),
+        ({"top_k": 1, "logit_scale": np.nan}, ValueError, "logit_scale is nan; expected a finite"),
+        ({"top_k": 1, "logit_scale": "2"}, TypeError, "logit_scale is of type str; expected a num"),
         (
             {"top_k": 1, "bias": np.ones(D)},
             ValueError,

@@ -1,4 +1,4 @@
-"""Checkpoints of many files: the index, and which files a layer needs."""
+"""Checkpoints of many files: their index, and the files that a layer needs."""
 
 import json
 
@@ -23,7 +23,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def by_layer(tensors):
-    """A file for each layer, and the index."""
+    """A folder with a file for each layer and an index."""
     files, weight_map = {}, {}
     for number in sorted({name.split(".")[2] for name in tensors}):
         file = f"layer-{number}.safetensors"
@@ -35,7 +35,7 @@ def by_layer(tensors):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two layers, a file each."""
+    """A checkpoint of two layers in two files."""
     files, weight_map = by_layer(llama())
     write_files(tmp_path, files)
     (tmp_path / "config.json").write_text(json.dumps(LLAMA), "utf-8")
@@ -74,11 +74,11 @@ def damaged_index(folder, name, value):
 @pytest.mark.parametrize(
     "value, sentence",
     [
-        ("layer-0.safetensors", rf"layer-0\.safetensors has no {UP}, which .*{INDEX} says"),
-        ("../layer-1.safetensors", r"expected a file of the same folder; .*up_proj"),
-        ("/layer-1.safetensors", "expected a file of the same folder"),
+        ("layer-0.safetensors", rf"layer-0\.safetensors has no tensor {UP}; .*{INDEX} lists"),
+        ("../layer-1.safetensors", r"expected a file in the same folder; .*up_proj"),
+        ("/layer-1.safetensors", "expected a file in the same folder"),
         ("..", r"is a folder; expected a file; .*up_proj"),
-        ("", "names ''; expected a file of the same folder"),
+        ("", "names ''; expected a file in the same folder"),
         ("config.json", r"config\.json is not a safetensors file.*; .*up_proj.* should be in it"),
         (None, rf"{INDEX} names the file None for {UP}; expected one name"),
         (7, "names the file 7 for"),
@@ -98,10 +98,10 @@ def test_an_index_that_is_wrong_about_one_tensor(folder, value, sentence):
 @pytest.mark.parametrize("value", ["layer-9.safetensors", "a\0b", "\ud800", "x" * 5000])
 def test_a_file_that_is_not_there(folder, value):
     damaged_index(folder, UP, value)
-    with pytest.raises(FileNotFoundError, match=rf"{INDEX} names .*, which is not there; {UP}"):
+    with pytest.raises(FileNotFoundError, match=rf"{INDEX} names .*, which does not exist; {UP}"):
         fc.load(folder, 1)
     assert loads_whole(folder, 0)
-    assert "which is not there" in models.layers(folder)[1].problem
+    assert "which does not exist" in models.layers(folder)[1].problem
 
 
 def test_a_name_that_stands_twice_in_the_index(folder):
@@ -118,13 +118,13 @@ def test_a_name_that_stands_twice_in_the_index(folder):
     [
         ("", "is not JSON"),
         ('{"weight_map": {"a"', "is not JSON"),
-        ("[]", "holds a JSON array; expected an object"),
-        ('"model.safetensors"', "holds a JSON string"),
+        ("[]", "is a JSON array; expected an object"),
+        ('"model.safetensors"', "is a JSON string"),
         ("[" * 100_000, "is (nested too deeply|not JSON)"),
-        ("{}", "has no object of the name weight_map"),
-        ('{"weight_map": null}', "has no object of the name weight_map"),
-        ('{"weight_map": []}', "has no object of the name weight_map"),
-        ('{"weight_map": {}, "weight_map": {}}', "has two of the name weight_map"),
+        ("{}", "has no object weight_map"),
+        ('{"weight_map": null}', "has no object weight_map"),
+        ('{"weight_map": []}', "has no object weight_map"),
+        ('{"weight_map": {}, "weight_map": {}}', "has two entries weight_map"),
     ],
 )
 def test_no_index(folder, text, sentence):
@@ -139,7 +139,7 @@ def test_an_index_that_cannot_be_read(folder):
     with pytest.raises(ValueError, match=f"{INDEX} is not in UTF-8"):
         fc.load(folder)
     (folder / INDEX).unlink()
-    with pytest.raises(ValueError, match=r"holds 2 \.safetensors files and no model\.safe"):
+    with pytest.raises(ValueError, match=r"has 2 \.safetensors files and no model\.safe"):
         fc.load(folder)
     (folder / INDEX).mkdir()
     with pytest.raises(ValueError, match=f"{INDEX} is a folder; expected a file"):
@@ -165,7 +165,7 @@ def test_links(folder):
     target.symlink_to("blob")
     assert loads_whole(folder, 1)
     (folder / "blob").unlink()
-    with pytest.raises(ValueError, match=r"layer-1\.safetensors is no file, nor does it lead to"):
+    with pytest.raises(ValueError, match=r"layer-1\.safetensors is neither a file nor a link to"):
         fc.load(folder, 1)
 
 
@@ -185,12 +185,12 @@ def test_config_json_that_is_no_file(folder):
         fc.load(folder)
 
 
-# ---- work, counted: nothing depends on how many layers there are besides the one ----------------
+# ---- counts of work: loading a layer does not depend on the number of other layers ---------------
 
 
 @pytest.fixture
 def work(monkeypatch):
-    """How often files are opened, names sorted into layers, and tensors looked at and read."""
+    """Counts how often files are opened, names are grouped, and tensors are checked and read."""
     counts = dict.fromkeys(("files", "grouped", "entries", "reads"), 0)
 
     def counted(owner, name, key):

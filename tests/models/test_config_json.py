@@ -1,4 +1,4 @@
-"""config.json: defaults of the families, and values that are no such thing."""
+"""config.json: the defaults of the families, and values of the wrong type."""
 
 import json
 import math
@@ -22,7 +22,7 @@ KINDS |= dict.fromkeys(("routed_scaling_factor", "swiglu_alpha", "swiglu_limit")
 
 
 class Recorder(dict):
-    """Remembers what is asked for, and has none of it."""
+    """A config.json without any key, which remembers the keys that are read."""
 
     def __init__(self, values):
         super().__init__(values)
@@ -43,7 +43,7 @@ def test_every_model_type_has_its_table_and_nothing_else():
 
 @pytest.mark.parametrize("row, model_type", TYPES, ids=lambda v: v if isinstance(v, str) else "")
 def test_every_key_that_is_read_has_a_row_in_the_table(row, model_type, tmp_path):
-    """And every row is read."""
+    """Each row of the table is read by a layer."""
     told = {k: v for k, v in SAMPLES.items() if DEFAULTS[model_type].get(k, 0) is None}
     if model_type == "deepseek_v2":
         told["topk_method"] = "group_limited_greedy"  # so that all keys are read
@@ -83,7 +83,7 @@ def without(config, *keys):
 
 @pytest.fixture
 def moe(tmp_path):
-    """Loads layer 0 of a DeepSeek-V3 with a changed config.json."""
+    """Load layer 0 of a DeepSeek-V3 with a changed config.json."""
 
     def load(config, **options):
         return fc.load(write(tmp_path, deepseek_v3(), config), **options)
@@ -97,8 +97,8 @@ def test_a_key_that_is_absent_has_the_default_of_the_class(moe):
     assert layer.router.options["routed_scaling_factor"] == 2.5
     assert layer.router.options["norm_topk_prob"] is True
     assert layer.activation == fc.Activation("silu")
-    # 8 groups of one expert each: the class's default does not fit 8 experts.
-    with pytest.raises(ValueError, match=r"config\.json .*make no router: .*group"):
+    # The default of 8 groups would leave one expert per group.
+    with pytest.raises(ValueError, match=r"config\.json .*do not fit: .*group"):
         moe(without(DEEPSEEK_V3, "n_group", "topk_group"))
 
 
@@ -106,7 +106,9 @@ def test_a_key_that_is_absent_has_the_default_of_the_class(moe):
 def test_a_model_type_without_a_class_has_no_defaults(moe, key):
     config = {"model_type": "kimi_k2", **SAMPLES}
     assert moe(config).router.options["routed_scaling_factor"] == 2.0
-    with pytest.raises(ValueError, match=rf"config\.json has no {key}, for which 'kimi_k2' has"):
+    with pytest.raises(
+        ValueError, match=rf"config\.json has no {key}, for which model_type 'kimi_k2' has"
+    ):
         moe(without(config, key))
 
 
@@ -161,9 +163,9 @@ def test_options_of_an_activation(tmp_path, key, value):
     [
         ("", "is not JSON"),
         ("{", "is not JSON"),
-        ("[]", "holds a JSON array; expected an object"),
-        ("7", "holds a JSON number"),
-        ("null", "holds a JSON null"),
+        ("[]", "is a JSON array; expected an object"),
+        ("7", "is a JSON number"),
+        ("null", "is a JSON null"),
         ('{"a": ' * 100_000, "is (nested too deeply|not JSON)"),
     ],
 )
@@ -201,10 +203,10 @@ def test_the_key_of_the_activation(tmp_path, config, name):
 
 def test_a_config_json_that_does_not_tell_the_activation(tmp_path):
     write(tmp_path, llama(), {"architectures": ["LlamaForCausalLM"]})
-    with pytest.raises(ValueError, match=r"config\.json does not say what the activation is"):
+    with pytest.raises(ValueError, match=r"config\.json does not name the activation"):
         fc.load(tmp_path)
     write(tmp_path, llama(), {"model_type": "unknown"})
-    with pytest.raises(ValueError, match=r"config\.json does not say what the activation is"):
+    with pytest.raises(ValueError, match=r"config\.json does not name the activation"):
         fc.load(tmp_path, family="llama")
     assert fc.load(tmp_path, family="llama", activation="relu").activation.name == "relu"
 
@@ -237,7 +239,7 @@ def test_biases_that_config_json_speaks_of(tmp_path):
 
 
 def test_a_number_of_shared_experts_that_the_tensors_do_not_have(moe, tmp_path):
-    with pytest.raises(ValueError, match=r"shared_experts\.gate_proj\.weight is there, and .*json"):
+    with pytest.raises(ValueError, match=r"shared_experts\.gate_proj\.weight exists, but .*json"):
         moe({**DEEPSEEK_V3, "n_shared_experts": 0})
     tensors = {n: t for n, t in deepseek_v3().items() if "shared" not in n}
     write(tmp_path, tensors, DEEPSEEK_V3)
@@ -257,7 +259,7 @@ def test_repr_of_values_is_short(moe):
 
 @pytest.mark.parametrize("key", ["hidden_act", "model_type", "text_config", "n_group"])
 def test_values_that_are_nested_deeply(tmp_path, key):
-    """As deep as JSON is read, and deeper than Python writes it."""
+    """Text that is nested as deeply as json reads, but deeper than json writes."""
     write(tmp_path, deepseek_v3())
     for depth in range(300, 1200, 100):
         text = json.dumps({**DEEPSEEK_V3, key: 0})
@@ -268,7 +270,7 @@ def test_values_that_are_nested_deeply(tmp_path, key):
 
 
 def test_a_repeated_key_is_the_last_one(tmp_path):
-    """As every reader of JSON has it."""
+    """The last value counts, as in every JSON reader."""
     write(tmp_path, llama())
     text = json.dumps(LLAMA)[:-1] + ', "hidden_act": "relu"}'
     (tmp_path / "config.json").write_text(text, "utf-8")

@@ -1,4 +1,4 @@
-"""One layer's tensors: dtypes that do not fit each other, and names that no one takes."""
+"""The tensors of a layer: dtypes that do not fit each other, and tensors that are not used."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ CORRECTION = ("deepseek_v3", "gate.e_score_correction_bias")
 
 
 def mixed(folder, model, name, dtype, others=np.float32):
-    """The model with one tensor of another dtype."""
+    """A checkpoint in which one tensor has another dtype."""
     make, config = MODELS[model]
     tensors = {n: t.astype(others) for n, t in make().items()}
     tensors[START + name] = tensors[START + name].astype(dtype)
@@ -72,7 +72,7 @@ def test_matrices(tmp_path, model, name, dtype):
     assert name in text
     assert {dtype.name, "float32"} <= set(text.replace(";", "").split())
     converts(tmp_path)
-    assert models.layers(tmp_path)[-1].problem is None  # dtype= is all that it needs
+    assert models.layers(tmp_path)[-1].problem is None  # dtype= is enough to load it
 
 
 @pytest.mark.parametrize("model, name", BIASES)
@@ -83,7 +83,7 @@ def test_biases(tmp_path, model, name):
     ):
         fc.load(tmp_path, 1)
     converts(tmp_path)
-    mixed(tmp_path, model, name, np.float32, others=HALF)  # as kernels take them
+    mixed(tmp_path, model, name, np.float32, others=HALF)  # as the kernels accept them
     assert fc.load(tmp_path, 1).dtype == HALF
 
 
@@ -122,9 +122,9 @@ def test_a_bias_of_selection(tmp_path):
 def test_what_no_one_takes_is_not_left_out(tmp_path, model, name):
     make, config = MODELS[model]
     write(tmp_path, {**make(), START + name: np.ones(3, "f4")}, config)
-    with pytest.raises(ValueError, match=rf"{START}{name} is no part of such a layer as it is"):
+    with pytest.raises(ValueError, match=rf"{START}{name} is a tensor that ffncore does not use"):
         fc.load(tmp_path, 1)
-    assert "is no part of" in models.layers(tmp_path)[-1].problem
+    assert "does not use" in models.layers(tmp_path)[-1].problem
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""fc.load and fc.FFN: small checkpoints of every family, made here, against plain numpy."""
+"""fc.load and fc.FFN: small checkpoints of every family against plain numpy."""
 
 import json
 import math
@@ -70,7 +70,7 @@ def llama(rng, dtype=np.float32):
 
 
 def formula(tensors, layer, x):
-    """The layer in plain numpy, from the tensors' own names."""
+    """The layer in plain numpy, from the tensors by their names."""
     t = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
     start = f"bert.encoder.layer.{layer}."
     if start + "output.dense.bias" in t:
@@ -95,7 +95,7 @@ def write(folder, tensors, config=None):
 
 
 def write_shards(folder, tensors, config):
-    """Two files and their index, every other tensor in the second."""
+    """Two files and their index; every other tensor is in the second file."""
     names = sorted(tensors)
     files = {
         "model-00001-of-00002.safetensors": names[::2],
@@ -127,7 +127,7 @@ def test_families(make, save, dtype, rng, tmp_path):
 
 def test_gpt2_is_not_copied(rng, tmp_path):
     layer = fc.load(write(tmp_path, *gpt2(rng)), layer=1)
-    assert layer.weights.up.T.flags.c_contiguous  # a view of what the file holds
+    assert layer.weights.up.T.flags.c_contiguous  # a view of the stored matrix
 
 
 def test_single_file_and_its_config(rng, tmp_path):
@@ -140,7 +140,9 @@ def test_single_file_and_its_config(rng, tmp_path):
 def test_without_config(rng, tmp_path):
     tensors, _ = bert(rng)
     write(tmp_path, tensors)
-    with pytest.raises(ValueError, match=r"no config\.json that names the activation"):
+    with pytest.raises(
+        ValueError, match=r"config\.json, which would name the activation, does not"
+    ):
         fc.load(tmp_path)
     assert fc.load(tmp_path, activation="relu").activation.name == "relu"
 
@@ -187,7 +189,7 @@ def test_gemma_uses_its_own_key(rng, tmp_path):
     assert fc.load(tmp_path).activation.name == "gelu_tanh"
     write(
         tmp_path, tensors, {"model_type": "gemma", "hidden_act": "gelu"}
-    )  # the old files' mistake
+    )  # the mistake of old files
     assert fc.load(tmp_path).activation.name == "gelu_tanh"
 
 
@@ -207,7 +209,7 @@ def test_two_models_in_one_file(rng, tmp_path):
     tensors, config = bert(rng)
     tensors |= {"other." + name: tensor + 1 for name, tensor in tensors.items()}
     write(tmp_path, tensors, config)
-    with pytest.raises(ValueError, match="layer 1 is there 2 times; expected prefix="):
+    with pytest.raises(ValueError, match="has layer 1 2 times; expected prefix="):
         fc.load(tmp_path, layer=1)
     with pytest.raises(ValueError, match=r"prefix is .bert.; expected one of .*, .other\.bert\.."):
         fc.load(tmp_path, layer=1, prefix="bert")
@@ -218,7 +220,7 @@ def test_two_models_in_one_file(rng, tmp_path):
 def test_errors(rng, tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist; expected a folder"):
         fc.load(tmp_path / "nothing")
-    with pytest.raises(ValueError, match=r"holds 0 \.safetensors files"):
+    with pytest.raises(ValueError, match=r"has 0 \.safetensors files"):
         fc.load(tmp_path)
     tensors, config = bert(rng)
     write(tmp_path, tensors, config)
@@ -240,7 +242,7 @@ def test_errors(rng, tmp_path):
 
 
 def test_sentences_of_a_first_try(rng, tmp_path, monkeypatch):
-    with pytest.raises(TypeError, match="layer is of type str; expected a number"):
+    with pytest.raises(TypeError, match="layer is of type str; expected an integer"):
         fc.load(tmp_path, "1")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match="a model's name on a hub is no path"):
@@ -248,8 +250,11 @@ def test_sentences_of_a_first_try(rng, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError) as caught:
         fc.load("folder/model.safetensors")
     assert "hub" not in str(caught.value)
+    with pytest.raises(FileNotFoundError) as caught:
+        fc.load("./google/gemma-2-2b")
+    assert "hub" not in str(caught.value)
     up, down = rng.standard_normal((6, 4)), rng.standard_normal((4, 6))
-    with pytest.raises(ValueError, match=r"expected \(4, 6\) .* \(transposed\? pass w.down.T\)"):
+    with pytest.raises(ValueError, match=r"expected \(4, 6\) .* \(transposed\? pass down.T\)"):
         fc.FFNWeights(up=up, down=down.T)
 
 
@@ -258,10 +263,10 @@ def test_index_that_leads_elsewhere(rng, tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     good = index.read_text("utf-8")
     index.write_text(good.replace("model-00001", "../model-00001"), "utf-8")
-    with pytest.raises(ValueError, match="expected a file of the same folder"):
+    with pytest.raises(ValueError, match="expected a file in the same folder"):
         fc.load(tmp_path)
     index.write_text(good.replace("00002-of", "00003-of"), "utf-8")
-    with pytest.raises(FileNotFoundError, match="which is not there"):
+    with pytest.raises(FileNotFoundError, match="which does not exist"):
         fc.load(tmp_path)
 
 
@@ -274,7 +279,7 @@ def test_layers(rng, tmp_path):
     assert info.parameters == 3 * D * F
     assert info.gated
     assert info.ratio == F / D
-    # A plain layer of that ratio has the same number of parameters.
+    # A layer without a gate and with that ratio has the same number of parameters.
     assert 2 * D * (info.matched_ratio * D) == info.parameters
 
 

@@ -1,4 +1,4 @@
-"""fc.load of experts: small checkpoints in each family's own names, against plain numpy."""
+"""fc.load of experts: small checkpoints with the names of each family against plain numpy."""
 
 import json
 
@@ -12,7 +12,7 @@ from ffncore import models, reference
 safetensors = pytest.importorskip("safetensors.numpy")
 
 D, F, E, K, T = 12, 10, 8, 3, 7
-# Layer 0 is dense where the family has such layers.
+# Layer 0 is dense if the family has such layers.
 DENSE, MOE = 0, 1
 GPT_OSS = fc.Activation("silu", alpha=1.702, limit=7.0, up_offset=1.0)
 
@@ -35,7 +35,7 @@ def at(values, ids):
 
 
 class Built:
-    """A checkpoint's tensors and config.json, and what its layers compute."""
+    """The tensors and config.json of a checkpoint, and the function that its layers compute."""
 
     def __init__(self, rng, start, model_type, **config):
         self.rng, self.start = rng, start
@@ -133,7 +133,7 @@ def olmoe(rng):
 
 
 def masked(values, groups, best, score, mask):
-    """All but the best groups: mask."""
+    """The mask of the experts outside the best groups."""
     grouped = values.reshape(T, groups, -1)
     kept = top(score(grouped), best)
     inside = np.zeros((T, groups), bool)
@@ -302,12 +302,12 @@ def test_experts_may_be_stacked(make, rng, tmp_path):
     built.tensors[start + "mlp.experts.down_proj"] = parts[2]
     layer = fc.load(write(tmp_path / "stacked", built), layer=MOE)
     assert layer(x).tobytes() == expected.tobytes()
-    assert not layer.experts.gate.flags.c_contiguous  # a view of what the file holds
+    assert not layer.experts.gate.flags.c_contiguous  # a view of the stored matrix
 
 
 @pytest.mark.parametrize("narrow", [np.dtype(np.float16), *BFLOAT16], ids=str)
 def test_16_bits(narrow, rng, tmp_path):
-    """The bias of selection stays float32, as DeepSeek-V3 stores it."""
+    """The bias of the selection stays float32, as DeepSeek-V3 stores it."""
     built = deepseek_v3(rng)
     bias = [n for n in built.tensors if n.endswith("e_score_correction_bias")]
     built.tensors = {n: a if n in bias else a.astype(narrow) for n, a in built.tensors.items()}
@@ -375,7 +375,9 @@ def test_errors(rng, tmp_path):
         stored = built.tensors.pop(f"model.layers.{MOE}.mlp.experts.{name}")
         built.tensors[f"model.layers.{MOE}.mlp.experts.{name}_blocks"] = stored
     write(tmp_path, built)
-    with pytest.raises(ValueError, match="_proj_blocks is packed by MXFP4, which is not read"):
+    with pytest.raises(
+        ValueError, match="_proj_blocks is quantised by MXFP4, which is not supported"
+    ):
         fc.load(tmp_path, layer=MOE)
     built = deepseek_v2(rng, "noaux_tc")
     write(tmp_path, built)

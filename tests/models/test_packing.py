@@ -1,4 +1,4 @@
-"""Quantised weights are recognised, by names, dtypes and config.json; nothing of them is read."""
+"""Quantised weights are recognised by names, dtypes and config.json, and refused."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ F16 = np.ones((1, 4), np.float16)
 F32 = np.ones(3, np.float32)
 FP8 = ("F8_E4M3", np.zeros((6, 4), np.uint8))
 
-# What stands for one weight [6, 4], by what follows the matrix' name.
+# The tensors that replace a weight [6, 4], by the ends of their names.
 PACKINGS = {
     "bitsandbytes": {
         "weight": U8,
@@ -59,10 +59,10 @@ def test_by_names_and_dtypes(packing, tmp_path, capsys):
     who = packing.removesuffix("-int8").removesuffix("-tensor")
     with pytest.raises(
         ValueError,
-        match=rf"model\.safetensors: model\.layers\.1\.mlp\..* is packed by {who}, which",
+        match=rf"model\.safetensors: model\.layers\.1\.mlp\..* is quantised by {who}, which",
     ):
         fc.load(tmp_path, 1)
-    with pytest.raises(ValueError, match="is packed by"):
+    with pytest.raises(ValueError, match="is quantised by"):
         fc.load(tmp_path, 1, dtype="float32")
     infos = models.layers(tmp_path)
     assert [info.packing for info in infos] == [who, who]
@@ -121,12 +121,14 @@ def test_packed_experts(tmp_path):
     write(tmp_path, tensors, {"model_type": "qwen3_moe"})
     (info,) = models.layers(tmp_path)
     assert info.packing == "GPTQ"
-    with pytest.raises(ValueError, match=r"experts\..*g_idx is packed by GPTQ, which is not read"):
+    with pytest.raises(
+        ValueError, match=r"experts\..*g_idx is quantised by GPTQ, which is not supported"
+    ):
         fc.load(tmp_path)
 
 
 def test_what_is_no_packing(tmp_path):
-    """int64 holds no codes; a scale beside plain weights is a part that we do not know."""
+    """int64 tensors are not codes, and a scale with plain weights is an unknown tensor."""
     tensors = llama()
     tensors["model.layers.0.mlp.up_proj.weight"] = np.ones((6, 4), np.int64)
     write(tmp_path, tensors, LLAMA)
@@ -135,5 +137,7 @@ def test_what_is_no_packing(tmp_path):
     tensors = llama()
     tensors["model.layers.0.mlp.up_proj.weight_scale"] = F32
     write(tmp_path, tensors, LLAMA)
-    with pytest.raises(ValueError, match=r"up_proj\.weight_scale is no part of such a layer"):
+    with pytest.raises(
+        ValueError, match=r"up_proj\.weight_scale is a tensor that ffncore does not use"
+    ):
         fc.load(tmp_path)

@@ -1,4 +1,4 @@
-"""A safetensors file of our own reader: every damage by itself, and the tensors beside it."""
+"""The reader of safetensors files: every kind of damage, and the undamaged tensors of the file."""
 
 import json
 import os
@@ -19,7 +19,7 @@ TENSORS = {
 
 @pytest.fixture
 def file(tmp_path):
-    """Opens what it is given as a file; closes it."""
+    """Write bytes to a file and open it; it is closed at the end of the with block."""
     opened = []
 
     def open_bytes(data):
@@ -51,7 +51,7 @@ def test_an_array_is_the_callers_own(file):
     found = file(file_bytes(TENSORS))
     a = found.read("a")
     found.close()
-    a += 1  # writable, and there after the file is closed
+    a += 1  # writable, and valid after the file is closed
     assert np.array_equal(a, TENSORS["a"] + 1)
 
 
@@ -68,7 +68,7 @@ def test_bfloat16_needs_ml_dtypes(file, monkeypatch):
     found = file(packed(header, b"\0\0"))
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     assert found.entry("a").dtype == "bfloat16"
-    with pytest.raises(ImportError, match=r"needs ml_dtypes; pip install \"ffncore\[models\]\""):
+    with pytest.raises(ImportError, match="needs ml_dtypes; pip install ml_dtypes brings it"):
         found.read("a")
 
 
@@ -85,9 +85,9 @@ def test_bfloat16_needs_ml_dtypes(file, monkeypatch):
         (packed(b"\xff{}", b""), "its header is not in UTF-8"),
         (packed(b"[" * 100_000, b""), "its header is nested too deeply|not JSON"),
         (packed(b'{"a": ' * 100_000, b""), "its header is nested too deeply|not JSON"),
-        (packed(b"[]", b""), "its header holds a JSON array; expected an object"),
-        (packed(b"null", b""), "holds a JSON null"),
-        (packed(b"3.5", b""), "holds a JSON number"),
+        (packed(b"[]", b""), "its header is a JSON array; expected an object"),
+        (packed(b"null", b""), "is a JSON null"),
+        (packed(b"3.5", b""), "is a JSON number"),
         (packed(b'{"a": ' + b"9" * 5000 + b"}", b""), "its header is not JSON"),
     ],
 )
@@ -103,16 +103,16 @@ def test_no_file_at_all(tmp_path):
         SafetensorsFile(tmp_path)
     link = tmp_path / "link.safetensors"
     link.symlink_to(tmp_path / "gone.safetensors")
-    with pytest.raises(ValueError, match="is no file, nor does it lead to one"):
+    with pytest.raises(ValueError, match="is neither a file nor a link to a file"):
         SafetensorsFile(link)
-    os.mkfifo(tmp_path / "pipe.safetensors")  # opening it would wait for a writer
-    with pytest.raises(ValueError, match="is no file"):
+    os.mkfifo(tmp_path / "pipe.safetensors")  # opening a pipe would wait for a writer
+    with pytest.raises(ValueError, match="is neither a file"):
         SafetensorsFile(tmp_path / "pipe.safetensors")
 
 
 def test_a_link_to_a_file_is_followed(tmp_path):
     (tmp_path / "blob").write_bytes(file_bytes(TENSORS))
-    (tmp_path / "model.safetensors").symlink_to("blob")  # as the hub's cache has it
+    (tmp_path / "model.safetensors").symlink_to("blob")  # as in the cache of a hub
     found = SafetensorsFile(tmp_path / "model.safetensors")
     assert np.array_equal(found.read("a"), TENSORS["a"])
     found.close()
@@ -189,7 +189,7 @@ def test_a_tensor_that_holds_another_one(file):
 def test_a_gap_is_no_harm(file):
     header, data = described(TENSORS)
     for one in header.values():
-        one["data_offsets"] = [n + 3 for n in one["data_offsets"]]  # not aligned, either
+        one["data_offsets"] = [n + 3 for n in one["data_offsets"]]  # its offset is not aligned
     found = file(packed(header, b"gap" + data + b"and more"))
     for name, tensor in TENSORS.items():
         assert np.array_equal(found.read(name), tensor)
@@ -215,7 +215,7 @@ def test_metadata_is_nobodys_business(file, metadata):
 
 
 def test_cut_off_after_the_header(file):
-    """What is still there is read."""
+    """Tensors that are still complete are read."""
     found = file(file_bytes(TENSORS)[:-6])
     assert np.array_equal(found.read("a"), TENSORS["a"])
     with pytest.raises(ValueError, match=r": c has the offsets 56 and 60; expected them within 54"):

@@ -1,7 +1,8 @@
 """One hash for each function and dtype: the bits of its results on small fixed arguments.
 
-`python tests/package/digest.py` writes digest.json beside this file. A result has the same bits on
-every machine, so it is written once, and again only where the arithmetic itself is to change.
+`PYTHONPATH=tests python tests/package/digest.py` writes digest.json beside this file. A result has
+the same bits on every machine, so it is written once, and again only where the arithmetic itself is
+to change or there is a new activation.
 What plain numpy computes (routers, latent projections of fc.MoE) is left out: its bits are BLAS's.
 Tests: test_digest.py.
 """

@@ -1,4 +1,4 @@
-"""Pickles of every type that users hold, made before the package had folders.
+"""Old pickles of every public type, from a version of the package without folders.
 
 old_pickles.bin is a compressed, pickled dict. Its keys are names of cases in support_copying.py,
 its values are pickles of what these cases make. A pickle names modules, and these have moved since,
@@ -11,7 +11,7 @@ from pathlib import Path
 
 FILE = Path(__file__).with_suffix(".bin")
 
-# What is over this size adds nothing but bytes.
+# Larger pickles would only make the file longer.
 MOST_BYTES = 24 * 1024
 
 

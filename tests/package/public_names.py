@@ -1,6 +1,6 @@
-"""What a user can name: the public names of ffncore, ffncore.models and ffncore.reference.
+"""The public names of ffncore, ffncore.models and ffncore.reference, with their signatures.
 
-`python tests/package/public_names.py` writes public_names.txt beside this file, one line for each
+`python tests/package/public_names.py` writes public_names.txt into this folder, one line for each
 function, class, method, field and property, with its signature. Tests: test_public_names.py.
 """
 
@@ -27,8 +27,7 @@ def lines() -> list[str]:
     return found
 
 
-# Module paths that a user could import, or that a pickle names, before there were folders; and what
-# each showed of its own.
+# Old module paths that users could import or that pickles have, and the names that each defined.
 MODULES = {
     "activations": ["KINDS", "ALIASES", "Activation", "PLAIN_CORE"],
     "checkpoint": ["Checkpoint"],
@@ -61,7 +60,7 @@ MODULES = {
 }
 
 
-# What modules of a folder borrow from elsewhere.
+# Names that modules import from other packages.
 BORROWED = {
     *("Activation", "Checkpoint", "Config", "FFN", "FFNWeights", "LayerTensors", "MoE"),
     *("as_activation", "as_dtype", "brief", "packing"),
@@ -70,7 +69,7 @@ BORROWED = {
 
 
 def _own(module: types.ModuleType) -> list[str]:
-    """Functions, classes and constants of ours that a module shows."""
+    """The public functions, classes and constants that a module defines."""
     return [
         name
         for name, value in vars(module).items()
@@ -98,7 +97,7 @@ def _described(name: str, value: object) -> Iterator[str]:
 
 
 def _members(kind: type) -> dict[str, object]:
-    """By name, those of the classes of ours that it is made of; __call__ is one, too."""
+    """The public methods and fields of a class and its bases in this package, and __call__."""
     found: dict[str, object] = {}
     for base in reversed(kind.__mro__):
         if base.__module__.startswith("ffncore"):
@@ -112,9 +111,9 @@ def _signature(value: object) -> str:
         text = str(inspect.signature(value))  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return "(...)"
-    # How a type is spelled depends on where its name comes from: `fc.Routing`, `Routing`.
+    # A type may be written in several ways, such as `fc.Routing` and `Routing`.
     text = re.sub(r"\b(?:[a-z_]+\.)+(?=[A-Z])|\bnp\.", "", text)
-    # Which quotes and what an object's address is say nothing.
+    # Quotes and the addresses of objects do not matter.
     return re.sub(r" at 0x[0-9a-f]+", "", text.replace("'", ""))
 
 

@@ -1,4 +1,4 @@
-"""The folders of csrc/: what includes what, read from the sources.
+"""The folders of csrc/: which files include which, read from the sources.
 
 An include points to the same folder or to one below it in FLOORS, never up and never in a circle. A
 folder has at most 12 files, so that its list can be read at a glance, and a file at most 400 lines.
@@ -23,19 +23,19 @@ FLOORS = [
     "kernels",
     "include",
 ]
-# The other library: it may include ffncore_cuda.h, and nothing of the CPU's side.
+# The second library: it may include ffncore_cuda.h, and nothing of the CPU library.
 CUDA = "cuda"
-# The bodies of kernels/ and cuda/ are text that few files include, one idea each.
+# The bodies in kernels/ and cuda/ are text that few files include, one idea each.
 MOST_FILES = {"kernels": 20, CUDA: 30}
 SUFFIXES = {".h", ".cpp", ".inl", ".cu", ".cuh"}
-# Not in csrc/: it stands in for CUDA where kernels are tested on a CPU.
+# Not in csrc/: it replaces CUDA in tests of the kernels on a CPU.
 EMULATOR = "cuda_emulator.h"
-# The header that is all that others see of an instruction set, and scalar functions in double.
+# The only header of instruction sets that others may include, and scalar functions in double.
 FACES_OF_KERNELS = {"kernels/kernels.h", "kernels/math64.h"}
 
 
 def includes():
-    """{file: files of csrc/ that it includes}, as paths below csrc/."""
+    """A dict from each file to the files of csrc/ that it includes, as paths below csrc/."""
     found = {}
     for path in sorted(SOURCES.rglob("*")):
         if path.suffix not in SUFFIXES:

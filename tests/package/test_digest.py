@@ -1,4 +1,4 @@
-"""Every function's results have the bits that digest.json holds, in every instruction set."""
+"""The results of every function have the bits in digest.json, in every instruction set."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The folders of the package: who may import whom, how large they are, and what heads say."""
+"""The folders of the package: which may import which, their sizes, and the heads of modules."""
 
 import ast
 import re
@@ -13,14 +13,15 @@ import ffncore
 PACKAGE = Path(ffncore.__file__).parent
 ROOT = Path(__file__).parents[2]
 
-# From the top: each folder, and which of those below it its modules may import, inside functions
-# and for type checkers, too. "ffncore" is the package's __init__.py, the public names, which bench
-# and cli use as anybody does. The two backends do not know each other, and nothing computes by
-# reference.
+# From the top: each folder, and the folders below it that its modules may import, also inside
+# functions and for type checkers. "ffncore" is __init__.py with the public names, which bench and
+# cli use like any other program. The two backends are independent of each other, and nothing
+# computes with reference.
 MAY_IMPORT = {
     "__main__": {"cli"},
     "cli": {"bench", "ffncore", "models", "runtime", "arrays"},
-    "bench": {"ffncore", "values", "arrays", "_core"},
+    "bench": {"bench.peers", "ffncore", "values", "arrays", "_core"},
+    "bench.peers": set(),  # which also run with interpreters that have no ffncore
     "ffncore": {
         *("models", "layers", "functional", "runtime", "reference", "values", "arrays"),
         *("old_paths", "_core"),
@@ -53,7 +54,7 @@ KNOWN = {*MODULES, "ffncore._core"}
 
 
 def folder_of(module):
-    """ "values" of ffncore.values.weights; that of ffncore/__init__.py is "ffncore"."""
+    """The folder of a module: "values" for ffncore.values.weights, "ffncore" for __init__.py."""
     path = MODULES.get(module)
     inside = module.removeprefix("ffncore").lstrip(".")
     if path is not None and path.name != "__init__.py" and "." in inside:
@@ -62,7 +63,7 @@ def folder_of(module):
 
 
 def imports(module):
-    """The modules of the package that a module imports, wherever in its text."""
+    """The modules of the package that a module imports anywhere in its text."""
     path = MODULES[module]
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     found = set()
@@ -85,7 +86,7 @@ ARROWS = {module: imports(module) for module in MODULES}
 
 
 def circles():
-    """Groups of modules that import each other, by way of any others."""
+    """The modules that import themselves by way of others."""
     reached = {}
     for module in ARROWS:
         found, new = set(), {module}

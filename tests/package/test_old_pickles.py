@@ -1,4 +1,4 @@
-"""Pickles made before the package had folders load, and compute what new values compute."""
+"""Old pickles can be loaded, and the objects compute the same as new ones."""
 
 import pickle
 
@@ -12,8 +12,8 @@ import ffncore as fc
 
 OLD = old_pickles.read()
 
-# Whose numbers are those of plain numpy on the machine that made the file: its BLAS, its order of
-# additions. All others have the same bits everywhere.
+# Cases with parts that numpy computes, whose bits depend on the BLAS of the machine that made the
+# file. All others have the same bits everywhere.
 BY_NUMPY = {"GradientError", "GradientReport", "MoELayerGrads", "MoELayerSaved", "RouterGrads"}
 
 

@@ -1,5 +1,5 @@
-"""What is shipped: one symbol per instruction set, a source archive that pip alone can build, and a
-wheel that runs in an empty environment and needs nothing but the C and C++ run-time libraries."""
+"""The distributions: an sdist that pip alone can build, and a wheel that runs in an empty
+environment and only needs the run-time libraries of C and C++; one symbol per instruction set."""
 
 import importlib.metadata
 import importlib.resources
@@ -56,8 +56,8 @@ def test_libraries_of_the_installed_package():
     assert needed(core) <= RUNTIME | {"libffncore"}
 
 
-# A template or inline function that several ISA files emit is merged by the linker, and the copy
-# with AVX-512 in it may win on a machine without: so they must not emit any.
+# The linker merges a template or inline function that several ISA files emit, and may keep the copy
+# with AVX-512, which a machine without it cannot run. So these files must not emit any.
 @in_tree
 @with_compiler
 @pytest.mark.slow
@@ -72,7 +72,7 @@ def test_isa_file_exports_one_symbol(isa, tmp_path):
     undefined = {
         line.split()[-1] for line in run("nm", "--undefined-only", compiled).split("\n") if line
     }
-    # What a compiler may ask for by itself, and fma and sqrt of the scalar level.
+    # Symbols that a compiler may need by itself, and fma and sqrt of the scalar level.
     known = {"_GLOBAL_OFFSET_TABLE_", "memcpy", "memset", "memmove", "fma", "fmaf"}
     known |= {"sqrt", "sqrtf"}
     known |= {"__cxa_guard_acquire", "__cxa_guard_release", "__cxa_guard_abort", "__stack_chk_fail"}
@@ -110,7 +110,7 @@ def sdist(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wheel(sdist, tmp_path_factory):
-    """Built from the sdist by pip alone, then repaired."""
+    """The wheel that pip alone builds from the sdist, after its repair."""
     built, repaired = (tmp_path_factory.mktemp(name) for name in ("built", "repaired"))
     run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", built, sdist)
     (first,) = built.glob("*.whl")

@@ -1,6 +1,7 @@
-"""The package shows the names and signatures of public_names.txt, no fewer and no others."""
+"""The public names and signatures of the package are exactly those of public_names.txt."""
 
 import importlib
+import re
 import subprocess
 import sys
 
@@ -31,7 +32,7 @@ def test_module_paths_of_a_flat_package_still_lead_somewhere(name):
 
 
 def test_a_module_path_hides_no_function():
-    """Three names are those of a function, and of a module that one may import."""
+    """Three names are both those of a function and those of a module that can be imported."""
     code = (
         "import ffncore.moe, ffncore.cost, ffncore as fc; "
         "assert callable(fc.moe) and callable(fc.cost); "
@@ -40,3 +41,24 @@ def test_a_module_path_hides_no_function():
         "from ffncore import *; assert callable(moe) and load is fc.models.load"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def groups():
+    """The names of the package's docstring by the title of their group."""
+    found, title = {}, ""
+    for line in fc.__doc__.splitlines():
+        if re.fullmatch(r"[A-Z][\w ]+", line):
+            title = line
+        elif title and (row := re.match(r" {4}(\w+(?:, \w+)*)(?: {2,}\S|$)", line)):
+            found.setdefault(title, []).extend(row[1].split(", "))
+    return found
+
+
+def test_the_docstring_lists_the_names_that_matter_in_groups():
+    listed = [name for names in groups().values() for name in names]
+    assert [name for name in listed if name not in fc.__all__] == []
+    assert len(set(listed)) == len(listed) == 20
+    assert len(groups()) == 5
+    assert all(len(names) >= 3 for names in groups().values())
+    assert {"ffn", "pack", "moe", "route", "load"} <= set(listed)
+    assert len(fc.__doc__.splitlines()) < 50

@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands, from top to bottom; its commands and links exist."""
+"""The Python code in README.md runs from top to bottom; its commands and links exist."""
 
 import re
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_table_is_short():
 def test_links_lead_somewhere():
     targets = re.findall(r"\]\(([^)#:]+)\)", README.read_text("utf-8"))
     assert targets
-    # The chart is drawn from results that a measuring machine commits.
+    # The chart is drawn from committed results, which may not exist yet.
     missing = [t for t in targets if not (README.parent / t).exists() and t != "docs/share.png"]
     assert not missing
 

@@ -1,4 +1,4 @@
-"""One second that proves an installation."""
+"""A test of an installation that takes one second."""
 
 import numpy as np
 

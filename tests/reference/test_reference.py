@@ -1,4 +1,4 @@
-"""The reference against the complex step where its formulas are analytic, else differences."""
+"""The reference against the complex step if its formulas are analytic, else against differences."""
 
 import math
 from dataclasses import replace
@@ -86,7 +86,7 @@ def test_known_values():
     np.testing.assert_allclose(
         reference.activation(v, activation="hardswish"), [-1 / 3, -5 / 24, 0, 7 / 24, 5 / 3]
     )
-    # gpt-oss: gate clamped from above, up on both sides, up + 1.
+    # gpt-oss: the gate is clamped from above, up on both sides, and 1 is added to up.
     act = fc.Activation("silu", alpha=1.702, limit=7.0, up_offset=1.0)
     h = reference.activation([9.0, -9.0], [-8.0, 8.0], activation=act)
     np.testing.assert_allclose(h, [7 / (1 + np.exp(-11.914)) * -6, -9 / (1 + np.exp(15.318)) * 8])

@@ -1,4 +1,4 @@
-"""The reference of experts: against a sum over tokens and slots, and against the complex step."""
+"""The reference of mixtures against a sum over tokens and slots, and against the complex step."""
 
 from dataclasses import replace
 
@@ -11,8 +11,8 @@ from ffncore import reference
 
 T, D, F, E, K = 5, 3, 4, 4, 3
 
-# A token without an expert in one slot, one with the same expert twice, one without any; expert 2
-# is nobody's.
+# A token without an expert in one slot, one with the same expert twice, and one without any expert.
+# Expert 2 has no tokens.
 EXPERTS = np.array([[0, 1, 3], [1, -1, 0], [3, 1, 3], [-1, -1, -1], [1, 0, 3]])
 
 XIELU = fc.Activation("xielu", alpha_p=0.2, alpha_n=-0.3, beta=0.4, eps=-0.1)

@@ -1,4 +1,4 @@
-"""The routing reference: its gradients by the complex step, and facts that need no formula."""
+"""The routing reference: its gradients against the complex step, and other properties."""
 
 import numpy as np
 import pytest

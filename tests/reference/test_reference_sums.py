@@ -1,11 +1,12 @@
-"""The order of sums: the numpy specification by itself, and the kernels against it, bit by bit.
+"""The order of sums: tests of the numpy specification, and of the kernels against it, bit by bit.
 
-Sums over hidden units and inputs reach several partial sums, as those over tokens do, and the plan
-cuts them at other places than these end.
+Sums over hidden units, inputs and tokens all have several partial sums, and the chunks of the plan
+do not end where partial sums end.
 """
 
 # ruff: noqa: ARG001 (a test names the fixtures that it runs under)
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -17,20 +18,20 @@ import ffncore as fc
 from ffncore import reference
 from ffncore.reference.sums import BLOCK, PARTIAL_SUM, additions, fma
 
-# One or two whole partial sums and a part of another, which ends in the middle of a block.
+# One or two complete partial sums and another one that ends in the middle of a block.
 LONG = 2 * PARTIAL_SUM + 3 * BLOCK + 77
 WIDE = PARTIAL_SUM + 3 * BLOCK + 77
 
 
 def rounded(exact):
-    """A Fraction, rounded to float32 once."""
+    """Round a Fraction to float32, once."""
     near = np.float32(float(exact))
     around = [np.nextafter(near, np.float32(-np.inf)), near, np.nextafter(near, np.float32(np.inf))]
     return min(around, key=lambda x: (abs(Fraction(float(x)) - exact), int(x.view(np.int32)) % 2))
 
 
 def test_fma_rounds_once(rng):
-    # Neighbours of a tie, which a sum rounded to float64 first would lose: 1 + 2^-24 + tiny.
+    # Sums close to a tie, 1 + 2^-24 + tiny, which rounding to float64 first would make a tie.
     ties = np.array([[1 + 2**-12, 1 + 2**-12, 2**-60], [1 + 2**-23, 1, 2**-70]], np.float32)
     numbers = rng.standard_normal((500, 3)).astype(np.float32)
     numbers[:, 2] *= 2.0 ** rng.integers(-40, 20, 500)
@@ -73,13 +74,13 @@ def test_error_bound():
 
 
 def layer(rng, d, f, dtype=np.float32):
-    """A plain block without activation: its sums are those of its factors."""
+    """A layer without gate and activation, whose sums are those of its factors."""
     arrays = {"up": (f, d), "down": (d, f), "b_up": (f,), "b_down": (d,)}
     return fc.FFNWeights(**{n: normal(rng, *shape, dtype=dtype) for n, shape in arrays.items()})
 
 
 def expected(x, grad_y, w):
-    """y and every gradient of such a block, in the contract's order."""
+    """y and every gradient of such a layer, summed in the specified order."""
     h = reference.product_in_order(x.T, w.up.T) + w.b_up
     y = reference.product_in_order(h.T, w.down.T) + w.b_down
     dh = reference.product_in_order(grad_y.T, w.down)
@@ -93,22 +94,24 @@ def expected(x, grad_y, w):
     return y, gradients
 
 
-@pytest.mark.parametrize("chunks", [(0, 0), (5 * BLOCK, 0), (BLOCK, BLOCK)], ids=str)
-def test_many_tokens(chunks, isa, plan, rng):
+def test_many_tokens(plan, rng):
     w = layer(rng, 2, 3)
     x, grad_y = normal(rng, LONG, 2, dtype=np.float32), normal(rng, LONG, 2, dtype=np.float32)
-    plan(*chunks)
-    y, saved = fc.ffn_forward(x, w, activation="identity")
-    grads = fc.ffn_backward(grad_y, saved)
     want_y, want = expected(x, grad_y, w)
-    assert same_bits(y, want_y)
-    for name, gradient in grads.arrays().items():
-        assert same_bits(gradient, want[name]), name
+    for where in itertools.product(fc.available_isas(), [(0, 0), (5 * BLOCK, 0), (BLOCK, BLOCK)]):
+        isa, chunks = where
+        plan(*chunks)
+        with fc.using_isa(isa):
+            y, saved = fc.ffn_forward(x, w, activation="identity")
+            grads = fc.ffn_backward(grad_y, saved)
+        assert same_bits(y, want_y), where
+        for name, gradient in grads.arrays().items():
+            assert same_bits(gradient, want[name]), (name, where)
 
 
 @pytest.mark.parametrize("tokens", [PARTIAL_SUM, PARTIAL_SUM + 1, LONG])
 def test_many_tokens_added_to_a_gradient(tokens, isa, rng):
-    # The first partial sum is added to the gradient block by block, the others whole.
+    # The first partial sum is added to the gradient block by block, the others as a whole.
     w = layer(rng, 2, 3)
     x, grad_y = (normal(rng, tokens, 2, dtype=np.float32) for _ in range(2))
     saved = fc.ffn_forward(x, w, activation="identity")[1]
@@ -143,24 +146,27 @@ def test_many_rows_of_an_expert(chunk, isa, plan, rng):
 
 @pytest.mark.parametrize("dtype", [*BFLOAT16, np.dtype(np.float16)], ids=str)
 @pytest.mark.parametrize("accumulate", [False, True])
-def test_narrow_gradients_of_many_tokens(dtype, accumulate, isa, plan, rng):
+def test_narrow_gradients_of_many_tokens(dtype, accumulate, plan, rng):
     # A gradient of 16 bits is the float32 one, rounded once; numbers are such that h is exact.
     w = layer(rng, 2, 3)
     w = fc.FFNWeights(**{n: np.round(a * 2).astype(dtype) for n, a in w.arrays().items()})
     x, grad_y = (np.round(normal(rng, LONG, 2) * 2).astype(dtype) for _ in range(2))
     wide = fc.FFNWeights(**{n: a.astype(np.float32) for n, a in w.arrays().items()})
     want = expected(x.astype(np.float32), grad_y.astype(np.float32), wide)[1]
-    saved = fc.ffn_forward(x, w, activation="identity")[1]
     names = ("up", "down", "b_up", "b_down")
-    for chunks in [(0, 0), (5 * BLOCK, 0), (BLOCK, BLOCK)]:
+    for where in itertools.product(fc.available_isas(), [(0, 0), (5 * BLOCK, 0), (BLOCK, BLOCK)]):
+        isa, chunks = where
         plan(*chunks)
         out = {n: np.full(a.shape, 3, dtype) for n, a in w.arrays().items()}
-        fc.ffn_backward(grad_y, saved, needs=names, out=out, accumulate=accumulate)
+        with fc.using_isa(isa):
+            saved = fc.ffn_forward(x, w, activation="identity")[1]
+            fc.ffn_backward(grad_y, saved, needs=names, out=out, accumulate=accumulate)
         for name in names:
             exact = want[name] + np.float32(3) if accumulate else want[name]
-            assert same_bits(out[name], exact.astype(dtype)), (name, chunks)
+            assert same_bits(out[name], exact.astype(dtype)), (name, where)
 
 
+@pytest.mark.slow
 def test_many_tokens_of_a_wide_layer(rng):
     # The layer's partial sums would fill the workspace: dx is computed first, then a few units'
     # gradients at a time. A corner of each gradient is compared.
@@ -185,36 +191,38 @@ def test_many_tokens_of_a_wide_layer(rng):
 
 
 def check_every_way(w, tokens, chunks, plan, rng):
-    """Tokens as panels and as rows, raw and packed weights."""
+    """Every level and plan, tokens as panels and as rows, raw and packed weights."""
     x, grad_y = (normal(rng, tokens, w.d_model, dtype=np.float32) for _ in range(2))
     want_y, want = expected(x, grad_y, w)
-    for rows in (0, 1):
-        plan(*chunks, 0, rows)
-        y, saved = fc.ffn_forward(x, w, activation="identity")
-        assert same_bits(y, want_y), rows
-        grads = fc.ffn_backward(grad_y, saved)
-        for name, gradient in grads.arrays().items():
-            assert same_bits(gradient, want[name]), (name, rows)
-    y, saved = fc.ffn_forward(x, fc.pack(w), activation="identity")
-    assert same_bits(y, want_y)
-    assert same_bits(fc.ffn_backward(grad_y, saved).x, want["x"])
+    for where in itertools.product(fc.available_isas(), chunks, (0, 1)):
+        isa, (of_tokens, of_units), rows = where
+        plan(of_tokens, of_units, 0, rows)
+        with fc.using_isa(isa):
+            y, saved = fc.ffn_forward(x, w, activation="identity")
+            assert same_bits(y, want_y), where
+            grads = fc.ffn_backward(grad_y, saved)
+            for name, gradient in grads.arrays().items():
+                assert same_bits(gradient, want[name]), (name, where)
+            y, saved = fc.ffn_forward(x, fc.pack(w), activation="identity")
+            assert same_bits(y, want_y), where
+            assert same_bits(fc.ffn_backward(grad_y, saved).x, want["x"]), where
 
 
 @pytest.mark.parametrize("tokens", [1, 70], ids="T={}".format)
-@pytest.mark.parametrize("chunks", [(0, 0), (0, 5 * BLOCK), (0, BLOCK)], ids=str)
-def test_many_hidden_units(tokens, chunks, isa, plan, rng):
+def test_many_hidden_units(tokens, plan, rng):
+    chunks = [(0, 0), (0, 5 * BLOCK), (0, BLOCK)]
     check_every_way(layer(rng, 2, WIDE), tokens, chunks, plan, rng)
 
 
 @pytest.mark.parametrize("tokens", [1, 70], ids="T={}".format)
-def test_many_inputs(tokens, isa, plan, rng):
-    check_every_way(layer(rng, WIDE, 2), tokens, (0, 0), plan, rng)
+def test_many_inputs(tokens, plan, rng):
+    check_every_way(layer(rng, WIDE, 2), tokens, [(0, 0)], plan, rng)
 
 
 @pytest.mark.parametrize("dtype", BFLOAT16, ids=str)
 def test_long_sums_of_pairs(dtype, plan, rng):
-    # Every level adds pairs of bfloat16 in one order, which numpy does not have: bits agree, and
-    # the error is within the bound, of float64's sum.
+    # All levels add pairs of bfloat16 in the same order, which the numpy specification does not
+    # have: their bits are equal, and their error is within the bound.
     w = layer(rng, 2, WIDE, dtype)
     x = normal(rng, 70, 2, dtype=dtype)
     exact = reference.ffn(x, w, activation="identity")
@@ -237,6 +245,7 @@ def test_long_sums_of_pairs(dtype, plan, rng):
 # ---- the bound ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("equal", [True, False], ids=["equal", "random"])
 def test_gradients_of_four_million_tokens(equal, isa, rng):
     n = 4_000_000
@@ -246,7 +255,7 @@ def test_gradients_of_four_million_tokens(equal, isa, rng):
         x, grad_y = normal(rng, n, 1, dtype=np.float32), normal(rng, n, 1, dtype=np.float32)
     saved = fc.ffn_forward(x, w, activation="identity")[1]
     grads = fc.ffn_backward(grad_y, saved, needs=("up", "down", "b_up", "b_down"))
-    # The factors as the kernels have them, so that the sums alone are looked at.
+    # The factors are those of the kernels, so that only the sums are tested.
     h = (x * w.up[0, 0] + w.b_up).astype(np.float64)
     dh = (grad_y * w.down[0, 0]).astype(np.float64)
     factors = {

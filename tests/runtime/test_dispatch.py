@@ -1,4 +1,4 @@
-"""Instruction sets: which are offered, that a forced one really runs, what becomes of bad names."""
+"""Instruction sets: which are available, that a chosen one is really used, errors for bad names."""
 
 import os
 import subprocess
@@ -71,7 +71,7 @@ def test_using_isa_holds_in_other_threads():
 
 def test_unknown_name():
     before = fc.active_isa()
-    with pytest.raises(ValueError, match=r'"avx9".*"scalar"'), fc.using_isa("avx9"):
+    with pytest.raises(ValueError, match=r'name is "avx9".*"scalar"'), fc.using_isa("avx9"):
         pass
     with pytest.raises(TypeError, match="name is of type int"), fc.using_isa(512):
         pass
@@ -80,7 +80,7 @@ def test_unknown_name():
 
 @pytest.mark.parametrize("isa", KNOWN)
 def test_environment_forces_one_or_raises(isa):
-    # FFNCORE_VERBOSE names the instruction set of the call itself, not only of the setting.
+    # FFNCORE_VERBOSE prints the instruction set that the call used, not only the setting.
     done = python(CALL, FFNCORE_ISA=isa, FFNCORE_VERBOSE="1")
     if isa in fc.available_isas():
         assert done.returncode == 0, done.stderr

@@ -1,8 +1,8 @@
-"""The process ends with status 0 while daemon threads are inside calls of the compiled core.
+"""The process exits with status 0 even if daemon threads are inside calls of the compiled core.
 
-A daemon thread does not get Python's lock back once the interpreter ends; csrc/bindings/gil.h tells
-what becomes of it. Every call that lets go of the lock has its line in CALLS; a test compares them
-with the bindings' source.
+A daemon thread cannot get the GIL back when the interpreter exits; csrc/bindings/gil.h says what it
+does then. CALLS has an entry for every function that releases the GIL, and a test compares it with
+the source of the bindings.
 """
 
 import re
@@ -14,7 +14,7 @@ import pytest
 
 BINDINGS = Path(__file__).parents[2] / "csrc" / "bindings"
 
-# What a thread repeats, by the name in _core. Arrays are such that a call takes about 1 ms.
+# The calls that a thread repeats, by their names in _core. Each takes about 1 ms.
 CALLS = {
     "ffn_forward": "fc.ffn(x, w, activation='silu')",
     "ffn_backward": "fc.ffn_backward(x, saved)",
@@ -70,7 +70,7 @@ def run(script, *, threads="2"):
 
 
 def test_every_call_that_lets_go_of_the_lock_is_tried():
-    """In the bindings: functions whose body has run(...) or without_gil(...)."""
+    """The functions of the bindings whose body has run(...) or without_gil(...)."""
     source = "".join(path.read_text() for path in sorted(BINDINGS.glob("*.cpp")))
     functions = re.split(r"\n(?=\S[^\n]*\()", source)
     inside = {
@@ -88,7 +88,7 @@ def test_every_call_that_lets_go_of_the_lock_is_tried():
 
 @pytest.mark.parametrize("name", CALLS)
 def test_daemon_thread(name):
-    # Three of a kind: one of them is inside the core, or waits for the lock, at the end.
+    # Three threads, so that at the exit one of them is inside the core or waits for the GIL.
     call = f"lambda: {CALLS[name]}"
     run(f"start({call}, {call}, {call})\ntime.sleep(0.05)")
 
@@ -105,7 +105,7 @@ def test_ends(end):
 
 
 def test_thread_that_exit_waits_for():
-    """Not a daemon: the interpreter joins it, and its result is there."""
+    """A thread that is not a daemon: the interpreter joins it, and its result is complete."""
     script = """
 def once():
     y = fc.ffn(x, w, activation="silu")
@@ -118,7 +118,7 @@ threading.Thread(target=once).start()
 
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="there is no fork")
 def test_fork_while_a_thread_computes():
-    """Parent and child both end by themselves, the child with a pool of its own."""
+    """Both parent and child exit normally; the child has a thread pool of its own."""
     script = f"""
 import warnings
 warnings.simplefilter("ignore")  # Python warns of fork beside threads
@@ -134,7 +134,7 @@ assert os.waitpid(child, 0)[1] == 0
 
 
 def test_subinterpreter():
-    """It is refused: by numpy where that is new enough, else by the module, in its own words."""
+    """A subinterpreter is refused, by numpy if it is new enough, else by the module."""
     module = "_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters"
     pytest.importorskip(module)
     script = f"""

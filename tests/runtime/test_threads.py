@@ -1,4 +1,4 @@
-"""Thread counts: where they come from, how they are set; calls survive threads and forks."""
+"""Thread counts: their defaults and how to set them; concurrent calls, and calls after a fork."""
 
 import multiprocessing
 import os
@@ -14,7 +14,7 @@ import ffncore as fc
 
 
 def layer(seed=0, tokens=130, d=192, f=320):
-    """Large enough for several threads: 24 million multiply-adds; 1.6 million run on one."""
+    """A call that is large enough for several threads, which 24 million multiply-adds are."""
     rng = np.random.default_rng(seed)
     draw = lambda *shape: rng.standard_normal(shape, dtype=np.float32)  # noqa: E731
     return draw(tokens, d), fc.FFNWeights(gate=draw(f, d), up=draw(f, d), down=draw(d, f))
@@ -104,7 +104,7 @@ def test_workers_start_with_the_first_call_that_wants_them():
             fc.ffn(x, w, activation="relu")
         print(one - before, count() - before)
     """
-    assert python(code) in ("0 1", "0 2")  # a plan may use fewer threads than it is offered
+    assert python(code) in ("0 1", "0 2")  # a plan may use fewer threads than are available
 
 
 @pytest.mark.parametrize("threads", [2, 3, 5])
@@ -118,7 +118,7 @@ def test_same_bits(threads):
 
 
 def test_concurrent_callers():
-    # Also the one with one token takes all threads, for its 0.7 MB of weights.
+    # The call with one token also uses all threads, because of its 0.7 MB of weights.
     cases = [layer(seed, tokens=1 + 13 * seed) for seed in range(6)]
     expected = [fc.ffn(x, w, activation="gelu") for x, w in cases]
     wrong = []
@@ -147,7 +147,7 @@ def child_computes(connection, x, w):
 def test_child_of_a_fork_computes():
     x, w = layer()
     with fc.num_threads(2), warnings.catch_warnings():
-        # Python warns of forks beside threads: that this one is safe is what is tested.
+        # Python warns about forks in a process with threads; this test shows that it is safe here.
         warnings.simplefilter("ignore", DeprecationWarning)
         expected = fc.ffn(x, w, activation="silu")
         context = multiprocessing.get_context("fork")

@@ -1,4 +1,4 @@
-"""The built site in a browser: the home page, the search, one page of the API.
+"""The built site in a browser: the home page, the search, one page of the API, a drawn picture.
 
 `make docs` builds it into build/site and runs this with playwright and Debian's Chromium; elsewhere
 it is skipped.
@@ -66,6 +66,12 @@ def test_search(page):
     sync_api.expect(result).to_be_visible(timeout=20_000)
     result.click()
     sync_api.expect(page.locator("article")).to_contain_text("load_packed")
+
+
+def test_picture(page):
+    page.goto("/how-it-works/")
+    picture = page.get_by_role("img", name="panels, register tiles, blocks and chunks")
+    assert picture.evaluate("image => image.complete && image.naturalWidth") == 760
 
 
 def test_api(page):

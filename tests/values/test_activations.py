@@ -1,4 +1,4 @@
-"""fc.Activation: defaults, aliases, values, and options that a type cannot hold."""
+"""fc.Activation: defaults, aliases, values, and options that do not fit into a dtype."""
 
 import dataclasses
 import pickle
@@ -53,7 +53,7 @@ def test_numpy_numbers_are_numbers():
     assert type(fc.Activation("silu", alpha=np.int64(2)).alpha) is float
 
 
-# ---- options that are numbers, but not in the type that is computed in -------------------------
+# ---- options that become 0 or infinite in the dtype of the computation -------------------------
 
 TOO_SMALL = [
     {"gate_softcap": 1e-300},
@@ -64,7 +64,7 @@ TOO_SMALL = [
 ]
 TOO_LARGE = [
     {"limit": 1e39},
-    {"alpha": 3e38},  # in base 2
+    {"alpha": 3e38},  # as an exponent of 2
     {"alpha": -1e300},
     {"up_offset": -1e40},
     {"gate_softcap": 1e100},
@@ -112,7 +112,7 @@ def test_small_options_that_float32_holds_are_taken(rng):
 def test_options_survive_pickling_and_replacing(rng):
     act = pickle.loads(pickle.dumps(fc.Activation("silu", limit=0.5)))
     x = normal(rng, 5)
-    with pytest.raises(ValueError, match="option limit belongs to gated blocks"):
+    with pytest.raises(ValueError, match="option limit is for layers with a gate"):
         fc.activation(x, activation=act)
     assert (fc.activation(x, np.ones(5), activation=act) <= 0.5).all()
     other = dataclasses.replace(act, limit=None, clamp=None)

@@ -1,4 +1,4 @@
-"""Whatever a user holds can be copied, and sent to another process: the same bits come of it."""
+"""Every public object can be copied and sent to another process, and computes the same bits."""
 
 import concurrent.futures
 import copy
@@ -40,7 +40,7 @@ def assert_same(found, expected):
 
 
 class Seen(pickle.Pickler):
-    """Writes a value to nowhere, and remembers what it is made of."""
+    """Pickles an object without keeping the bytes, and remembers its parts."""
 
     def __init__(self, value):
         super().__init__(io.BytesIO(), protocol=2)
@@ -88,11 +88,11 @@ def test_another_process_computes_the_same_bits():
         assert_same(found[name], expected)
 
 
-# ---- none is forgotten
+# ---- no type is forgotten
 
 
 def classes_of(hint):
-    """Classes of ffncore that an annotation names."""
+    """The classes of ffncore in an annotation."""
     if isinstance(hint, type) and hint.__module__.startswith("ffncore"):
         yield hint
     for part in typing.get_args(hint):
@@ -108,7 +108,7 @@ def public(namespace):
 
 
 def given_to_users():
-    """What the annotations of public functions, and of the classes found so, tell."""
+    """The classes in the annotations of public functions, and in those of these classes."""
     exported = [getattr(fc, name) for name in fc.__all__ if not name.startswith("_")]
     left = [v for v in exported if isinstance(v, type)]
     functions = [*exported, *public(reference), models.load, models.layers]
@@ -127,7 +127,7 @@ def given_to_users():
 def test_every_class_that_users_hold_is_tried():
     reached = set().union(*(Seen(case.make()).types for case in ALL.values()))
     assert {fc.Routing, fc.Saved, models.LayerInfo} <= given_to_users()
-    blocks = {fc.num_threads}  # of a with statement: no value
+    blocks = {fc.num_threads}  # for with statements, not an object to keep
     missing = (given_to_users() | reached) - CASES.keys() - blocks
     assert not missing, "a type without a case in support_copying.CASES"
 
@@ -162,7 +162,7 @@ def test_a_copy_is_filled_again(rng):
 
 
 def test_buffers_out_of_band():
-    """Protocol 5: large arrays go beside the pickle, and may come back read-only."""
+    """Protocol 5: large arrays are separate from the pickle, and may come back read-only."""
     for name in ("PackedWeights-large", "Saved-large", "MoE-full"):
         value, buffers = ALL[name].make(), []
         stream = pickle.dumps(value, 5, buffer_callback=buffers.append)
@@ -214,11 +214,11 @@ def test_x_whose_shape_is_changed_in_place_afterwards():
     assert_same(fc.ffn_backward(grad, made).arrays(), fc.ffn_backward(grad, value).arrays())
 
 
-# ---- a pickle may say anything
+# ---- a pickle may contain anything
 
 
 def changed(name, **changes):
-    """A value of the case, its state with changes."""
+    """The object of a case, remade from its state with changes."""
     value = ALL[name].make()
     state = value._state()
     assert changes.keys() <= state.keys()
@@ -339,6 +339,6 @@ def test_a_copy_on_a_gpu_shares_its_arrays(gpu):
 
 
 def test_namespaces_are_walked():
-    """public() finds functions, methods and properties; else the walk above finds nothing."""
+    """public() finds functions, methods and properties; otherwise the tests above test nothing."""
     names = {f.__name__ for f in public(fc.FFNWeights) if isinstance(f, types.FunctionType)}
     assert {"expert", "from_gate_up", "shape"} <= names

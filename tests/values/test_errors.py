@@ -1,4 +1,4 @@
-"""Bad values and shapes: one clear sentence each, ValueError, and nothing changed."""
+"""Bad values and shapes: a ValueError with one clear sentence, and nothing is changed."""
 
 # ruff: noqa: ARG005 (every case is called with the setting)
 
@@ -12,48 +12,56 @@ import ffncore as fc
 WEIGHTS = [
     (
         lambda s: fc.FFNWeights(gate=f32(F, D), up=f32(F, D), down=f32(D, F + 1)),
-        "w.down has shape (5, 8); expected (5, 7) to match w.up (7, 5)",
+        "down has shape (5, 8); expected (5, 7) to match up (7, 5)",
+    ),
+    (
+        lambda s: fc.FFNWeights(up=f32(F, D), down=f32(F, D)),
+        "down has shape (7, 5); expected (5, 7) to match up (7, 5) (transposed? pass down.T)",
+    ),
+    (
+        lambda s: fc.FFNWeights.from_gate_up(f32(8, D), f32(4, D)),
+        "down has shape (4, 5); expected (5, 4) to match gate_up (8, 5) (transposed? pass down.T)",
     ),
     (
         lambda s: fc.FFNWeights(gate=f32(F, D + 1), up=f32(F, D), down=f32(D, F)),
-        "w.gate has shape (7, 6); expected (7, 5) to match w.up (7, 5)",
+        "gate has shape (7, 6); expected (7, 5) to match up (7, 5)",
     ),
     (
         lambda s: fc.FFNWeights(up=f32(F, 0), down=f32(0, F)),
-        "w.up has shape (7, 0); expected at least 1 in each dimension",
+        "up has shape (7, 0); expected at least 1 in each dimension",
     ),
     (
         lambda s: fc.FFNWeights(up=f32(F, D), down=f32(D, F), b_up=f32(D)),
-        "w.b_up has shape (5,); expected (7,) to match w.up (7, 5)",
+        "b_up has shape (5,); expected (7,) to match up (7, 5)",
     ),
     (
         lambda s: fc.FFNWeights(up=f32(1, 2, F, D), down=f32(D, F)),
-        "w.up has shape (1, 2, 7, 5); expected 2-dimensional [d_ff, d_model], or "
+        "up has shape (1, 2, 7, 5); expected 2-dimensional [d_ff, d_model], or "
         "[n_experts, d_ff, d_model]",
     ),
     (
         lambda s: fc.FFNWeights(up=f32(2, F, D), down=f32(D, F)),
-        "w.down has shape (5, 7); expected 3-dimensional [n_experts, d_model, d_ff]",
+        "down has shape (5, 7); expected 3-dimensional [n_experts, d_model, d_ff]",
     ),
     (
         lambda s: fc.FFNWeights(up=f32(2, F, D), down=f32(2, D, F), b_up=f32(F)),
-        "w.b_up has shape (7,); expected 2-dimensional [n_experts, d_ff]",
+        "b_up has shape (7,); expected 2-dimensional [n_experts, d_ff]",
     ),
     (
         lambda s: fc.FFNWeights(up=f32(2, F, D), down=f32(3, D, F)),
-        "w.down has shape (3, 5, 7); expected (2, 5, 7) to match w.up (2, 7, 5)",
+        "down has shape (3, 5, 7); expected (2, 5, 7) to match up (2, 7, 5)",
     ),
     (
         lambda s: fc.FFNWeights.from_gate_up(f32(2, 8, D), f32(2, D, 4), b_gate_up=f32(8)),
-        "b_gate_up has shape (8,); expected (2, 8) to match gate_up (2, 8, 5)",
+        "b_gate_up has shape (8,); expected 2-dimensional [n_experts, 2 * d_ff]",
     ),
     (
         lambda s: fc.FFNWeights(up=f32(F, D), down=f32(D, F), b_down=f32(1, D)),
-        "w.b_down has shape (1, 5); expected 1-dimensional [d_model]",
+        "b_down has shape (1, 5); expected 1-dimensional [d_model]",
     ),
     (
         lambda s: fc.FFNWeights(up=f32(F, D), down=f32(D, F), b_gate=f32(F)),
-        "w.b_gate is given and w.gate is None; expected w.gate too",
+        "b_gate is given and gate is None; expected gate, too",
     ),
     (
         lambda s: fc.FFNWeights.from_gate_up(f32(7, D), f32(D, 3)),
@@ -73,7 +81,7 @@ WEIGHTS = [
     ),
     (
         lambda s: fc.FFNWeights(up=huge(2**30, 2**29), down=huge(2**29, 2**30)),
-        "w.up's dimensions make 1073741824 x 536870912 elements; expected at most",
+        "the dimensions of up make 1073741824 x 536870912 elements; expected at most",
     ),
     (
         lambda s: fc.pack(s.double, out=fc.pack(make_weights(np.random.default_rng(0), D, F + 1))),
@@ -101,7 +109,7 @@ SHAPES = [
         lambda s: ffn(s, w=fc.FFNWeights(up=s.base[0, :1], down=f32(D, 1)), out=s.base[0]),
         "out overlaps w.up; expected memory of its own",
     ),
-    # Arrays that have the memory themselves, and views of those.
+    # Arrays that own their memory, and views of those.
     (
         lambda s: ffn(s, f32(F, D), out=s.w.up),
         "out overlaps w.up; expected memory of its own",
@@ -169,17 +177,20 @@ SHAPES = [
     ),
     (
         lambda s: fc.activation_backward(s.x, s.x, activation="silu", out=(None, s.out)),
-        "out has an array for up; expected None there",
+        "out has an array for up, but up is None; expected None in its place",
     ),
-    (lambda s: fc.cost(1, d_model=0, d_ff=3), "d_model is 0; expected a number from 1 on"),
-    (lambda s: fc.cost(-1, s.w), "tokens is -1; expected a number from 0 on"),
-    (lambda s: fc.cost(1, s.w, d_ff=3), "d_model and d_ff are given beside weights"),
+    (lambda s: fc.cost(1, d_model=0, d_ff=3), "d_model is 0; expected at least 1"),
+    (lambda s: fc.cost(-1, s.w), "tokens is -1; expected at least 0"),
+    (
+        lambda s: fc.cost(1, s.w, d_ff=3),
+        "weights and d_model or d_ff are given; expected weights, or d_model and d_ff",
+    ),
     (
         lambda s: fc.cost(1, s.w, op="ffn_back"),
         "op is 'ffn_back'; expected one of ffn, ffn_forward",
     ),
     (lambda s: fc.cost(2**50, d_model=2**20, d_ff=1), "tokens and the layer's dimensions make"),
-    (lambda s: fc.cost(1, s.w, needs=("x",)), "needs is given for ffn; expected it with op="),
+    (lambda s: fc.cost(1, s.w, needs=("x",)), "needs is given and op is 'ffn'; expected op="),
 ]
 
 BACKWARD = [
@@ -197,11 +208,11 @@ BACKWARD = [
     ),
     (
         lambda s: backward(s, needs=("b_gate",)),
-        "needs has 'b_gate', but the block has no w.b_gate",
+        "needs has 'b_gate', but the weights have no b_gate",
     ),
     (
         lambda s: backward(s, saved=s.saved_plain, needs=("gate",)),
-        "needs has 'gate', but the block has no w.gate",
+        "needs has 'gate', but the weights have no gate",
     ),
     (
         lambda s: backward(s, needs=("activation",)),
@@ -209,7 +220,7 @@ BACKWARD = [
     ),
     (
         lambda s: backward(s, saved=s.saved_packed, needs=("x", "up")),
-        "needs has 'up', but packed weights give the gradient of x alone",
+        "needs has 'up', but packed weights give only the gradient of x",
     ),
     (
         lambda s: backward(s, out={"upp": f32(F, D)}),
@@ -217,7 +228,7 @@ BACKWARD = [
     ),
     (
         lambda s: backward(s, out={"up": f32(F, D)}, needs=("x",)),
-        "out.up is given, but needs is ('x',); expected 'up' in it",
+        "out.up is given, but needs is ('x',); expected 'up' in needs",
     ),
     (
         lambda s: backward(s, out={"down": f32(F, D)}),
@@ -238,7 +249,7 @@ BACKWARD = [
     ),
     (
         lambda s: backward(s, out={"x": s.saved._panels[:15].reshape(T, D)}),
-        "out.x overlaps what was saved; expected memory of its own",
+        "out.x overlaps the saved activations; expected memory of its own",
     ),
     (
         lambda s: backward(s, accumulate=True),
@@ -302,15 +313,15 @@ ACTIVATIONS = [
     ),
     (
         lambda s: ffn(s, w=s.plain, activation=fc.Activation("silu", limit=7)),
-        "option limit belongs to gated blocks; got Activation('silu', limit=7.0, clamp='pre')",
+        "option limit is for layers with a gate; got Activation('silu', limit=7.0, clamp='pre')",
     ),
     (
         lambda s: ffn(s, w=s.plain, activation=fc.Activation("silu", up_offset=1)),
-        "option up_offset belongs to gated blocks",
+        "option up_offset is for layers with a gate",
     ),
     (
         lambda s: fc.activation(s.x, activation=fc.Activation("silu", up_softcap=1)),
-        "option up_softcap belongs to gated blocks",
+        "option up_softcap is for layers with a gate",
     ),
 ]
 
@@ -323,5 +334,5 @@ def test_value_errors(call, sentence):
 def test_partial_gradients_are_no_weights():
     s = Setting()
     grads = fc.ffn_backward(s.x, s.saved, needs=("up",))
-    with pytest.raises(ValueError, match="holds gradients of which some are None"):
+    with pytest.raises(ValueError, match="are gradients, some of which are None"):
         fc.ffn(s.x, grads.weights, activation="silu")

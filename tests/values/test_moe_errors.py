@@ -1,4 +1,4 @@
-"""The mixture given what it cannot take: one clear sentence each, and nothing changed."""
+"""Bad arguments of mixtures: an error with one clear sentence, and nothing is changed."""
 
 # ruff: noqa: ARG005 (every case is called with the setting)
 
@@ -14,7 +14,7 @@ E, K = 4, 2
 
 
 class Setting:
-    """Arrays that a call may name; all are looked at again after the error."""
+    """Arrays for a call; after the error all of them are compared with their old content."""
 
     def __init__(self):
         rng = np.random.default_rng(0)
@@ -70,14 +70,14 @@ def with_id(s, expert):
 
 
 def over_weights(s):
-    """x, and an out that has the memory of the routing weights."""
+    """x, and an out that shares memory with the routing weights."""
     room = np.ones((T, D), np.float32)
     routing = routed(s, weights=room.reshape(-1)[: T * K].reshape(T, K))
     return {"routing": routing, "out": room}
 
 
 def over_ids(s):
-    """The same with the memory of the experts' numbers."""
+    """x, and an out that shares memory with the ids of the experts."""
     room = np.zeros((T, D), np.float32)
     ids = room.reshape(-1)[: T * K].view(np.int32).reshape(T, K)
     return {"routing": routed(s, experts=ids), "out": room}
@@ -97,20 +97,30 @@ ARGUMENTS = [
         lambda s: moe(s, f32()[...]),
         "x has shape (); expected [..., d_model]",
     ),
-    (lambda s: moe(s, w=s.block), "weights are those of one block; expected experts"),
-    (lambda s: moe(s, w=fc.pack(s.block)), "weights are those of one block; expected experts"),
-    (lambda s: moe(s, w=s.w.expert(1)), "weights are those of one block; expected experts"),
+    (
+        lambda s: moe(s, w=s.block),
+        "weights are those of a single layer; expected weights of experts",
+    ),
+    (
+        lambda s: moe(s, w=fc.pack(s.block)),
+        "weights are those of a single layer; expected weights of experts",
+    ),
+    (
+        lambda s: moe(s, w=s.w.expert(1)),
+        "weights are those of a single layer; expected weights of experts",
+    ),
     (
         lambda s: fc.ffn(s.x, s.w, activation="silu"),
-        "weights holds 4 experts; expected one block (weights.expert(e)), or fc.moe with a routing",
+        "weights are those of 4 experts; expected those of a single layer (weights.expert(e)), or "
+        "a call of fc.moe with a routing",
     ),
     (
         lambda s: fc.ffn_forward(s.x, s.packed, activation="silu"),
-        "weights holds 4 experts; expected one block",
+        "weights are those of 4 experts; expected those of a single layer",
     ),
     (
         lambda s: moe(s, w=backward(s, needs=("up",)).weights),
-        "weights holds gradients of which some are None; expected all of them",
+        "weights are gradients, some of which are None; expected all of them",
     ),
     (
         lambda s: moe(s, routing=part(s.routing, slice(2))),
@@ -130,7 +140,7 @@ ARGUMENTS = [
     ),
     (
         lambda s: moe(s, routing=routed(s, n_experts=E + 1)),
-        "routing.n_experts is 5; expected 4, the experts of the weights",
+        "routing.n_experts is 5; expected 4, the number of experts in weights",
     ),
     (
         lambda s: moe(s, routing=routed(s, np.full((T, K), E))),
@@ -147,7 +157,7 @@ ARGUMENTS = [
     (lambda s: moe(s, activation="sillu"), "activation 'sillu' is not known; the nearest known"),
     (
         lambda s: moe(s, w=s.plain, activation=fc.Activation("silu", limit=7)),
-        "option limit belongs to gated blocks; got Activation('silu', limit=7.0, clamp='pre')",
+        "option limit is for layers with a gate; got Activation('silu', limit=7.0, clamp='pre')",
     ),
     (
         lambda s: forward(s, save="everything"),
@@ -206,11 +216,11 @@ BACKWARD = [
     ),
     (
         lambda s: backward(s, needs=("b_gate",)),
-        "needs has 'b_gate', but the block has no w.b_gate",
+        "needs has 'b_gate', but the weights have no b_gate",
     ),
     (
         lambda s: backward(s, saved=s.saved_plain, needs=("gate",)),
-        "needs has 'gate', but the block has no w.gate",
+        "needs has 'gate', but the weights have no gate",
     ),
     (
         lambda s: backward(s, needs=("activation",)),
@@ -218,7 +228,7 @@ BACKWARD = [
     ),
     (
         lambda s: backward(s, saved=s.saved_packed, needs=("x", "up")),
-        "needs has 'up', but packed weights give the gradient of x and routing_weights alone",
+        "needs has 'up', but packed weights give only the gradient of x and routing_weights",
     ),
     (
         lambda s: fc.ffn_backward(
@@ -232,7 +242,7 @@ BACKWARD = [
     ),
     (
         lambda s: backward(s, out={"up": f32(E, F, D)}, needs=("x",)),
-        "out.up is given, but needs is ('x',); expected 'up' in it",
+        "out.up is given, but needs is ('x',); expected 'up' in needs",
     ),
     (
         lambda s: backward(s, out={"down": f32(D, F)}),
@@ -263,7 +273,7 @@ BACKWARD = [
     ),
     (
         lambda s: backward(s, out={"x": s.saved._panels[:15].reshape(T, D)}),
-        "out.x overlaps what was saved; expected memory of its own",
+        "out.x overlaps the saved activations; expected memory of its own",
     ),
     (
         lambda s: backward(s, out={"routing_weights": s.routing.weights}),
@@ -294,11 +304,11 @@ TYPES = [
     ),
     (
         lambda s: moe(s, routing=routed(s, weights=s.routing.weights.astype(np.float64))),
-        "routing.weights has dtype float64; expected float32 beside float32 x",
+        "routing.weights has dtype float64; expected float32 for x of dtype float32",
     ),
     (
         lambda s: moe(s, s.x.astype(np.float64), w=s.double),
-        "routing.weights has dtype float32; expected float64 beside float64 x",
+        "routing.weights has dtype float32; expected float64 for x of dtype float64",
     ),
     (lambda s: moe(s, [[1.0] * D] * T), "x is of type list; expected a numpy array"),
     (lambda s: moe(s, np.ma.array(s.x)), "x is a masked array; expected a plain numpy array"),
@@ -322,15 +332,15 @@ TYPES = [
     (lambda s: moe(s, out=np.empty((T, D))), "out has dtype float64; expected float32 to match x"),
     (
         lambda s: fc.moe_backward(s.x, {"x": s.x}),
-        "saved is of type dict; expected what moe_forward returned",
+        "saved is of type dict; expected the second result of moe_forward",
     ),
     (
         lambda s: backward(s, saved=fc.ffn_forward(s.x, s.block, activation="silu")[1]),
-        "saved is of type Saved; expected what moe_forward returned",
+        "saved is of type Saved; expected the second result of moe_forward",
     ),
     (
         lambda s: fc.ffn_backward(s.x, s.saved),
-        "saved is of type MoESaved; expected what ffn_forward returned",
+        "saved is of type MoESaved; expected the second result of ffn_forward",
     ),
     (
         lambda s: backward(s, s.x.astype(np.float64)),
@@ -350,7 +360,7 @@ TYPES = [
     ),
     (
         lambda s: backward(s, out={"activation": 3.0}),
-        "out.activation is no pair of numbers; expected (alpha_p, alpha_n)",
+        "out.activation is not a pair of numbers; expected (alpha_p, alpha_n)",
     ),
     (lambda s: fc.MoESaved(), "MoESaved is made by moe_forward"),
 ]
@@ -374,7 +384,7 @@ def test_dtypes_beside_16_bits(narrow, rng):
     w, routing = make_experts(rng, E, D, F, dtype=narrow), make_routing(rng, T, E, K, narrow)
     x = normal(rng, T, D, dtype=narrow)
     double = fc.Routing(experts=routing.experts, weights=routing.weights.astype(np.float64))
-    with pytest.raises(TypeError, match=f"expected float32 beside {narrow} x"):
+    with pytest.raises(TypeError, match=f"expected float32 for x of dtype {narrow}"):
         fc.moe(x, double, w, activation="silu")
     with pytest.raises(TypeError, match=f"out has dtype float32; expected {narrow} to match x"):
         fc.moe(x, routing, w, activation="silu", out=f32(T, D))

@@ -1,4 +1,4 @@
-"""What moe_forward saves: preactivations of every slot, to look at and not to change."""
+"""The saved activations of moe_forward: gate and up of every slot, which cannot be changed."""
 
 import gc
 
@@ -13,7 +13,7 @@ from ffncore.arrays import memory
 
 
 def per_slot(x, routing, w, on_input):
-    """gate and up [..., k, f] by the reference; 0 where a slot has no expert."""
+    """gate and up [..., k, f] by the reference, with 0 in slots without an expert."""
     ids = routing.experts
     gate, up = np.zeros((2, *ids.shape, w.d_ff))
     for index in np.argwhere(ids >= 0):
@@ -28,7 +28,7 @@ def per_slot(x, routing, w, on_input):
 
 @pytest.mark.parametrize("lead", [(0,), (1,), (17,), (3, 7), (64,), (150,)])
 def test_saved_can_be_looked_at(lead, dtype, gated, on_input, rng):
-    """An expert's last panel is narrower than the others; 150 x 2 slots fill several of each."""
+    """The last panel of an expert is narrower than the others; 150 x 2 slots fill several."""
     w = make_experts(rng, 3, 7, 19, gated=gated, biases=all_biases(gated), dtype=dtype)
     x, routing = normal(rng, *lead, 7, dtype=dtype), make_routing(rng, lead, 3, 2, dtype, none=0.1)
     gate, up = per_slot(x, routing, w, on_input)
@@ -74,7 +74,7 @@ def test_a_shape_changed_in_place_does_not_matter(rng):
 
 @pytest.mark.parametrize("save", ["preactivations", "input"])
 def test_ids_changed_in_between_lead_nowhere(save, rng):
-    """What was saved lies in the order of the ids: others would read beyond it."""
+    """The layout depends on the ids: with other ids, reads would go beyond its end."""
     w, x = make_experts(rng, 40, 5, 7), normal(rng, 400, 5)
     routing = make_routing(rng, 400, 1, 1)
     y, saved = forward(x, routing, w, save=save)

@@ -1,4 +1,4 @@
-"""fc.pack and PackedWeights, of one block and of experts."""
+"""fc.pack and PackedWeights, of a single layer and of experts."""
 
 # ruff: noqa: ARG001 (a test names the fixtures that it runs under)
 

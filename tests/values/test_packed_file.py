@@ -1,4 +1,4 @@
-"""PackedWeights.save and fc.load_packed: the same bits, and a sentence for what is no such file."""
+"""PackedWeights.save and fc.load_packed: the same bits, and errors for other or damaged files."""
 
 import json
 
@@ -54,7 +54,7 @@ def test_an_expert_alone(rng, tmp_path):
 
 
 def edited(data, **changes):
-    """The file's bytes with other facts."""
+    """The bytes of the file with changed metadata."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     facts = json.loads(header["__metadata__"]["weights"])
@@ -73,15 +73,15 @@ def test_what_is_no_such_file(rng, tmp_path):
     for damaged, sentence in (
         (b"", "is not a safetensors file"),
         (good[:-1], "expected them within"),
-        (good.replace(b"ffncore packed", b"another packed"), "holds no packed weights"),
+        (good.replace(b"ffncore packed", b"another packed"), "has no packed weights"),
         (good.replace(b'"layout": "1"', b'"layout": "9"'), "pack the weights again"),
-        (edited(good, sizes=[8, 90, True, False, False, False]), "describes no packed weights"),
-        (edited(good, sizes=[-8, 9, True, False, False, False]), "describes no packed weights"),
-        (edited(good, sizes=None), "describes no packed weights"),
-        (edited(good, sizes=[2**70, 9, True, False, False, False]), "describes no packed weights"),
-        (edited(good, dtype="int3"), "describes no packed weights"),
-        (edited(good, biases={"b_up": "float32"}), "describes no packed weights"),
-        (edited(good, more=1), "describes no packed weights"),
+        (edited(good, sizes=[8, 90, True, False, False, False]), "has damaged metadata"),
+        (edited(good, sizes=[-8, 9, True, False, False, False]), "has damaged metadata"),
+        (edited(good, sizes=None), "has damaged metadata"),
+        (edited(good, sizes=[2**70, 9, True, False, False, False]), "has damaged metadata"),
+        (edited(good, dtype="int3"), "has damaged metadata"),
+        (edited(good, biases={"b_up": "float32"}), "has damaged metadata"),
+        (edited(good, more=1), "has damaged metadata"),
     ):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=sentence):

@@ -1,4 +1,4 @@
-"""What routing cannot take: a ValueError or TypeError of one sentence, and nothing changed."""
+"""Bad arguments of routing: a ValueError or TypeError with one sentence, and nothing is changed."""
 
 import numpy as np
 import pytest
@@ -55,9 +55,9 @@ VALUES = [
     (route(Z[0, 0, ...]), "logits has shape (); expected [..., E]"),
     (route(Z[:, :0]), "logits has shape (3, 0); expected from 1 to 2147483647 experts"),
     (route(top_k=0), "top_k is 0; expected at least 1"),
-    (route(top_k=9), "top_k is 9; expected 1 to 8, as many as there are experts"),
+    (route(top_k=9), "top_k is 9; expected 1 to 8, the number of experts"),
     (route(top_k=5, n_group=4, topk_group=2),
-     "top_k is 5; expected 1 to 4, as many as there are experts in 2 of 4 groups"),
+     "top_k is 5; expected 1 to 4, the number of experts in 2 of 4 groups"),
     (route(score_fn="sigmoids"),
      "score_fn 'sigmoids' is not known; the nearest known name is 'sigmoid'"),
     (route(select_on="logit"),
@@ -77,31 +77,31 @@ VALUES = [
     (route(n_group=2, topk_group=3), "topk_group is 3; expected 1 to 2, which is n_group"),
     (route(topk_group=0), "topk_group is 0; expected 1 to 1, which is n_group"),
     (route(n_group=8, topk_group=4),
-     "n_group is 8, which leaves groups of one expert; expected two or more experts a group for "
+     "n_group is 8, which makes groups of one expert; expected at least two experts in a group for "
      "group_score 'top2_sum'"),
     (route(n_group=2, group_score="top2"),
      "group_score 'top2' is not known; the nearest known name is 'top2_sum'"),
     (route(n_group=2, group_mask_value=-1.0), "group_mask_value is -1.0; expected -inf or 0"),
     (route(e_score_correction_bias=BIAS[:7]),
      "e_score_correction_bias has shape (7,); expected (8,) to match logits (3, 8)"),
-    # What the case does not use.
+    # Options that have no effect together with the others.
     (route(norm_topk_prob=False, norm_eps=1e-20),
-     "norm_eps is 1e-20 without norm_topk_prob; expected 0"),
+     "norm_eps is 1e-20 with norm_topk_prob=False; expected 0"),
     (route(norm_topk_prob=False, norm_min=0.5),
-     "norm_min is 0.5 without norm_topk_prob; expected 0"),
+     "norm_min is 0.5 with norm_topk_prob=False; expected 0"),
     (route(score_fn="softmax_topk", norm_min=0.5),
      "norm_min is 0.5, which softmax_topk does not use; expected 0"),
     (route(score_fn="softmax_topk", norm_topk_prob=False),
-     "norm_topk_prob is False, but softmax_topk is normalized by what it is; expected True"),
-    (route(group_score="max"), "group_score is 'max' without groups; n_group=1"),
-    (route(group_mask_value=0), "group_mask_value is 0 without groups; n_group=1"),
+     "norm_topk_prob is False, but softmax_topk always normalizes the weights; expected True"),
+    (route(group_score="max"), "group_score is 'max', but n_group is 1; expected it with groups"),
+    (route(group_mask_value=0), "group_mask_value is 0, but n_group is 1; expected it with groups"),
     (route(experts=IDS, select_on="logits"),
-     "select_on selects experts, which are given; expected one of both"),
+     "select_on and experts are both given; expected only one of them"),
     (route(experts=IDS, e_score_correction_bias=BIAS),
-     "e_score_correction_bias selects experts, which are given; expected one of both"),
+     "e_score_correction_bias and experts are both given; expected only one of them"),
     (route(experts=IDS, n_group=2),
-     "n_group selects experts, which are given; expected one of both"),
-    # Experts that are given.
+     "n_group and experts are both given; expected only one of them"),
+    # The argument experts.
     (route(experts=IDS[:2]),
      "experts has shape (2, 2); expected (3, 2) to match logits (3, 8)"),
     (route(experts=IDS, top_k=3),
@@ -117,11 +117,12 @@ VALUES = [
      "experts has an entry 9223372036854775808; expected -1 to 2147483646"),
     (routing(n_experts=0), "n_experts is 0; expected 1 to 2147483647"),
     (lambda: fc.Routing(experts=IDS, weights=ONES).counts,
-     "routing.n_experts is None; expected a number to count up to"),
+     "routing.n_experts is None; expected the number of experts"),
     (backward(grad=ONES[:2]),
      "grad_weights has shape (2, 2); expected (3, 2) to match routing.weights"),
     (backward(made=fc.Routing(experts=IDS, weights=ONES)),
-     "routing was made of experts and weights; expected one that a router made of logits"),
+     "routing was made from experts and weights; expected a routing that fc.route or another "
+     "router made from logits"),
 ]  # fmt: skip
 
 CASES = [(call, TypeError, sentence) for call, sentence in TYPES]

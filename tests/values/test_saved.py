@@ -1,4 +1,4 @@
-"""What ffn_forward saves: preactivations that can be looked at, in memory that is used again."""
+"""The saved activations of ffn_forward: gate and up, and the reuse of their memory."""
 
 # ruff: noqa: ARG001 (a test names the fixtures that it runs under)
 
@@ -35,9 +35,9 @@ def test_saved_can_be_looked_at(tokens, isa, dtype, gated, rng):
         saved.x = None
 
 
-# ---- memory that is used again -------------------------------------------------------------------
+# ---- reuse of memory -----------------------------------------------------------------------------
 
-LARGE = 2**19  # float64 elements of a buffer that is kept: 4 MiB
+LARGE = 2**19  # float64 elements of a buffer that is kept for reuse: 4 MiB
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_two_buffers_at_most_are_kept(nothing_kept):
 
 def test_a_buffer_of_another_size_stays_for_others(nothing_kept):
     place = address(buffer(4 * LARGE))
-    assert address(buffer()) != place  # would hold four times what it needs
+    assert address(buffer()) != place  # it would be four times as large as needed
     assert address(buffer(3 * LARGE)) == place
     assert address(buffer(5 * LARGE)) != place
 

@@ -1,4 +1,4 @@
-"""Wrong types and dtypes: one clear sentence each, TypeError, and nothing changed."""
+"""Wrong types and dtypes: a TypeError with one clear sentence, and nothing is changed."""
 
 # ruff: noqa: ARG005 (every case is called with the setting)
 
@@ -34,23 +34,44 @@ TYPES = [
     ),
     (
         lambda s: fc.FFNWeights(up=f32(F, D), down=np.ones((D, F))),
-        "w.down has dtype float64; expected float32 to match w.up",
+        "down has dtype float64; expected float32 to match up",
     ),
     (
         lambda s: fc.FFNWeights(up=f32(F, D).astype(np.float16), down=f32(D, F)),
-        "w.down has dtype float32; expected float16 to match w.up",
+        "down has dtype float32; expected float16 to match up",
     ),
     (
         lambda s: fc.FFNWeights(up=f32(F, D), down=f32(D, F), b_up=f32(F).astype(np.float16)),
-        "w.b_up has dtype float16; expected float32 to match w.up",
+        "b_up has dtype float16; expected float32 to match up",
+    ),
+    (
+        lambda s: fc.FFNWeights(up=np.ones((F, D), "V2"), down=f32(D, F)),
+        f"up has dtype void16; expected {SUPPORTED} (bfloat16 stored as raw bytes? pass "
+        "up.view(ml_dtypes.bfloat16))",
+    ),
+    (
+        lambda s: ffn(s, s.x.astype(np.float16).view("V2")),
+        f"x has dtype void16; expected {SUPPORTED} (bfloat16 stored as raw bytes? pass x.view(",
+    ),
+    (
+        lambda s: fc.FFNWeights.from_gate_up(f32(2 * F, D).astype(int), f32(D, F)),
+        f"gate_up has dtype int64; expected {SUPPORTED}",
+    ),
+    (
+        lambda s: fc.FFNWeights.from_gate_up(f32(2 * F, D), np.ones((D, F))),
+        "down has dtype float64; expected float32 to match gate_up",
+    ),
+    (
+        lambda s: fc.FFNWeights.from_gate_up(f32(4, D), f32(D, 2), b_gate_up=np.ones(4)),
+        "b_gate_up has dtype float64; expected float32 to match gate_up",
     ),
     (
         lambda s: fc.FFNWeights(up=[[1.0]], down=f32(1, 1)),
-        "w.up is of type list; expected a numpy array",
+        "up is of type list; expected a numpy array",
     ),
     (
         lambda s: fc.FFNWeights(up=f32(F, D), down=None),
-        "w.down is of type NoneType; expected a numpy array",
+        "down is of type NoneType; expected a numpy array",
     ),
     (
         lambda s: ffn(s, w=(s.w.up, s.w.down)),
@@ -95,11 +116,11 @@ TYPES = [
     ),
     (
         lambda s: fc.ffn_backward(s.x, {"x": s.x}),
-        "saved is of type dict; expected what ffn_forward returned",
+        "saved is of type dict; expected the second result of ffn_forward",
     ),
     (
         lambda s: fc.ffn_backward(s.saved, s.x),
-        "saved is of type ndarray; expected what ffn_forward returned",
+        "saved is of type ndarray; expected the second result of ffn_forward",
     ),
     (
         lambda s: backward(s, s.x.astype(np.float64)),
@@ -127,8 +148,8 @@ TYPES = [
         lambda s: fc.activation_backward(s.x, s.x, activation="silu", out=s.out),
         "out is of type ndarray; expected a tuple (x, up)",
     ),
-    (lambda s: fc.cost(1.5, s.w), "tokens is of type float; expected a whole number"),
-    (lambda s: fc.cost(1, d_model=5), "d_ff is of type NoneType; expected a whole number"),
+    (lambda s: fc.cost(1.5, s.w), "tokens is of type float; expected an integer"),
+    (lambda s: fc.cost(1, d_model=5), "d_ff is of type NoneType; expected an integer"),
 ]
 
 

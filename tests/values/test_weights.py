@@ -1,4 +1,4 @@
-"""FFNWeights of one block and of experts, and from_gate_up."""
+"""FFNWeights of a single layer and of experts, and from_gate_up."""
 
 import copy
 import dataclasses
@@ -119,12 +119,15 @@ def test_experts_are_refused_where_one_block_is_expected(rng):
     x = normal(rng, 2, 5)
     for weights in (w, fc.pack(w)):
         for call in (fc.ffn, fc.ffn_forward):
-            with pytest.raises(ValueError, match=r"weights holds 3 experts; expected one block"):
+            with pytest.raises(
+                ValueError,
+                match=r"weights are those of 3 experts; expected those of a single layer",
+            ):
                 call(x, weights, activation="silu")
         for e in (3, -1):
             with pytest.raises(ValueError, match=f"e is {e}; expected an expert from 0 to 2"):
                 weights.expert(e)
-        with pytest.raises(TypeError, match="e is of type float; expected an expert's number"):
+        with pytest.raises(TypeError, match="e is of type float; expected the number of an expert"):
             weights.expert(1.0)
-        with pytest.raises(ValueError, match="the weights are those of one block"):
+        with pytest.raises(ValueError, match="the weights are those of a single layer"):
             weights.expert(0).expert(0)

@@ -1,5 +1,5 @@
-// The backward pass with tokens as rows, for few tokens or packed weights: no operand has to be
-// transposed.
+// The backward pass with tokens as rows, for few tokens or packed weights. Raw weights, x, dy and
+// the hidden gradients lie in memory as these products need them:
 //
 //   dh       [tokens x d] * W_down [d][f]      -> tile [tokens][units] -> dgate, dup, h
 //   dx       dgate * W_gate [f][d] + dup * W_up -> tile [tokens][d]

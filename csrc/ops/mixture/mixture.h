@@ -8,9 +8,8 @@
 // order, gradients of x in the order of experts, then slots. Both sums begin with their first term,
 // so that a mixture of one expert with weight 1 has the bits of the dense layer.
 //
-//   forward.cpp   one chunk of tokens at a time: up of all experts, then down and the sum over
-//   slots backward.cpp  some experts at a time, in rising order, so that each gradient is written
-//   once
+//   forward.cpp   one chunk of tokens at a time: up of all experts, then down and the slots' sum
+//   backward.cpp  some experts at a time, in rising order, so each gradient is written once
 #pragma once
 #include <memory>
 

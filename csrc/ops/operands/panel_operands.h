@@ -4,8 +4,7 @@
 //   TokenPanels     panels of tokens that lie ready: [panel][k][width]
 //   PackedPanels    packed weights
 //   RawPanels       raw weights, for few tokens: transposed in registers, read in place, or packed
-//   a
-//                   block at a time
+//                   a block at a time
 //   MatrixPanels    a matrix with a row for each k: raw weights of the backward pass, x, h
 //   UnitPanels      token panels, transposed a block at a time: [k = token][units]
 //   PackedAcross    packed weights, transposed a block at a time: k counts their outputs

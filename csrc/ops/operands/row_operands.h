@@ -2,8 +2,8 @@
 // that is summed over.
 //
 //   WeightRows    rows of gate, up or down, in place; copied where k is not contiguous in memory
-//   StridedRows   any matrix in place: rows of tokens (x, h, dgate), or the columns of such a
-//   matrix PanelRows     token panels read across: rows are units, k counts tokens
+//   StridedRows   any matrix in place: rows of tokens (x, h, dgate), or columns of such a matrix
+//   PanelRows     token panels read across: rows are units, k counts tokens
 //   TokenColumns  columns of the rows of tokens, gathered a block at a time: k counts tokens
 #pragma once
 #include "operand.h"

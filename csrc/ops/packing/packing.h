@@ -4,15 +4,14 @@
 // A panel has P columns: 16 for float64, else 32. The parts of a buffer, each aligned to 64 bytes:
 //
 //   header   PackedHeader
-//   up       [panels][d][P]. plain: P hidden units a panel; gated: P / 2 of them, in groups of P /
-//   4
-//            columns: gate, up, gate, up
+//   up       [panels][d][P]. plain: P hidden units a panel; gated: P / 2 of them, in groups of
+//            P / 4 columns: gate, up, gate, up
 //   down     [panels][f][P], with P outputs a panel
 //   biases   b_gate [f], b_up [f], b_down [d], if present; float32 for 16-bit weights
 //
 // bfloat16 lies in pairs of k, [panels][d / 2][P][2], as VDPBF16PS reads it. Columns beyond the
 // last hidden unit or output are zero, and so are the second half of a last pair and the gaps
-// behind the biases. Hence equal weights make equal bytes.
+// behind the biases. So equal weights make equal bytes.
 #pragma once
 #include "../arrays/array.h"
 #include "../arrays/ranges.h"

@@ -1,5 +1,9 @@
 // What the driver of the products (gemm.h) requires of an epilogue, which takes each finished tile
-// of C. TakesTiles is required; the other concepts are optional abilities.
+// of C:
+//
+//   TakesTiles       required: it takes the sums of a tile
+//   AnnouncedTiles   optional: it is told before a tile is done
+//   WritesTiles      optional: the micro-kernel writes some tiles itself
 #pragma once
 #include <concepts>
 

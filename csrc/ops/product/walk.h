@@ -1,5 +1,10 @@
-// How a product walks through its rows, its panels and its sum: the parameters of the driver
-// (gemm.h).
+// How a product C = A B walks through its rows, its panels and its sum: the parameters of the
+// driver (gemm.h). Its loops are, from the outside:
+//
+//   strips   of rows of A (rows_outer), or of panels of B
+//   blocks   of the sum, and in each block the terms
+//   slices   of a block, if slice < kBlock
+//   tiles    of the strip: rows first, or panels first
 #pragma once
 #include "../schedule/buffers.h"
 

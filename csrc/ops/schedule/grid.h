@@ -1,4 +1,5 @@
-// How a product is cut into tasks: a grid of row ranges and panel ranges.
+// How a product is cut into tasks: a grid of row ranges and panel ranges. Task i has the row range
+// i % row_tasks and the panel range i / row_tasks, so neighbouring tasks share their panels.
 #pragma once
 #include <algorithm>
 

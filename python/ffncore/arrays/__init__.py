@@ -1,1 +1,1 @@
-"""What an argument may be (dtypes, shapes, strides, overlap, where it lies), and memory."""
+"""Checks of array arguments (dtypes, shapes, strides, overlap, CPU or GPU), and memory."""

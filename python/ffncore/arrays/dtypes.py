@@ -1,8 +1,8 @@
-"""The dtypes that the kernels compute with: checks, conversions, and the numbers that fit.
+"""The supported dtypes float32, float64, bfloat16 and float16: their checks and conversions.
 
-float32, float64, float16, and bfloat16, which belongs to ml_dtypes and is recognised by its name,
-without an import. A conversion rounds each number once, and raises where a finite number would
-become infinite. Tests: tests/arrays/test_ranges.py, tests/values/test_type_errors.py.
+bfloat16 is a dtype of ml_dtypes, which is recognised by its name, without importing ml_dtypes. A
+conversion rounds each number once, and raises ValueError if a finite number would become infinite.
+Tests: tests/arrays/test_ranges.py, tests/values/test_type_errors.py.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ SUPPORTED = "float32, float64, bfloat16 or float16"
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:
-    """float32, but also >f4 where the byte order is the point."""
+    """The name for error messages: "float32", but ">f4" if the byte order is not the machine's."""
     return str(dtype.name) if dtype.isnative else dtype.str
 
 
 def supported(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
-    """The one dtype object that is compared, or None; in this machine's byte order.
+    """The dtype object that this package uses for a dtype, or None if it is not supported.
 
-    bfloat16 belongs to ml_dtypes, which we recognise without importing it.
+    There is one object for each supported dtype, so that `is` can compare them. Dtypes in another
+    byte order are not supported.
     """
     for known in _known:
         if dtype == known:
@@ -46,7 +47,7 @@ _known: list[np.dtype[Any]] = [FLOAT32, FLOAT64, FLOAT16]
 
 
 def as_dtype(name: str, value: object) -> np.dtype[Any]:
-    """A dtype, or what numpy takes for one; "bfloat16" imports ml_dtypes where it has to."""
+    """A supported dtype from anything that np.dtype accepts; "bfloat16" may import ml_dtypes."""
     try:
         dtype = np.dtype(value)  # type: ignore[call-overload]
     except TypeError:
@@ -56,8 +57,8 @@ def as_dtype(name: str, value: object) -> np.dtype[Any]:
             from ml_dtypes import bfloat16
         except ImportError:
             raise TypeError(
-                f"{name} is 'bfloat16', which numpy knows once ml_dtypes is installed; "
-                f"expected that, or another dtype"
+                f"{name} is 'bfloat16', for which numpy needs ml_dtypes; expected ml_dtypes to be "
+                f"installed, or another dtype"
             ) from None
         dtype = np.dtype(bfloat16)
     known = supported(dtype)
@@ -67,16 +68,16 @@ def as_dtype(name: str, value: object) -> np.dtype[Any]:
 
 
 def _range(mantissa: int, exponent: int) -> tuple[float, float]:
-    """The largest number, and the least that rounds to infinity: half a step above it."""
+    """The largest finite number, and the smallest that rounds to infinity: half a unit above it."""
     return (2 - 2.0**-mantissa) * 2.0**exponent, (2 - 2.0 ** -(mantissa + 1)) * 2.0**exponent
 
 
-# All but float64, in which every number has a place.
+# float64 is not here, because every number of the other dtypes fits into it.
 _RANGES = {"float32": _range(23, 127), "bfloat16": _range(7, 127), "float16": _range(10, 15)}
 
 
 def check_range(name: str, array: Array, dtype: np.dtype[Any]) -> None:
-    """No finite number of the array may become infinite in dtype."""
+    """Raise ValueError if a finite number of the array would become infinite in dtype."""
     most, too_large = _RANGES.get(dtype.name, (math.inf, math.inf))
     fits = array.dtype.name in _RANGES and _RANGES[array.dtype.name][0] < too_large
     if fits or math.isinf(most) or not array.size:
@@ -93,25 +94,26 @@ def check_range(name: str, array: Array, dtype: np.dtype[Any]) -> None:
 
 
 def _largest(array: Array) -> float:
-    """The entry of the largest magnitude; infinity or NaN where there is one."""
-    # Among numbers of one sign bits are in the order of magnitudes, NaN last; and numpy compares
-    # integers up to a hundred times as fast as 16-bit floats.
+    """The entry of largest magnitude; infinity or NaN if the array has one."""
+    # The bits of numbers of one sign, read as integers, are ordered by magnitude, with NaN last.
+    # numpy compares integers up to a hundred times as fast as 16-bit floats.
     bits = (array.view(f"{kind}{array.itemsize}").max() for kind in "iu")
     return max((float(b.view(array.dtype)) for b in bits), key=lambda x: (math.isnan(x), abs(x)))
 
 
 def converted(array: Array, dtype: np.dtype[Any], name: str) -> Array:
-    """array.astype(dtype), each number rounded once; ValueError where one would become infinite."""
+    """array.astype(dtype) with one rounding; ValueError if a number would become infinite."""
     check_range(name, array, dtype)
     return rounded(array, dtype)
 
 
 def rounded(array: Array, dtype: np.dtype[Any]) -> Array:
-    """Of an array whose range was checked."""
+    """array.astype(dtype) with one rounding, for an array whose range has been checked."""
     if array.dtype != FLOAT64 or dtype.name != "bfloat16":
         return array.astype(dtype, copy=False)
-    # ml_dtypes goes by way of float32: two roundings. Rounded towards zero first, with an odd last
-    # bit wherever something is left out, float32 still tells which side of a tie a number is on.
+    # ml_dtypes converts float64 to float32 first, and so rounds twice. Here the first step rounds
+    # towards zero and makes the last bit odd if the result is inexact ("round to odd"), so that
+    # float32 still shows on which side of a tie a number is.
     with np.errstate(over="ignore"):
         single = array.astype(np.float32)
     beyond = np.abs(single) > np.abs(array)
@@ -121,12 +123,12 @@ def rounded(array: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def is_narrow(dtype: np.dtype[Any]) -> bool:
-    """Of 16 bits: computed with in float32."""
+    """Whether a dtype has 16 bits; kernels compute those in float32."""
     return dtype.itemsize == 2
 
 
 def check_dtype(name: str, array: Array) -> np.dtype[Any]:
-    """A supported dtype, as the one object that is compared."""
+    """The dtype of an array, as the object of `supported`; TypeError if it is not supported."""
     dtype = array.dtype
     known = supported(dtype)
     if known is not None:
@@ -137,13 +139,16 @@ def check_dtype(name: str, array: Array) -> np.dtype[Any]:
             f"{name} has dtype {given}, which is not this machine's byte order; "
             f"expected {SUPPORTED}"
         )
-    raise TypeError(f"{name} has dtype {given}; expected {SUPPORTED}")
+    # What numpy.savez makes of bfloat16.
+    raw = f" (bfloat16 stored as raw bytes? pass {name}.view(ml_dtypes.bfloat16))"
+    hint = raw if dtype == np.dtype("V2") else ""
+    raise TypeError(f"{name} has dtype {given}; expected {SUPPORTED}{hint}")
 
 
 def check_same_dtype(
     name: str, array: Array, expected: np.dtype[Any], other: str, *, or_float32: bool = False
 ) -> None:
-    """or_float32: float32 beside 16 bits will do, too."""
+    """Check that an array has a dtype; or_float32: accept float32, too, if that has 16 bits."""
     dtype = check_dtype(name, array)
     wide = or_float32 and is_narrow(expected)
     if dtype == expected or (wide and dtype is FLOAT32):

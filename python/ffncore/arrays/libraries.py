@@ -1,10 +1,10 @@
-"""Libraries whose arrays may lie on a GPU: torch and CuPy, recognised without an import of either.
+"""The libraries of GPU arrays, torch and CuPy, which are recognised without importing them.
 
-What ffncore asks of such a library stands in Library; _Torch and _CuPy answer it. The stream is the
-library's current one, and memory comes from its allocator, which knows that stream, so that nothing
-here waits for the device. CuPy's functions run on its current device, whatever device their arrays
-are on; so each of them runs inside its array's. bfloat16 needs ml_dtypes, as everywhere in numpy.
-Tests: tests/backends/test_device.py, tests/backends/test_device_calls.py.
+Library lists the functions that ffncore needs; _Torch and _CuPy implement them. Work is queued on
+the library's current stream, and memory comes from its allocator, which knows that stream, so that
+nothing here waits for the GPU. CuPy runs a function on its current device even if the arrays are
+on another one, so its functions are called with the device of the array as the current one.
+bfloat16 needs ml_dtypes. Tests: tests/backends/test_device.py, tests/backends/test_device_calls.py.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ import numpy as np
 
 from .dtypes import as_dtype
 
-# Expert ids are int32: what is wider is brought into its range, so that none wraps to a valid one.
+# Wider ids are clipped before they become int32, so that none wraps around to a valid id.
 _LEAST, _MOST = -1, 2**31 - 1
 
 
 class Library(Protocol):
-    """What is asked of an array library."""
+    """The functions that ffncore needs of an array library."""
 
-    noun: str  # in sentences
-    array: type  # of its arrays
+    noun: str  # for error messages
+    array: type  # the class of its arrays
 
     def device(self, name: str, array: Any) -> int: ...
     def describe(self, array: Any) -> tuple[int, tuple[int, ...], tuple[int, ...], str]:
-        """Address, shape, strides in bytes, name of the dtype."""
+        """Return address, shape, strides in bytes, and the name of the dtype."""
 
     def view(self, array: Any) -> Any:
-        """Another object of the same memory, which keeps that memory."""
+        """Return another array object for the same memory, which keeps the memory alive."""
 
     def empty(self, shape: tuple[int, ...], dtype: str, device: int) -> Any: ...
     def zeros(self, shape: tuple[int, ...], dtype: str, device: int) -> Any: ...
     def contiguous(self, array: Any) -> Any: ...
     def copy(self, array: Any) -> Any: ...
     def as_int32(self, array: Any) -> Any:
-        """C-contiguous; what int32 cannot hold stays an id that does not exist."""
+        """Return int32, C-contiguous; a number that does not fit becomes one that no expert has."""
 
     def write(self, array: Any, values: Any) -> None: ...
     def sum(self, array: Any, number: Any) -> Any: ...
     def counts(self, ids: Any, end: int) -> Any:
-        """How often each of 0 ... end - 1 is there, int64."""
+        """Return how often each of 0 ... end - 1 occurs in ids, int64."""
 
     def by_id(self, rows: Any, ids: Any, end: int) -> Any:
-        """A row for each id, where rows are in a stable order of ids; outside 0 ... end - 1, 0."""
+        """Undo a stable sort by id: return the row of each id, 0 for ids outside 0 ... end - 1."""
 
     def stream(self, device: int) -> int: ...
 
@@ -67,7 +67,7 @@ class _Torch:
     def device(self, name: str, array: Any) -> int:
         if not array.is_cuda:
             number = f"{name}.detach().numpy()"
-            if _torch_name(array.dtype) == "bfloat16":  # which numpy has by way of its bits alone
+            if _torch_name(array.dtype) == "bfloat16":  # torch's numpy() refuses bfloat16
                 number = f"{name}.detach().view(torch.int16).numpy().view(ml_dtypes.bfloat16)"
             raise TypeError(
                 f"{name} is a torch tensor on {array.device}; expected a numpy array (pass "
@@ -115,7 +115,7 @@ class _Torch:
         return array + number
 
     def counts(self, ids: Any, end: int) -> Any:
-        # torch.bincount waits for the largest entry.
+        # torch.bincount would wait for the GPU, because it needs the largest entry.
         index = self._torch.where((ids < 0) | (ids >= end), end, ids).to(self._torch.int64)
         device = int(ids.device.index)
         bins = self.zeros((end + 1,), "int64", device)
@@ -137,7 +137,7 @@ class _CuPy:
         self._cupy: Any = importlib.import_module("cupy")
         self.array: type = self._cupy.ndarray
 
-    def device(self, name: str, array: Any) -> int:  # noqa: ARG002 (of torch)
+    def device(self, name: str, array: Any) -> int:  # noqa: ARG002 (torch needs it)
         return int(array.device.id)
 
     def describe(self, array: Any) -> tuple[int, tuple[int, ...], tuple[int, ...], str]:
@@ -182,7 +182,7 @@ class _CuPy:
             return array + number
 
     def counts(self, ids: Any, end: int) -> Any:
-        # cupy.bincount waits for the largest entry.
+        # cupy.bincount would wait for the GPU, because it needs the largest entry.
         with self._on(ids):
             ends = self._cupy.arange(end + 1, dtype=np.int32)
             edges = self._cupy.searchsorted(self._cupy.sort(ids), ends)
@@ -191,9 +191,9 @@ class _CuPy:
     def by_id(self, rows: Any, ids: Any, end: int) -> Any:
         with self._on(ids):
             absent = (ids < 0) | (ids >= end)
-            # CuPy's sorts are stable, and take no kind in all of its releases.
+            # CuPy's sorts are stable; not all releases accept the argument kind.
             order = self._cupy.argsort(self._cupy.where(absent, end, ids))
-            # As integers, which every function of CuPy's takes, unlike bfloat16.
+            # The rows are moved as integers, because not all functions of CuPy accept bfloat16.
             bits = rows.view(np.dtype(f"u{rows.itemsize}"))[self._cupy.argsort(order)]
             return self._cupy.where(absent.reshape(-1, 1), 0, bits).view(rows.dtype)
 
@@ -221,14 +221,14 @@ def _library_of_type(kind: type) -> Library | None:
 
 
 def library_of(value: object) -> Library | None:
-    """The library of an array that may be on a GPU; None: of numpy, or no array."""
+    """The library of a torch tensor or CuPy array; None for every other value."""
     kind: Any = type(value)
     return None if kind is np.ndarray else _library_of_type(kind)
 
 
 @functools.cache
 def name_of(dtype: np.dtype[Any]) -> str:
-    """dtype.name, which numpy takes microseconds for."""
+    """dtype.name, cached because numpy computes it anew, which takes microseconds."""
     return str(dtype.name)
 
 

@@ -1,11 +1,12 @@
-"""Large aligned memory: for packed weights, and for what a forward pass saves.
+"""Aligned memory for packed weights, saved activations and gradients.
 
-From 2 MiB on in huge pages, because on 4 KiB pages the read bandwidth of a large array drops.
+From 2 MiB on it consists of huge pages, because with pages of 4 KiB the read bandwidth of a large
+array drops.
 
-What a forward pass saves lives until the backward pass is done, and the next step wants as much
-again. Fresh pages cost the system's time to clear, 3 to 6 % of a training step; so the last two
-such buffers are kept when they are released, and used again. A buffer is released when the last
-view of it is gone: every view holds on to an owner, whose end gives the memory back.
+Saved activations are needed until the backward pass, and the next training step needs as much
+memory again. The system clears new pages, which takes 3 to 6 % of a training step. So the two
+buffers that were released last are kept and used again. A buffer is released when its last view is
+gone: all views refer to an _Owner, which puts the buffer back when it is deleted.
 
 Tests: tests/values/test_saved.py, tests/values/test_copying.py.
 """
@@ -24,28 +25,28 @@ import numpy as np
 from .. import _core
 from .shapes import Array
 
-# What a vector load wants; one line of the cache.
+# The alignment in bytes for vector loads: one cache line.
 LINE = 64
 _HUGE_PAGE = 2 * 2**20
 
-# Two, because a loop that assigns `y, saved = ...` holds the old one while it makes the new one.
+# Two, because a loop with `y, saved = ...` still holds the old buffer when it needs a new one.
 _KEPT = 2
-# A buffer that is larger than this many times what is asked for stays for somebody else.
+# A buffer that is larger than this multiple of the needed size is not used for it.
 _WASTE = 2
 
-# append and pop of a deque are atomic: owners may end in any thread, and inside a collection.
+# append and popleft of a deque are atomic, and owners may be deleted in any thread.
 _released: deque[Array] = deque(maxlen=_KEPT)
 
 
 def allocate(nbytes: int) -> Array:
-    """Aligned bytes, zero; in huge pages where they fill one and the system grants them."""
+    """Aligned bytes that are zero, in huge pages if they fill one and the system has any."""
     alignment = LINE
     if nbytes < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         raw = np.zeros(nbytes + alignment, np.uint8)
     else:
         alignment = _HUGE_PAGE
         pages = mmap.mmap(-1, nbytes + alignment, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with contextlib.suppress(OSError):  # a kernel without huge pages: small ones do
+        with contextlib.suppress(OSError):  # small pages, on a system without huge pages
             pages.madvise(mmap.MADV_HUGEPAGE)
         raw = np.frombuffer(pages, np.uint8)
     start = -raw.ctypes.data % alignment
@@ -53,7 +54,7 @@ def allocate(nbytes: int) -> Array:
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """An array of any values; a large one is aligned, which lets kernels write whole lines."""
+    """An array of undefined values. A large one is aligned, so that kernels write whole lines."""
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes < _HUGE_PAGE:
         return np.empty(shape, dtype)
@@ -61,17 +62,20 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
 
 
 def reusable(nbytes: int) -> Array:
-    """Bytes of any value, 1-D; in a released buffer where one fits."""
-    if nbytes < _HUGE_PAGE:  # malloc has such pieces at hand
+    """Bytes of undefined value, 1-D, from a released buffer if one fits."""
+    if nbytes < _HUGE_PAGE:  # malloc reuses such small pieces itself
         return allocate(nbytes)
     memory = _take(nbytes)
     return np.asarray(_Owner(allocate(nbytes) if memory is None else memory, nbytes))
 
 
 def clear_workspace() -> None:
-    """Free the memory kept for later calls: the kernels' scratch, and released saved buffers.
+    """Free the memory that is kept for later calls.
 
-    Both are bounded: scratch by what one call may take, saved buffers by the two last ones.
+    It is the workspace of the kernels, at most what one call may use, and the memory of the last
+    two saved activations that were released.
+
+    >>> fc.clear_workspace()
     """
     _released.clear()
     _core.clear_workspace()
@@ -90,7 +94,7 @@ def _take(nbytes: int) -> Array | None:
 
 
 class Memory:
-    """Such memory as a part of what is copied: a copy of it is aligned as well as it is."""
+    """An aligned array in an object that is copied or pickled: its copies are aligned, too."""
 
     __slots__ = ("array",)
 
@@ -111,7 +115,7 @@ def _copied(array: Array) -> Memory:
 
 
 class _Owner:
-    """What all views of a buffer hold on to, as their base; gives the memory back at its end."""
+    """The base of all views of a buffer, which puts the buffer back when it is deleted."""
 
     __slots__ = ("__array_interface__", "_memory")
 
@@ -124,6 +128,6 @@ class _Owner:
             "typestr": "|u1",
         }
 
-    # Bound as a default: at the interpreter's end the module's names may be gone.
+    # A default argument, because the names of the module may be gone when the interpreter exits.
     def __del__(self, released: deque[Array] = _released) -> None:
         released.append(self._memory)

@@ -1,6 +1,6 @@
-"""Arrays that results are written to: writable, of one place for each element, apart from inputs.
+"""Checks of output arrays: writable, no two elements in the same memory, no overlap with inputs.
 
-Outputs may have any strides, as long as no two of their elements share memory.
+Outputs may have any strides that fulfil this.
 Tests: tests/values/test_errors.py, tests/functional/test_strides.py.
 """
 
@@ -19,22 +19,25 @@ from .shapes import ALIGNED, C_CONTIGUOUS, Array, MaybeArray, as_array, check_sh
 # C-contiguous (so that no two elements share memory), aligned, writable.
 SIMPLE_OUT = C_CONTIGUOUS | ALIGNED | 0x0400
 
-# The array has memory of its own, from numpy: it overlaps its own views and nothing else.
+# The bit NPY_ARRAY_OWNDATA: the memory is the array's own, so that it overlaps only its views.
 OWNS = 0x0004
 
-# Work that np.shares_memory may spend on one pair before we call it an overlap. Two-dimensional
-# arrays need a few hundred steps at most; only contrived strides in many dimensions need more.
+# The steps that np.shares_memory may take for two arrays; if it needs more, they count as
+# overlapping. Two-dimensional arrays need a few hundred, only contrived strides need more.
 OVERLAP_WORK = 100_000
 
 
 def overlaps_itself(array: Array) -> bool:
-    """Whether two indices lead to the same memory; exact for up to two dimensions that count."""
+    """Whether two elements share memory. For more than two dimensions of length above 1, True may
+    also mean that this is not known.
+    """
     axes = [(n, abs(s)) for n, s in zip(array.shape, array.strides, strict=True) if n > 1]
     if array.size == 0 or not axes:
         return False
     if any(stride == 0 for _, stride in axes):
         return True
-    # Widest stride last; each must step over everything that lies below it.
+    # By increasing stride: no two elements overlap if each stride exceeds the extent of all
+    # dimensions before it.
     axes.sort(key=lambda axis: axis[1])
     reach = 0
     for length, stride in axes:
@@ -44,7 +47,7 @@ def overlaps_itself(array: Array) -> bool:
     else:
         return False
     if len(axes) == 2:
-        # i s0 = j s1 has the smallest solution i = s1 / g, j = s0 / g.
+        # The smallest solution of i s0 = j s1 is i = s1 / g, j = s0 / g.
         (n0, s0), (n1, s1) = axes
         g = math.gcd(s0, s1)
         return bool(s1 // g < n0 and s0 // g < n1)
@@ -52,9 +55,9 @@ def overlaps_itself(array: Array) -> bool:
 
 
 def owners(arrays: Iterable[Array]) -> frozenset[int] | None:
-    """Which arrays have the memory of these: their ids; None where that cannot be told.
+    """The ids of the arrays that own the memory of these arrays; None if that is not known.
 
-    An array that OWNS its memory overlaps these exactly if it is one of the owners.
+    An array that owns its memory overlaps these arrays if and only if it is one of the owners.
     """
     found = set()
     for array in arrays:
@@ -66,7 +69,7 @@ def owners(arrays: Iterable[Array]) -> frozenset[int] | None:
         base: object = array.base
         if isinstance(base, memoryview):
             base = base.obj
-        if not isinstance(base, (bytes, mmap.mmap)):  # those are memory of no array
+        if not isinstance(base, (bytes, mmap.mmap)):  # no array owns the memory of these
             return None
     return frozenset(found)
 
@@ -92,9 +95,9 @@ def check_out(
     *,
     or_float32: bool = False,
 ) -> Array:
-    """An array that results can be written to: shape, dtype, writable, no inner overlap.
+    """Check an array that results are written to: shape, dtype, writable, no inner overlap.
 
-    or_float32: float32 beside 16 bits will do, too.
+    or_float32: accept float32, too, if dtype has 16 bits.
     """
     array = as_array(name, out)
     wide = or_float32 and is_narrow(dtype)
@@ -108,19 +111,19 @@ def check_out(
         raise ValueError(f"{name} is read-only; expected a writable array")
     if not array.flags.num & ALIGNED:
         raise ValueError(
-            f"{name} has strides {array.strides} at an address that is not a whole number of "
-            f"elements; expected an aligned array"
+            f"{name} has strides {array.strides} and an address that are not all multiples of the "
+            f"element size; expected an aligned array"
         )
     if overlaps_itself(array):
         raise ValueError(
             f"{name} has strides {array.strides} for shape {array.shape}, so that elements share "
-            f"memory; expected one place for each element"
+            f"memory; expected separate memory for each element"
         )
     return array
 
 
 def check_apart(name: str, out: Array, others: Iterable[tuple[str, MaybeArray]]) -> None:
-    """out must not overlap what is read, or another output."""
+    """Check that an output does not overlap inputs or other outputs."""
     for other, array in others:
         if array is not None and share_memory(out, array):
             raise ValueError(f"{name} overlaps {other}; expected memory of its own")

@@ -1,9 +1,11 @@
-"""Where the arrays of a call are: in the memory of a CPU, or on one GPU of one array library.
+"""Places: where the arrays of a call are, in the memory of the CPU or on a GPU.
 
-A place is None for numpy arrays, and a Place (a library and the number of a device) for torch CUDA
-tensors and CuPy arrays. An array of a GPU is looked at through its ghost: a numpy array with its
-address, shape, strides and dtype, which is never read or written. So the functions that check
-shapes, dtypes and overlaps check all arrays, with the same sentences.
+The place of numpy arrays is None. That of torch CUDA tensors and CuPy arrays is a Place: their
+library and the number of the device.
+
+For checks, an array on a GPU is represented by its ghost: a numpy array with the same address,
+shape, strides and dtype, whose elements are never read or written. So the same functions check the
+shapes, dtypes and overlaps of all arrays, with the same error messages.
 Tests: tests/backends/test_device.py, tests/backends/test_device_errors.py.
 """
 
@@ -21,12 +23,12 @@ from .shapes import ALIGNED, Array, as_array
 
 @functools.cache
 def _type_string(dtype: np.dtype[Any]) -> str:
-    """Integers of its size stand for a dtype that is not numpy's own, as those of ml_dtypes."""
+    """The typestr of __array_interface__; for a dtype of ml_dtypes, that of an integer."""
     return dtype.str if dtype.isbuiltin == 1 else f"=u{dtype.itemsize}"
 
 
 class _Address:
-    """numpy takes arrays from anything that has this attribute."""
+    """An object that np.asarray turns into an array, by its __array_interface__."""
 
     def __init__(
         self, shape: tuple[int, ...], typestr: str, address: int, strides: tuple[int, ...]
@@ -50,14 +52,14 @@ class Place(NamedTuple):
         return f"a {self.library.noun} on cuda:{self.device}"
 
     def ghost(self, name: str, array: Any) -> Array:
-        """array as checks see it; raises where it is not of this place."""
+        """The ghost of an array. Raises TypeError or ValueError if the array is elsewhere."""
         library = library_of(array)
         if library is not self.library or library.device(name, array) != self.device:
             self._refuse(name, array, library)
         return self._look(name, array)
 
     def _refuse(self, name: str, array: Any, library: Library | None) -> NoReturn:
-        expected = f"expected {self}, as the other arrays"
+        expected = f"expected {self}, as the other arrays are"
         if library is None:
             given = "a numpy array" if isinstance(array, np.ndarray) else f"of type {_type(array)}"
             raise TypeError(f"{name} is {given}; {expected}{_hint(array)}")
@@ -71,8 +73,8 @@ class Place(NamedTuple):
         except TypeError:
             if dtype_name == "bfloat16":
                 raise TypeError(
-                    f"{name} has dtype bfloat16, which numpy knows once ml_dtypes is installed; "
-                    f"expected that, or another dtype"
+                    f"{name} has dtype bfloat16, for which numpy needs ml_dtypes; expected "
+                    f"ml_dtypes to be installed, or another dtype"
                 ) from None
             raise TypeError(
                 f"{name} has dtype {dtype_name}; expected float32, bfloat16 or float16"
@@ -85,7 +87,7 @@ class Place(NamedTuple):
         if not seen.flags.num & ALIGNED:
             raise ValueError(
                 f"{name} has strides of {strides} bytes at address {address:#x}; "
-                f"expected whole elements, of {dtype.itemsize} bytes"
+                f"expected multiples of an element's {dtype.itemsize} bytes"
             )
         return seen
 
@@ -95,7 +97,7 @@ class Place(NamedTuple):
         return Made(array, self._look("a new array", array))
 
     def rows(self, array: Any, ghost: Array) -> Made:
-        """[..., d] as [T, d]: a view, or where strides do not allow that, a copy."""
+        """[..., d] as [T, d]: a view, or a copy if the strides do not allow a view."""
         if ghost.ndim == 2:
             return Made(array, ghost)
         shape = (row_count(ghost.shape), ghost.shape[-1])
@@ -105,7 +107,7 @@ class Place(NamedTuple):
         return Made(copy, seen.reshape(shape))
 
     def copy(self, array: Any) -> Made:
-        """C-contiguous; of an array that is not."""
+        """A C-contiguous copy of an array that is not C-contiguous."""
         copy = self.library.contiguous(array)
         return Made(copy, self._look("a copy", copy))
 
@@ -121,21 +123,21 @@ def _type(value: object) -> str:
     return type(value).__name__
 
 
-# Of DLPack: kDLCUDA, kDLCUDAManaged.
+# The numbers of kDLCUDA and kDLCUDAManaged in DLPack.
 _CUDA_DEVICES = (2, 13)
 
 
 def _hint(value: Any) -> str:
-    """Arrays of another library, of a GPU, can be taken over without a copy."""
+    """A hint for GPU arrays of other libraries, which can be used without a copy; else ""."""
     try:
         on_gpu = value.__dlpack_device__()[0] in _CUDA_DEVICES
-    except Exception:  # whatever it is that cannot tell: then there is no hint
+    except Exception:  # whatever the object raises: it gets no hint
         return ""
     return " (torch.from_dlpack and cupy.from_dlpack make one of it without a copy)" * on_gpu
 
 
 def place_of(name: str, array: Any) -> Place | None:
-    """Where an array of a GPU is; None: it is none."""
+    """The place of an array on a GPU; None for every other value."""
     library = library_of(array)
     if library is not None:
         return Place(library, library.device(name, array))
@@ -145,7 +147,7 @@ def place_of(name: str, array: Any) -> Place | None:
 
 
 def no_gpu_array(name: str, value: Any) -> None:
-    """Raises for arrays of a GPU that no library above has."""
+    """Raise TypeError for arrays on a GPU of a library other than torch and CuPy."""
     hint = _hint(value)
     if hint:
         raise TypeError(
@@ -156,4 +158,9 @@ def no_gpu_array(name: str, value: Any) -> None:
 
 def see(place: Place | None, name: str, value: Any) -> Array:
     """An argument as checks see it: the numpy array itself, or the ghost of one on a GPU."""
-    return as_array(name, value) if place is None else place.ghost(name, value)
+    if place is not None:
+        return place.ghost(name, value)
+    found = place_of(name, value)
+    if found is not None:
+        raise TypeError(f"{name} is {found}; expected a numpy array, as the other arrays")
+    return as_array(name, value)

@@ -1,13 +1,13 @@
-"""[..., d] as the [T, d] that the kernels take: in place where strides allow, else in blocks.
+"""Merges the leading dimensions of arrays [..., d] to the [T, d] that the kernels take.
 
-    [a, b, c, d] -> [a b c, d]     a view where each leading dimension steps over the next one whole
+    [a, b, c, d] -> [a b c, d]     a view, if the stride of a is b times that of b, and so on
 
-Strides alone tell; nothing is copied to find out. What has no such view (leading dimensions in
-another order, elements that are not aligned) is copied, a block of bounded size at a time, so that
-a call takes no memory that grows with the number of tokens. A computation that cannot be cut, since
-it sums over tokens or fills one array for all of them, runs as one block: cut=0.
+If the strides allow no such view, or elements are not aligned, the array is copied, one block of
+bounded size at a time, so that the memory of a call does not grow with the number of tokens. A
+computation that cannot be divided, because it sums over tokens or fills one array for all of them,
+runs as one block: cut=0.
 
-The bits of a row do not depend on the rows beside it, so blocks change nothing.
+The bits of a row do not depend on the other rows, so that blocks do not change the result.
 Tests: tests/arrays/test_rows.py.
 """
 
@@ -24,18 +24,19 @@ from .shapes import ALIGNED, C_CONTIGUOUS, Array, MaybeArray
 Index: TypeAlias = tuple[int | slice, ...]
 Result = TypeVar("Result")
 
-# Of one array. A call copies three at most (x and both gradients), which together stay far below
-# the 64 MiB that it may take; a block of 4096 columns still has 512 rows, enough for full speed.
+# The size of a block of one array. A call copies at most three (x and two gradients), which stays
+# far below the 64 MiB that it may use. A block of 4096 float32 columns still has 512 rows, which
+# is enough for full speed.
 BLOCK_BYTES = 8 * 2**20
 
 
 def row_count(shape: tuple[int, ...]) -> int:
-    """Tokens of an array [..., d]."""
+    """The number of tokens of an array [..., d]."""
     return math.prod(shape[:-1])
 
 
 def merges(array: Array) -> bool:
-    """Whether [..., d] -> [T, d] is a view."""
+    """Whether the strides allow [..., d] as a view [T, d]."""
     expected = None
     for length, stride in zip(array.shape[-2::-1], array.strides[-2::-1], strict=True):
         if length == 1:
@@ -47,7 +48,7 @@ def merges(array: Array) -> bool:
 
 
 def rows_view(array: Array) -> MaybeArray:
-    """[T, d] that kernels can read and write in place, or None where there is none."""
+    """A view [T, d] that kernels can read and write, or None if there is none."""
     flags, shape = array.flags.num, array.shape
     if not flags & ALIGNED:
         return None
@@ -62,7 +63,7 @@ def rows_view(array: Array) -> MaybeArray:
 
 
 def blocks(shape: tuple[int, ...], itemsize: int, cut: int) -> Iterator[Index]:
-    """Indices that cut the first `cut` dimensions so that a block has at most BLOCK_BYTES."""
+    """Indices of blocks of at most BLOCK_BYTES, which divide the first `cut` dimensions."""
     if cut == 0:
         yield ()
         return
@@ -85,9 +86,10 @@ def over_rows(
     cut: int,
     keep: bool = False,
 ) -> list[Result]:
-    """run(*inputs, *outputs) with every array as [T, d]; what it returned, for each block.
+    """Call run(*inputs, *outputs) with every array as [T, d], and return its result for each block.
 
-    All arrays have one shape; None stays None. keep: run adds to what the outputs hold.
+    All arrays have the same leading dimensions; None stays None. cut: how many of their dimensions
+    may be divided into blocks. keep: run reads the outputs, too, because it adds to them.
     """
     arrays = [*inputs, *outputs]
     rows: list[MaybeArray] = []
@@ -115,7 +117,7 @@ def over_rows(
 
 
 def _copy(part: Array, filled: bool) -> Array:
-    """[T, d] of its own, with part's numbers if they are wanted."""
+    """A new array [T, d] like part, with its numbers if `filled`."""
     shape = (row_count(part.shape), part.shape[-1])
     if not filled:
         return np.empty(shape, part.dtype)

@@ -1,11 +1,12 @@
-"""Arrays of any shape and strides as arguments, and the sentences about them.
+"""Checks of array arguments: types, shapes and sizes.
 
-An error is one sentence that names the argument, what was given and what was expected: ValueError
-for shapes and values, TypeError for types and dtypes. Everything is checked before any work.
+An error is one sentence that names the argument, what was found and what is expected: ValueError
+for shapes and values, TypeError for types and dtypes. All arguments are checked before anything is
+computed.
 
-Inputs may have any strides (negative, zero, transposed): the kernels take them as they are. Only an
-array whose elements are not aligned (a field of a packed structure) is copied first. dtypes:
-dtypes.py; outputs: overlap.py; how leading dimensions become rows: rows.py.
+Inputs may have any strides, also negative, zero or transposed ones: the kernels read them in place.
+Only an array with unaligned elements, such as a field of a packed structure, is copied first.
+dtypes.py checks dtypes, overlap.py outputs, and rows.py merges leading dimensions.
 
 Tests: tests/values/test_errors.py, tests/functional/test_strides.py.
 """
@@ -20,8 +21,8 @@ Array: TypeAlias = np.ndarray[Any, Any]
 MaybeArray: TypeAlias = Array | None
 
 
-# numpy's NPY_ARRAY_ALIGNED bit of ndarray.flags.num. For our dtypes on the platforms that we build
-# for it also means: every stride that is ever stepped is a whole number of elements.
+# The bit NPY_ARRAY_ALIGNED of ndarray.flags.num. With our dtypes and platforms it also means that
+# the strides of all dimensions with more than one entry are multiples of the element size.
 ALIGNED = 0x0100
 
 
@@ -34,7 +35,7 @@ MAX_ELEMENTS = 2**57
 
 
 def as_array(name: str, value: object) -> Array:
-    """value itself if it is a plain numpy array, its base view if it is of a harmless subclass."""
+    """Return a numpy array as it is, and an array of a subclass as a view of class ndarray."""
     if type(value) is np.ndarray:
         return value
     if isinstance(value, np.ma.MaskedArray):
@@ -70,7 +71,7 @@ def check_width(x: Array, name: str, matrix: tuple[int, ...]) -> None:
 
 
 def check_size(rows: int, columns: int, what: str) -> None:
-    """rows x columns elements must be countable, padding included; `what` names the two."""
+    """Check that rows x columns elements, with padding, can be counted; `what` names the two."""
     if rows * columns > MAX_ELEMENTS:
         raise ValueError(
             f"{what} make {rows} x {columns} elements; expected at most {MAX_ELEMENTS} in one array"
@@ -78,5 +79,5 @@ def check_size(rows: int, columns: int, what: str) -> None:
 
 
 def aligned(array: Array) -> Array:
-    """The array, or a copy where its elements are not aligned."""
+    """The array, or a copy if its elements are not aligned."""
     return array if array.flags.num & ALIGNED else np.array(array, order="C", copy=True)

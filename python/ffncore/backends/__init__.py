@@ -1,4 +1,4 @@
-"""What computes: a CPU's kernels (cpu), a GPU's (cuda). Neither knows the other.
+"""The backends: kernels for the CPU (cpu) and for CUDA GPUs (cuda), independent of each other.
 
-Both have the functions of functional/backend.py, over arguments that were checked.
+Both have the functions that functional/backend.py lists, and expect checked arguments.
 """

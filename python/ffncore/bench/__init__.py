@@ -1,1 +1,1 @@
-"""What `python -m ffncore bench` measures: cases, limits of the machine, rounds, printing."""
+"""`python -m ffncore bench`: the cases, the limits of the machine, the rounds, and the output."""

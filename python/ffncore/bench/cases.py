@@ -1,4 +1,4 @@
-"""What the bench runs: a shape's arrays, the calls that are timed, and their errors.
+"""A case of the bench: its arrays, the calls that are timed, and the error of the result.
 
 Test: tests/bench/test_bench.py.
 """
@@ -6,27 +6,28 @@ Test: tests/bench/test_bench.py.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 import ffncore as fc
 
-from ..arrays.dtypes import as_dtype, is_narrow
+from ..arrays.dtypes import is_narrow
+from .peers import peer_layers
 from .shapes import Shape
 
-FRESH_BYTES = 2**20  # from here on a new y is new pages, whose first touch is the system's time
+# From this size on a new y would have new pages of memory, and the system's time for them would be
+# measured, too.
+FRESH_BYTES = 2**20
 
 
 class Case:
-    """One shape's arrays; `call(mode)` is what is timed."""
+    """The arrays of a shape and a number of tokens; what forward and train return is timed."""
 
     def __init__(self, shape: Shape, tokens: int, x_dtype: str, weights: fc.FFNWeights) -> None:
-        rng = np.random.default_rng(tokens)
         self.shape, self.weights = shape, weights
-        dtype = as_dtype("x_dtype", x_dtype)
-        self.x = rng.standard_normal((tokens, shape.d)).astype(dtype)
-        self.grad_y = rng.standard_normal((tokens, shape.d)).astype(dtype)
+        self.x, self.grad_y = peer_layers.inputs(asdict(shape), x_dtype, tokens)
 
     def forward(self, weights: Any) -> Callable[[], object]:
         x, activation = self.x, self.shape.function
@@ -39,45 +40,28 @@ class Case:
         x, grad_y, w, activation = self.x, self.grad_y, self.weights, self.shape.function
         y = np.empty_like(x)
 
-        def step() -> None:
+        def step() -> tuple[Any, ...]:
             _, saved = fc.ffn_forward(x, w, activation=activation, out=y)
             fc.ffn_backward(grad_y, saved, out=grads)
+            return y, grads.x, grads.weights.up
 
         return step
 
     def gradients(self) -> Any:
-        """Arrays for every gradient, to be filled again and again."""
+        """Arrays for all gradients, which every call fills anew."""
         _, saved = fc.ffn_forward(self.x, self.weights, activation=self.shape.function)
         return fc.ffn_backward(self.grad_y, saved)
 
 
 def make_weights(shape: Shape, name: str) -> fc.FFNWeights:
-    """Random weights that keep preactivations and outputs near 1."""
-    rng = np.random.default_rng(0)
-    dtype = as_dtype("dtype", name)
-
-    def matrix(rows: int, columns: int) -> Any:
-        m = rng.standard_normal((rows, columns), dtype=np.float32)
-        m *= columns**-0.5
-        return m.astype(dtype, copy=False)
-
-    def vector(length: int, wanted: bool) -> Any:
-        return rng.standard_normal(length).astype(dtype) if wanted else None
-
-    return fc.FFNWeights(
-        gate=matrix(shape.f, shape.d) if shape.gated else None,
-        up=matrix(shape.f, shape.d),
-        down=matrix(shape.d, shape.f),
-        b_gate=vector(shape.f, shape.gated and shape.bias),
-        b_up=vector(shape.f, shape.bias),
-        b_down=vector(shape.d, shape.bias),
-    )
+    """Random weights, of which every peer's process has the same."""
+    return fc.FFNWeights(**peer_layers.weights(asdict(shape), name))
 
 
 def errors(shape: Shape, weights: fc.FFNWeights, x_dtype: str, tokens: int = 4) -> dict[str, float]:
-    """rms error of y over its rms, ours and that of the same formula in numpy, in x's dtype.
+    """The rms error of y relative to its rms, for ffncore and for numpy in x's dtype.
 
-    For 16 bits that formula is exact but for one rounding of h (bfloat16) and one of y.
+    In 16 bits numpy computes in float64, and rounds h (in bfloat16) and y once.
     """
     x = Case(shape, tokens, x_dtype, weights).x
     act = shape.function
@@ -94,7 +78,7 @@ def relative(y: Any, exact: Any) -> float:
 
 
 def plain(x: Any, weights: fc.FFNWeights, act: str | fc.Activation) -> Any:
-    """The formula in numpy; for 16 bits y is yet to be rounded."""
+    """The layer in numpy; in 16 bits the caller rounds y."""
     if not is_narrow(x.dtype):
         return fc.reference.ffn(x, weights, activation=act, dtype=x.dtype)
     gate, up = fc.reference.preactivations(x, weights)

@@ -1,14 +1,15 @@
-"""The machine's limits, measured, and the time that a case cannot beat.
+"""The measured limits of the machine, and the shortest time that a case could take.
 
-    limit = max(FLOPs / FMA peak + activations at their own rate in L1,  bytes / read bandwidth)
+    limit = max(FLOPs / FMA peak + activations / their rate in L1,  bytes / read bandwidth)
 
-All threads together; the bandwidth is read over a buffer as large as the case's own data, so that
-weights that fit a cache are held to that cache's speed. The loops are csrc/bench/measure.cpp.
+All threads work together. The bandwidth is that of a buffer as large as the data of the case, so
+weights that fit into a cache are compared with the speed of that cache. The loops are in
+csrc/bench/measure.cpp.
 
-A limit moves with the clock, which on a shared machine changes within milliseconds. So a case's
-share is taken round by round: limit, case, limit, case; and the median of the ratios is reported.
-A neighbour on a core's other hardware thread is worse: it takes issue slots and cache, and no limit
-shows it. Rounds in which the cores did not issue at their full rate are told apart (quiet()).
+A limit changes with the clock, which on a shared machine happens within milliseconds. So limit and
+case are measured in turn, round by round, and the share is the median of their ratios. Somebody
+else's work on the other hardware thread of a core is worse: it takes issue slots and cache, and no
+limit shows it. quiet() finds the rounds in which the cores did not issue at their full rate.
 Test: tests/bench/test_bench.py.
 """
 
@@ -29,21 +30,21 @@ from .shapes import Cost
 
 Measure = Callable[[str, str, str, int, float, int], float]
 
-# Bits of a vector; a peak is checked against clock x width x units x 2.
+# Bits of a vector: the peak has to be clock x lanes x units x 2.
 WIDTH = {"avx512bf16": 512, "avx512": 512, "avx2": 256}
 TOLERANCE = 0.03
-# Below this share of the best issue rate somebody else works on the same core: he takes about half.
+# Below this share of the best issue rate somebody else works on the core, who takes about half.
 QUIET = 0.85
-# A term that is this much smaller than the other one is not measured again in every round.
+# A term below this share of the other one is not measured again in every round.
 DOMINATED = 0.5
 
 
 class LimitError(Exception):
-    """A measured limit cannot be right; the sentence says which."""
+    """A measured limit that cannot be right."""
 
 
 class Limits:
-    """The limits for one instruction set, dtype and number of threads; keeps what it measured."""
+    """The limits for an instruction set, a dtype and a number of threads, each measured once."""
 
     def __init__(self, isa: str, dtype: str, threads: int, measure: Measure | None = None) -> None:
         self.isa, self.dtype, self.threads = isa, dtype, threads
@@ -58,25 +59,25 @@ class Limits:
         return value
 
     def quiet(self) -> bool:
-        """Whether all cores issue at the best rate seen so far, or nearly; a look of 0.3 ms."""
+        """Whether all cores issue at nearly the best rate seen so far; it takes 0.3 ms."""
         rate = self._measure("issue", self.isa, self.dtype, 0, 0.0, self.threads)
         self._issue = max(self._issue, rate)
         return rate >= QUIET * self._issue or rate < 0
 
     def known(self, what: str, nbytes: int = 0, seconds: float = 0.05) -> float:
-        """Measured once, kept for the run."""
+        """A measurement that is kept for the run."""
         key = (what, nbytes)
         if key not in self._known:
             self._known[key] = self.measure(what, seconds, nbytes)
         return self._known[key]
 
     def check_peak(self, rounds: int = 5, attempts: int = 6) -> dict[str, float]:
-        """FMA peak against clock x lanes x units x 2; raises where they are more than 3 % apart.
+        """The FMA peak; LimitError if it is more than 3 % away from clock x lanes x units x 2.
 
-        A neighbour on the same cores can only take from the peak, so a failed attempt is repeated;
-        a loop that the compiler has deleted fails them all.
+        Other work on the same cores lowers the peak, so a failed attempt is repeated. A loop that
+        the compiler has deleted fails in every attempt.
         """
-        # 16 bits are computed with as float32, but for VDPBF16PS, which takes pairs.
+        # 16 bits are computed in float32, except by VDPBF16PS, which multiplies pairs.
         by_pairs = self.isa == "avx512bf16" and self.dtype == "bfloat16"
         itemsize = 2 if by_pairs else max(4, as_dtype("dtype", self.dtype).itemsize)
         lanes = max(1, WIDTH.get(self.isa, 0) // (8 * itemsize))
@@ -99,7 +100,7 @@ class Limits:
         )
 
     def activation(self, kind: str, direction: str, gated: bool) -> float:
-        """Elements per second; h = act(gate) * up where gated, else h = act(up)."""
+        """Elements per second of h = act(gate) * up if gated, else of h = act(up)."""
         form = "gated" if gated else "plain"
         return self.known(f"activation:{kind}:{direction}:{form}", seconds=0.03)
 
@@ -110,7 +111,7 @@ class Limits:
         return seconds
 
     def time(self, cost: Cost, kind: str, gated: bool, seconds: float = 0.0) -> tuple[float, str]:
-        """(limit in seconds, "flop" or "byte"); seconds > 0: the larger term is measured again."""
+        """The limit in seconds, and "flop" or "byte"; with seconds > 0 it is measured again."""
         footprint = int(cost.footprint)
         activations = self.activation_seconds(cost, kind, gated)
         flop = cost.flops / self.known("fma") + activations
@@ -124,12 +125,12 @@ class Limits:
         return (flop, "flop") if flop >= byte else (byte, "byte")
 
     def release(self) -> None:
-        """Frees the buffer of the bandwidth measurement."""
+        """Frees the buffer of the bandwidth."""
         self._measure("release", self.isa, self.dtype, 0, 0.0, 1)
 
 
 def machine_facts(isa: str, threads: int) -> dict[str, Any]:
-    """What a result must be read with."""
+    """The machine and the versions that a result belongs to."""
     return {
         "kind": "machine",
         "cpu": _cpu_model(),
@@ -138,7 +139,7 @@ def machine_facts(isa: str, threads: int) -> dict[str, Any]:
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
         "caches": {f"L{n}": _cache(n) for n in (1, 2, 3)},
-        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "not told",
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "unknown",
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "numpy": np.__version__,
@@ -153,15 +154,15 @@ def _cpu_model() -> str:
     for line in _read("/proc/cpuinfo").splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
-    return platform.processor() or "not told"
+    return platform.processor() or "unknown"
 
 
 def _cache(level: int) -> str:
-    """Of one core; L1 is the data cache."""
+    """The size of a core's cache; of L1, the data cache."""
     for folder in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
         if _read(folder / "level") == str(level) and _read(folder / "type") != "Instruction":
             return _read(folder / "size")
-    return "not told"
+    return "unknown"
 
 
 def _read(path: str | Path) -> str:

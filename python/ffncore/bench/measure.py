@@ -1,4 +1,4 @@
-"""How the bench times a call beside its limit, round by round; see rows.py.
+"""How a call is timed in turn with its limit, round by round.
 
 Test: tests/bench/test_bench.py.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,18 +21,25 @@ from .shapes import LARGEST_FOOTPRINT, Cost, Shape
 
 Row = dict[str, Any]
 Call = Callable[[], object]
+Timed = Callable[[int], float]  # a number of calls -> seconds of one
 
-ROUND_SECONDS = 0.02  # long against starting a thread, short against a change of the clock
+ROUND_SECONDS = 0.02  # longer than it takes to wake threads, shorter than changes of the clock
 LIMIT_SECONDS = 0.004
 MIN_ROUNDS, MAX_ROUNDS = 5, 25
-PATIENCE = 4  # a case may take so many times its seconds until MIN_ROUNDS were quiet
-MEMORY_SHARE = 0.7  # of what is free; a shape that wants more is left out
-# Filling the caches again is no more than a hundredth of a call that takes this long.
+PATIENCE = 4  # a case takes at most this many times its seconds to get MIN_ROUNDS quiet rounds
+MEMORY_SHARE = 0.7  # of the free memory; a shape that needs more is left out
+# In a call that takes this long, filling the caches is at most a hundredth of the time.
 LONG_SECONDS = 0.5
 
 
+def skipped_row(shape: Shape, wanted: float) -> Row:
+    """For a shape that needs more bytes than there are."""
+    reason = f"needs {wanted / 2**30:.1f} GiB"
+    return {"kind": "skipped", "shape": shape.name, "gated": shape.gated, "reason": reason}
+
+
 def pack_row(shape: Shape, weights: fc.FFNWeights, packed: fc.PackedWeights, limits: Limits) -> Row:
-    """Into memory that is there; bytes are those read."""
+    """The time of packing into existing memory; the bytes are those that are read."""
     nbytes = sum(array.nbytes for array in weights.arrays().values())
     rounds = []
     for _ in range(MIN_ROUNDS):
@@ -58,6 +66,7 @@ def measure_case(
     dtype: str,
     limits: Limits,
     seconds: float,
+    peers: Mapping[str, Timed] | None = None,
 ) -> Row:
     cost = shapes.cost(shape, tokens, mode, as_dtype("dtype", dtype).itemsize)
     return {
@@ -66,7 +75,7 @@ def measure_case(
         **facts(shape, dtype, limits),
         "tokens": tokens,
         "mode": mode,
-        **measure(cost, shape, call, limits, seconds),
+        **measure(cost, shape, call, limits, seconds, peers=peers),
     }
 
 
@@ -78,19 +87,23 @@ def measure(
     seconds: float,
     beside: Mapping[str, Call] | None = None,
     spare_long: bool = False,
+    peers: Mapping[str, Timed] | None = None,
 ) -> Row:
-    """The times of a case; of those beside it, which follow it in every round, how fast they are.
+    """The times of a case, and those of the calls beside it, which follow it in every round.
 
-    spare_long: calls of more than LONG_SECONDS are not warmed up.
+    spare_long  whether calls of more than LONG_SECONDS go without a warm-up
+    peers       calls of other processes, which warm up by themselves
     """
-    calls = {"": call, **(beside or {})}
+    calls: dict[str, Timed] = {"": partial(timed, call)}
+    calls |= {name: partial(timed, each) for name, each in (beside or {}).items()}
     repeats, warm = {}, {}
-    for name, each in calls.items():
-        each()
-        once = timed(each, 1)
+    for name, each in (calls | dict(peers or {})).items():
+        each(1)
+        once = each(1)
         repeats[name] = max(1, int(ROUND_SECONDS / max(once, 1e-9)))
-        warm[name] = not spare_long or once < LONG_SECONDS
-    # quiet, time, limit, bound; times beside
+        warm[name] = name in calls and not (spare_long and once >= LONG_SECONDS)
+    calls |= dict(peers or {})
+    # quiet, time, limit, bound; times of the calls beside it
     rounds: list[tuple[bool, float, float, str, list[float]]] = []
     start = time.perf_counter()
     quiet = limits.quiet()
@@ -99,8 +112,8 @@ def measure(
         took = []
         for name, each in calls.items():
             if warm[name]:
-                each()  # the limit's buffer, or the case before, has taken the caches
-            took.append(timed(each, repeats[name]))
+                each(1)  # the limit's buffer, or another call, has filled the caches
+            took.append(each(repeats[name]))
         before, quiet = quiet, limits.quiet()
         rounds.append((before and quiet, took[0], limit, bound, took[1:]))
         passed, calm = time.perf_counter() - start, sum(r[0] for r in rounds)
@@ -129,11 +142,17 @@ def measure(
     for name, column in zip(list(calls)[1:], zip(*others, strict=True), strict=False):
         row[f"{name}_seconds"] = median(column)
         row[f"of_{name}"] = median(t / own for t, own in zip(column, times, strict=True))
+        if name in (peers or {}):
+            row[f"{name}_share"] = median(
+                limit / t for limit, t in zip(limit_times, column, strict=True)
+            )
+    if peers:
+        row["against"] = list(peers)
     return row
 
 
-def timed(call: Callable[[], object], repeats: int) -> float:
-    """Seconds of one call."""
+def timed(call: Call, repeats: int) -> float:
+    """Seconds per call."""
     start = time.perf_counter()
     for _ in range(repeats):
         call()

@@ -1,14 +1,16 @@
-"""The mixtures of experts that the benchmarks run, the routings, and what a case costs.
+"""The mixtures of experts that the bench runs, their routings, and the cost of a case.
 
-A case is (shape, tokens, mode, routing); modes as in shapes.py. Routings, of k experts a token:
+A case is a shape, a number of tokens, a mode (shapes.py) and a routing:
 
-    uniform      any k experts are as likely as any other
+    uniform      every choice of k experts is equally likely
     zipf         the i-th expert of a random order is drawn with a weight of 1 / i
-    all-to-one   every token has the same k experts
+    all-to-one   all tokens have the same k experts
 
-    FLOPs and activations   of the routed rows, as fc.cost counts them
-    bytes                   the weights of the experts that some token chose, once per pass that
-                            needs them; in training every expert's gradients, written once
+The cost of a case:
+
+    FLOPs and activations   those of the routed rows, as fc.cost counts them
+    bytes                   the weights of the experts that have a token, once for each pass that
+                            reads them; in training also the gradients of all experts, written once
 Tests: tests/bench/test_bench_moe.py.
 """
 
@@ -22,7 +24,7 @@ import numpy as np
 import ffncore as fc
 
 from ..arrays.shapes import Array
-from .shapes import LARGEST_FOOTPRINT, Cost, Shape, find_shape
+from .shapes import FORM, LARGEST_FOOTPRINT, Cost, Shape, find_shape
 
 ROUTINGS = ("uniform", "zipf", "all-to-one")
 MOE_TOKENS = (1, 4, 64, 512, 4096)
@@ -30,12 +32,12 @@ MOE_TOKENS = (1, 4, 64, 512, 4096)
 
 @dataclass(frozen=True)
 class MoEShape(Shape):
-    """d, f and the rest are those of one expert."""
+    """A mixture; d, f and the other sizes are those of one expert."""
 
     n_experts: int = 1
     top_k: int = 1
     router: tuple[tuple[str, Any], ...] = ()  # options of fc.route
-    routed: int = 0  # experts of the whole model's router, where the shape is a slice; 0: n_experts
+    routed: int = 0  # experts of the model's router, if the shape is a slice of them; else 0
 
     @property
     def parameters(self) -> int:
@@ -74,7 +76,7 @@ MOE_SHAPES = (
         top_k=4,
         router=(("score_fn", "softmax_topk"),),
     ),
-    # 32 of its 256 experts; tokens are routed among all 256 where routing itself is timed.
+    # 32 of the model's 256 experts; the time of the routing itself is for all 256.
     MoEShape(
         *("deepseek-v3-slice", 7168, 2048, "silu", True),
         n_experts=32,
@@ -83,11 +85,11 @@ MOE_SHAPES = (
         routed=256,
     ),
 )
-GROUP = "moe"  # all of them, as --shapes names them
+GROUP = "moe"  # in --shapes: all of them
 
 
 def find_shapes(name: str) -> list[Shape]:
-    """As find_shape; also a mixture's name, "moe" for all of them, or DxF[:...]:E/k."""
+    """The shapes that a name stands for: as find_shape, a mixture, all mixtures, or FORM:E/k."""
     if name == GROUP:
         return list(MOE_SHAPES)
     for shape in MOE_SHAPES:
@@ -100,10 +102,12 @@ def find_shapes(name: str) -> list[Shape]:
             return [find_shape(name)]
         except ValueError as error:
             known = ", ".join(shape.name for shape in MOE_SHAPES)
-            raise ValueError(f"{error}, {known}; mixtures are DxF[:...]:E/k, or {GROUP}") from None
+            if ":" in name:
+                raise
+            raise ValueError(f"{error}, {known}, or {GROUP} for these five") from None
     experts, _, k = ratio[0].partition("/")
     if len(ratio) > 1 or not (experts.isdigit() and k.isdigit() and 1 <= int(k) <= int(experts)):
-        raise ValueError(f"shape {name!r} is not known; expected DxF[:...]:E/k with k from 1 to E")
+        raise ValueError(f"shape {name!r} is not known; expected {FORM}:E/k with k from 1 to E")
     block = find_shape(":".join(word for word in words if word != ratio[0]))
     return [
         MoEShape(
@@ -120,7 +124,7 @@ def find_shapes(name: str) -> list[Shape]:
 
 
 def make_ids(shape: MoEShape, tokens: int, kind: str) -> Array:
-    """[tokens, k] different experts of each token, int32; the same ones in every run."""
+    """The experts of each token, [tokens, k] int32, all different; the same in every run."""
     rng = np.random.default_rng([tokens, shape.n_experts, ROUTINGS.index(kind)])
     order = rng.permutation(shape.n_experts)
     if kind == "all-to-one":
@@ -133,7 +137,7 @@ def make_ids(shape: MoEShape, tokens: int, kind: str) -> Array:
 
 
 def make_routing(shape: MoEShape, tokens: int, kind: str, dtype: str = "float32") -> fc.Routing:
-    """With weights that add up to 1, the largest first."""
+    """A routing whose weights add up to 1 for each token, in descending order."""
     ids = make_ids(shape, tokens, kind)
     weights = np.asarray(np.random.default_rng(tokens).exponential(size=ids.shape))
     weights = -np.sort(-weights, axis=1)
@@ -142,7 +146,7 @@ def make_routing(shape: MoEShape, tokens: int, kind: str, dtype: str = "float32"
 
 
 def moe_cost(shape: MoEShape, counts: Array, mode: str, itemsize: int) -> Cost:
-    """counts: rows of each expert."""
+    """The cost for `counts`, the number of rows of each expert."""
     layer: dict[str, Any] = {"d_model": shape.d, "d_ff": shape.f, "gated": shape.gated}
     rows, hit = int(counts.sum()), int(np.count_nonzero(counts))
     forward = fc.cost(rows, **layer)

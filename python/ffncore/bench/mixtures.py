@@ -1,15 +1,15 @@
-"""The bench of mixtures of experts: fc.moe and its training step, and the routing itself.
+"""The bench of mixtures of experts: fc.moe, its training step, and the routing.
 
-Rows as those of dense shapes, for each routing (mixture_shapes.py), and more:
+The rows are those of dense shapes, for each routing (mixture_shapes.py), with these fields in
+addition:
 
-    of_dense    from 512 tokens on, the time of a dense layer with one expert's weights and tokens *
-                top_k tokens, which are as many FLOPs, over the time of the mixture
-    of_uniform  likewise, of the same case with uniform routing
-    routing     seconds of fc.route, and their share of the layer's time with uniform routing
+    of_dense    from 512 tokens on: the time of a dense layer with as many FLOPs (one expert's
+                weights and tokens * top_k tokens) over the time of the mixture
+    of_uniform  from 512 tokens on: the time of the same case with uniform routing over the time
 
-Both others run in the same rounds as the case. One shape's weights are there at a time, and beside
-them either packed ones or gradients. Tests: tests/bench/test_bench_moe.py (no time is asserted
-there).
+Both run in the same rounds as the case. A row of kind "routing" has the seconds of fc.route and
+their share of the layer's time. Memory holds the weights of one shape at a time, and either packed
+weights or gradients. Tests: tests/bench/test_bench_moe.py (no time is asserted there).
 """
 
 from __future__ import annotations
@@ -37,18 +37,20 @@ from .measure import (
     free_memory,
     measure,
     pack_row,
+    skipped_row,
     timed,
 )
 from .mixture_shapes import MoEShape, make_routing, moe_cost
+from .peers.peer_layers import normal
 from .plan import Plan
 from .shapes import LARGEST_FOOTPRINT
 
-BLOCK = 1048573  # a prime: each expert begins elsewhere in the block
-BESIDE_TOKENS = 512  # from here on the products decide, and FLOPs can be compared
+BLOCK = 1048573  # a prime, so that each expert starts at another place of the block
+BESIDE_TOKENS = 512  # from here on matrix products take the time, and FLOPs can be compared
 
 
 class MoECase:
-    """The arrays of one number of tokens; the calls are what is timed."""
+    """The arrays of a case; what forward and train return is timed."""
 
     def __init__(
         self, shape: MoEShape, tokens: int, kind: str, x_dtype: str, weights: fc.FFNWeights
@@ -65,7 +67,7 @@ class MoECase:
         return lambda: fc.moe(x, routing, weights, activation=activation, out=y)
 
     def train(self, gradients: dict[str, Array]) -> Call:
-        """gradients: of the weights; those of x and the routing are the case's own."""
+        """gradients: arrays for those of the weights; the case has its own for x and routing."""
         x, grad_y, routing, activation = self.x, self.grad_y, self.routing, self.shape.function
         out = {
             "x": np.empty_like(x),
@@ -82,7 +84,7 @@ class MoECase:
 
 
 def make_experts(shape: MoEShape, name: str) -> fc.FFNWeights:
-    """As make_weights; a block of random numbers again and again, which fills gigabytes fast."""
+    """Random weights; a block of numbers is repeated, which fills gigabytes quickly."""
     bias, gate = shape.bias, shape.gated
     e, d, f = shape.n_experts, shape.d, shape.f
 
@@ -97,12 +99,6 @@ def make_experts(shape: MoEShape, name: str) -> fc.FFNWeights:
         b_up=normal(5, (e, f), name) if bias else None,
         b_down=normal(6, (e, d), name) if bias else None,
     )
-
-
-def normal(seed: int, size: tuple[int, ...], name: str, scale: float = 1.0) -> Array:
-    numbers = np.random.default_rng(seed).standard_normal(size, dtype=np.float32)
-    numbers *= np.float32(scale)
-    return numbers.astype(as_dtype("dtype", name), copy=False)
 
 
 def tiled(size: tuple[int, ...], block: Array) -> Array:
@@ -121,7 +117,7 @@ def one_expert(weights: fc.FFNWeights, e: int) -> fc.FFNWeights:
 def moe_rows(shape: MoEShape, plan: Plan, limits: Limits) -> Iterator[Row]:
     wanted = memory(shape, plan.moe_tokens, plan.dtype, plan.x_dtype)
     if wanted > MEMORY_SHARE * free_memory():
-        yield {"kind": "skipped", "shape": shape.name, "reason": f"needs {wanted / 2**30:.1f} GiB"}
+        yield skipped_row(shape, wanted)
         return
     weights = make_experts(shape, plan.dtype)
     sizes = {"experts": shape.n_experts, "top_k": shape.top_k}
@@ -149,7 +145,7 @@ def moe_rows(shape: MoEShape, plan: Plan, limits: Limits) -> Iterator[Row]:
 
 
 def memory(shape: MoEShape, tokens: list[int], dtype: str, x_dtype: str) -> float:
-    """Bytes at most: weights, packed ones or gradients, the bandwidth's buffer, activations."""
+    """Most bytes: weights, packed weights or gradients, the bandwidth's buffer, activations."""
     weights = shape.parameters * as_dtype("dtype", dtype).itemsize
     token = (5 + (2 + 2 * shape.top_k)) * shape.d + 5 * shape.top_k * shape.f
     activations = max(tokens) * token * max(4, as_dtype("x_dtype", x_dtype).itemsize)
@@ -194,7 +190,7 @@ def _case_row(
 def _dense_call(
     shape: MoEShape, tokens: int, mode: str, weights: fc.FFNWeights, x_dtype: str
 ) -> Call:
-    """A dense layer of as many FLOPs."""
+    """A dense layer with as many FLOPs."""
     expert = one_expert(weights, 0)
     case = Case(shape.expert, tokens * shape.top_k, x_dtype, expert)
     if mode == "train":
@@ -203,7 +199,7 @@ def _dense_call(
 
 
 def errors(shape: MoEShape, weights: fc.FFNWeights, x_dtype: str, tokens: int = 2) -> Row:
-    """As for dense shapes. Expert by expert: float64 copies of all would not fit."""
+    """As for dense shapes, but expert by expert: float64 copies of all would not fit in memory."""
     case = MoECase(shape, tokens, "uniform", x_dtype, weights)
     x, routing, act = case.x, case.routing, shape.function
     wide: Any = np.float64 if x.dtype.itemsize == 2 else x.dtype.type
@@ -211,7 +207,7 @@ def errors(shape: MoEShape, weights: fc.FFNWeights, x_dtype: str, tokens: int = 
     for t, s in np.ndindex(routing.experts.shape):
         expert, factor = one_expert(weights, int(routing.experts[t, s])), routing.weights[t, s]
         exact[t] += float(factor) * fc.reference.ffn(x[t], expert, activation=act)
-        # Four rows, as for dense shapes: numpy sums a single one in another order.
+        # Four rows, as for dense shapes, because numpy sums a single row in another order.
         rough[t] += wide(factor) * plain(np.repeat(x[t : t + 1], 4, axis=0), expert, act)[0]
     return {
         "error": relative(case.forward(weights)(), exact),
@@ -220,7 +216,7 @@ def errors(shape: MoEShape, weights: fc.FFNWeights, x_dtype: str, tokens: int = 
 
 
 def route_row(shape: MoEShape, tokens: int, layer_seconds: float | None) -> Row:
-    """Logits are float32, as routers have them beside any dtype of x."""
+    """The time of fc.route. Logits are float32, as routers have them with any dtype of x."""
     n = shape.routed or shape.n_experts
     logits = normal(3, (tokens, n), "float32")
     options = dict(shape.router)

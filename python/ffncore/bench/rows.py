@@ -1,13 +1,14 @@
-"""Every result of the bench, as soon as there is one.
+"""The results of the bench, each as soon as it is measured.
 
-For every shape, number of tokens and mode ("packed", "raw", "train"; see shapes.py) there is a row
-with time, GFLOP/s, GB/s, and the share of the limit (limits.py); for every shape also what packing
-reaches of the read bandwidth. Before the rows come the limits themselves, after them the cost of a
-call beyond its kernel and each activation's rate. Mixtures: mixtures.py.
+First come the machine and its limits (limits.py). For each shape, number of tokens and mode
+(shapes.py) follows a row with the time, GFLOP/s, GB/s and the share of the limit, and for each
+shape a row that compares packing with the read bandwidth. At the end come the part of a call's time
+that is not the kernel's, and the rate of each activation. Mixtures: mixtures.py; other libraries:
+against.py.
 
-A case runs in rounds of some 20 ms, each next to a fresh measurement of its limit; `share` is the
-median of the rounds' ratios, `best` the fastest limit over the fastest round. Where there are
-enough rounds in which nobody else worked on the cores, only they count: column `quiet`.
+A case runs in rounds of about 20 ms, each next to a new measurement of its limit. `share` is the
+median of limit / time over the rounds, `best` the shortest limit over the shortest round. `quiet`
+counts the rounds in which nobody else worked on the cores; if there are enough, only they count.
 Tests: tests/bench/test_bench.py (no time is asserted there).
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from statistics import median
 from typing import Any
 
@@ -25,9 +27,10 @@ import ffncore as fc
 from .. import _core
 from ..arrays.dtypes import as_dtype
 from ..values.activation import KINDS
+from .against import Against
 from .cases import Case, errors, make_weights
 from .limits import Limits, machine_facts
-from .measure import MEMORY_SHARE, Row, facts, free_memory, measure_case, pack_row
+from .measure import MEMORY_SHARE, Row, facts, free_memory, measure_case, pack_row, skipped_row
 from .mixture_shapes import MoEShape
 from .mixtures import moe_rows
 from .plan import Plan
@@ -35,13 +38,16 @@ from .shapes import Shape
 
 
 def rows(plan: Plan) -> Iterator[Row]:
-    """Every result, as soon as there is one."""
+    """The results, each as soon as it is measured."""
     limits = Limits(_core.isa(), plan.x_dtype, _core.num_threads())
     yield machine_facts(limits.isa, limits.threads)
     yield {"kind": "peak", "isa": limits.isa, "dtype": plan.x_dtype, **limits.check_peak()}
     if "cases" in plan.parts:
-        for shape in plan.shapes:
-            yield from _shape_rows(shape, plan, limits)
+        with closing(Against(plan.against, limits.threads)) as against:
+            yield from against.facts()
+            for shape in plan.shapes:
+                yield from _shape_rows(shape, plan, limits, against)
+                against.drop()
         limits.release()
     if "calls" in plan.parts:
         for mode in ("packed", "raw"):
@@ -56,21 +62,26 @@ def rows(plan: Plan) -> Iterator[Row]:
 # Cases
 
 
-def _shape_rows(shape: Shape, plan: Plan, limits: Limits) -> Iterator[Row]:
+def _shape_rows(shape: Shape, plan: Plan, limits: Limits, against: Against) -> Iterator[Row]:
     if isinstance(shape, MoEShape):
         yield from moe_rows(shape, plan, limits)
         return
     itemsize = as_dtype("dtype", plan.dtype).itemsize
     # raw, packed, gradients, the buffer of the bandwidth; activations of the largest case
-    wanted = shape.parameters * itemsize * (5 if "train" in plan.modes else 3)
+    copies = 5 if "train" in plan.modes else 3
+    copies += len(plan.against) * (2 if "train" in plan.modes else 1)
+    wanted = shape.parameters * itemsize * copies
     wanted += shape.parameters * 4 if plan.x_dtype != plan.dtype else 0  # to be packed from
-    wanted += max(plan.tokens) * (5 * shape.d + 2 * shape.f) * max(4, itemsize)
+    rows_bytes = max(plan.tokens) * (5 * shape.d + 2 * shape.f) * max(4, itemsize)
+    wanted += rows_bytes * (1 + 2 * len(plan.against))  # numpy has an array for every step
     if wanted > MEMORY_SHARE * free_memory():
-        yield {"kind": "skipped", "shape": shape.name, "reason": f"needs {wanted / 2**30:.1f} GiB"}
+        yield skipped_row(shape, wanted)
         return
     weights = make_weights(shape, plan.dtype)
     known = facts(shape, plan.dtype, limits)
-    yield {"kind": "shape", "shape": shape.name, **known, **errors(shape, weights, plan.x_dtype)}
+    names = {"against": list(plan.against)} if plan.against else {}
+    error = errors(shape, weights, plan.x_dtype)
+    yield {"kind": "shape", "shape": shape.name, **known, **error, **names}
     packed = fc.pack(weights) if "packed" in plan.modes else None
     gradients: Any = None
     for mode in plan.modes:
@@ -82,7 +93,10 @@ def _shape_rows(shape: Shape, plan: Plan, limits: Limits) -> Iterator[Row]:
                 call = case.train(gradients)
             else:
                 call = case.forward(packed if mode == "packed" else weights)
-            yield measure_case(shape, tokens, mode, call, plan.dtype, limits, plan.seconds)
+            peers = {}
+            if plan.against:
+                peers = against.calls(shape, tokens, mode, plan.dtype, call())
+            yield measure_case(shape, tokens, mode, call, plan.dtype, limits, plan.seconds, peers)
     if packed is not None:
         raw = weights if plan.x_dtype == plan.dtype else make_weights(shape, plan.x_dtype)
         yield pack_row(shape, raw, packed, limits)
@@ -92,10 +106,11 @@ def _shape_rows(shape: Shape, plan: Plan, limits: Limits) -> Iterator[Row]:
 
 
 def call_cost(mode: str, pause: float, dtype: str, x_dtype: str, repeats: int = 400) -> Row:
-    """One token through 384 x 1536: the call's time, and what of it is not the kernel's.
+    """The time of a call with one token and 384 x 1536, and the part that is not the kernel's.
 
-    The kernel's time is a slope: calls with d_ff of 384, 768 and 1536 differ in nothing else. With
-    `pause` the caller computes something else for that long between calls, and the pool sleeps.
+    The kernel's time is the slope over d_ff of 384, 768 and 1536, because these calls differ in
+    nothing else. With `pause` the caller works on something else for that long between two calls,
+    and the pool's threads fall asleep.
     """
     sizes = (384, 768, 1536)
     calls = []

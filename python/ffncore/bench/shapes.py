@@ -1,12 +1,18 @@
-"""The shapes of real layers that the benchmarks run, and what a case costs.
+"""The shapes of real layers that the bench runs, and the cost of a case.
 
-A case is (shape, tokens, mode). Modes: "packed" and "raw" are one forward pass with packed or raw
-weights; "train" is a forward and a backward pass with raw weights, every gradient computed.
-Mixtures of experts: mixture_shapes.py.
+A case is a shape, a number of tokens and a mode:
+
+    packed   a forward pass with packed weights
+    raw      a forward pass with weights that are not packed
+    train    a forward and a backward pass with weights that are not packed, and all gradients
+
+The cost of a case:
 
     FLOPs and activations   as fc.cost counts them
-    bytes                   the weights, biases too, once per pass that needs them; gradients
-                            written once
+    bytes                   weights and biases, once for each pass that reads them; in training also
+                            the gradients, written once
+
+Mixtures of experts: mixture_shapes.py.
 
 Tests: tests/bench/test_bench.py.
 """
@@ -19,7 +25,7 @@ from typing import Any
 import ffncore as fc
 
 MODES = ("packed", "raw", "train")
-# Far beyond any cache the bandwidth no longer depends on the buffer, which takes memory itself.
+# Beyond all caches the bandwidth does not depend on the size of the buffer, which takes memory.
 LARGEST_FOOTPRINT = 2**31
 
 
@@ -35,9 +41,13 @@ class Shape:
 
     @property
     def function(self) -> str | fc.Activation:
-        """A plain name where that says all, as most callers write it."""
+        """What activation= takes: the name, if there are no options."""
         options: dict[str, Any] = dict(self.options)
         return fc.Activation(self.activation, **options) if options else self.activation
+
+    @property
+    def form(self) -> str:
+        return "gated" if self.gated else "plain"
 
     @property
     def matrices(self) -> int:
@@ -52,13 +62,13 @@ class Shape:
 
 @dataclass(frozen=True)
 class Cost:
-    """What no implementation of a case can avoid."""
+    """What every implementation of a case has to compute and move."""
 
     flops: float
     forward_activations: float  # elements of h
     backward_activations: float
     bytes: float  # moved
-    footprint: float  # distinct bytes: decides from which cache or memory they come
+    footprint: float  # distinct bytes, which decide from which cache or memory they come
 
 
 def cost(shape: Shape, tokens: int, mode: str, itemsize: int) -> Cost:
@@ -82,7 +92,7 @@ SHAPES = (
     Shape("llama-3.1-8b", 4096, 14336, "silu", gated=True),
     Shape("falcon-7b", 4544, 18176, "gelu"),
 )
-# Not part of the default run: sizes that are a multiple of nothing.
+# Not part of the default run: sizes that are no multiples of a vector.
 ODD_SHAPES = (Shape("odd", 1000, 2744, "silu", gated=True),)
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 512, 4096)
@@ -90,18 +100,28 @@ QUICK_SHAPES = ("minilm", "bert-base", "smollm2-135m", "llama-3.2-1b")
 QUICK_TOKENS = (1, 16, 128, 512)
 
 
+FORM = "DxF[:activation][:gated or plain][:bias]"
+
+
 def find_shape(name: str) -> Shape:
-    """By name, or DxF[:activation[:gated]] such as 1000x2744:silu:gated."""
+    """By name, or as FORM says, such as 1000x2744:silu:gated; without "gated" it is plain."""
     for shape in SHAPES + ODD_SHAPES:
         if shape.name == name:
             return shape
-    size, *rest = name.split(":")
+    size, *words = name.split(":")
     d, _, f = size.partition("x")
     if not (d.isdigit() and f.isdigit() and int(d) and int(f)):
         known = ", ".join(shape.name for shape in SHAPES + ODD_SHAPES)
-        raise ValueError(
-            f"shape {name!r} is not known; expected DxF[:activation[:gated]] or one of {known}"
-        )
-    gated = "gated" in rest
-    kinds = [word for word in rest if word not in ("gated", "bias")]
-    return Shape(name, int(d), int(f), kinds[0] if kinds else "silu", gated, "bias" in rest)
+        raise ValueError(f"shape {name!r} is not known; expected {FORM} or one of {known}")
+    flags = [word for word in words if word in ("gated", "plain", "bias")]
+    others = [word for word in words if word not in flags]
+    extra = others[1:] or [word for word in flags if flags.count(word) > 1]
+    if extra:
+        raise ValueError(f"shape {name!r} has the extra field {extra[0]!r}; expected {FORM}")
+    if {"gated", "plain"} <= set(flags):
+        raise ValueError(f"shape {name!r} is gated and plain; expected {FORM}")
+    try:
+        kind = fc.Activation(others[0] if others else "silu").name
+    except ValueError as error:
+        raise ValueError(f"shape {name!r} is not {FORM}: {error}") from None
+    return Shape(name, int(d), int(f), kind, "gated" in flags, "bias" in flags)

@@ -1,42 +1,99 @@
 """`python -m ffncore bench`: how much of the machine's limit each shape reaches.
 
-Each row is printed as soon as it is measured; --json also appends it to a file as a JSON line, with
-the machine's facts first. What the rows say: bench/rows.py. Tests: tests/bench/test_bench.py.
+Each row is printed as soon as it is measured. --json also appends it to a file as a JSON line, with
+the machine's facts first, and --picture draws the rows at the end. What the rows say:
+bench/rows.py. Tests: tests/cli/test_cli.py, tests/bench/test_bench.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
 import ffncore as fc
 
-from ..bench import shapes
+from ..bench import against, picture, shapes
+from ..bench.against import PeerError
 from ..bench.limits import LimitError
 from ..bench.measure import Row
-from ..bench.mixture_shapes import ROUTINGS
+from ..bench.mixture_shapes import MOE_SHAPES, ROUTINGS
 from ..bench.plan import PARTS, Plan
-from ..bench.printing import describe
+from ..bench.printing import describe, title
 from ..bench.rows import rows
+
+HELP = f"""\
+Measures the speed of layers as a share of this machine's limit.
+
+The limits, the FMA peak and the read bandwidth, are measured first; the run
+ends with an error if the peak cannot be right. A shape is one of
+{textwrap.fill(", ".join(shape.name for shape in (*shapes.SHAPES, *MOE_SHAPES)), 78)},
+or {shapes.FORM}, with :E/k behind
+it for a mixture of E experts with k of them per token. Without "gated" a layer
+is plain.
+
+modes
+  packed  a forward pass with packed weights
+  raw     a forward pass with weights that are not packed
+  train   a forward and a backward pass, not packed, with all gradients
+
+columns
+  share   of the limit: the median over the rounds
+  best    of the limit: the shortest limit over the shortest round
+  quiet   rounds in which nobody else worked on the cores / all rounds
+  bound   whether FLOPs or bytes are the limit
+  takes   the other library's time over ffncore's, and its share of the limit
+  hit     of a mixture: experts that have at least one token
+  dense   of a mixture: time of a dense layer with as many FLOPs over its time
+  uniform of a mixture: time with uniform routing over its time
+"""
+EXAMPLES = (
+    "bench --quick",
+    "bench --shapes 1536x4096:silu:gated --tokens 64 --against numpy --picture out.png",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--quick", action="store_true", help="four shapes, four numbers of tokens, short rounds")
-    add("--shapes", help="comma-separated: names, DxF[:activation[:gated]] or moe")
-    add("--tokens", help="comma-separated numbers of tokens")
-    add("--modes", help=f"comma-separated, of {', '.join(shapes.MODES)}")
-    add("--routing", help=f"of mixtures: comma-separated, of {', '.join(ROUTINGS)}")
-    add("--parts", help=f"comma-separated, of {', '.join(PARTS)}")
-    add("--dtype", default="float32", choices=("float32", "float64", "bfloat16", "float16"))
-    add("--x-dtype", choices=("float32",), help="of x; default: as --dtype, which is the weights'")
-    add("--isa", help="default: the one that ffncore would use")
-    add("--threads", type=int, help="default: as ffncore would use")
-    add("--seconds", type=float, help="for each case (default 0.6, quick 0.25)")
+    add("--shapes", metavar="SHAPES", help="comma-separated (default: eight layers of models)")
+    add(
+        "--tokens", metavar="NUMBERS", help="comma-separated, as 1,64,512 (default: ten, 1 to 4096)"
+    )
+    add("--modes", metavar="MODES", help="comma-separated (default: packed,raw,train)")
+    add(
+        "--against",
+        metavar="PEERS",
+        help=f"run the same layer in these libraries in turn, of {', '.join(against.NAMES)} "
+        "(default: none)",
+    )
+    add("--picture", metavar="FILE", type=Path, help="draw the shares; needs matplotlib")
     add("--json", metavar="FILE", help="append every result as a JSON line")
+    add(
+        "--dtype",
+        default="float32",
+        choices=("float32", "float64", "bfloat16", "float16"),
+        help="of the weights (default: %(default)s)",
+    )
+    add("--x-dtype", choices=("float32",), help="of x, with weights of 16 bits (default: --dtype)")
+    add(
+        "--routing",
+        metavar="ROUTINGS",
+        help=f"of mixtures, comma-separated (default: {','.join(ROUTINGS)})",
+    )
+    add(
+        "--parts",
+        metavar="PARTS",
+        help=f"comma-separated (default: {','.join(PARTS)}; with --shapes: {PARTS[0]})",
+    )
+    add("--isa", metavar="NAME", help="instruction set (default: the one that ffncore would use)")
+    add(
+        "--threads", metavar="N", type=int, help="of a call (default: as many as ffncore would use)"
+    )
+    add("--seconds", metavar="S", type=float, help="for each case (default: 0.6, quick 0.25)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,17 +104,18 @@ def run(args: argparse.Namespace) -> int:
         print(f"bench: {error}")
         return 2
     with ExitStack() as stack:
-        if plan.isa is not None:
-            try:
+        try:
+            if plan.isa is not None:
                 stack.enter_context(fc.using_isa(plan.isa))
-            except ValueError as error:
-                print(f"bench: {error}")
-                return 2
-        if plan.threads is not None:
-            stack.enter_context(fc.num_threads(plan.threads))
-        file = None
-        if args.json:
-            file = stack.enter_context(Path(args.json).open("a", encoding="utf-8"))
+            if plan.threads is not None:
+                stack.enter_context(fc.num_threads(plan.threads))
+            file = None
+            if args.json:
+                file = stack.enter_context(Path(args.json).open("a", encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            print(f"bench: {error}")
+            return 2
+        machine, cases = "", []
         try:
             for row in rows(plan):
                 text = describe(row)
@@ -65,7 +123,14 @@ def run(args: argparse.Namespace) -> int:
                     print(text, flush=True)
                 if file is not None:
                     _write(file, row)
-        except LimitError as error:
+                if row["kind"] == "machine":
+                    machine = f"{title(row)}, {plan.dtype}"
+                elif row["kind"] == "case":
+                    cases.append(row)
+            if args.picture is not None:
+                picture.draw(cases, machine, args.picture)
+                print(f"picture: {args.picture}")
+        except (LimitError, PeerError, OSError, ValueError) as error:
             print(f"bench: {error}")
             return 1
     return 0

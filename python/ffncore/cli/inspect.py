@@ -13,10 +13,32 @@ from typing import Any
 
 from .. import models
 
+HELP = """\
+Lists the feed-forward layers of a checkpoint.
+
+A line stands for a run of equal layers. Layers that are packed by a quantiser
+or damaged follow, with the reason. Only the headers of the files are read.
+
+columns
+  ratio       d_ff / d_model
+  matched     d_ff / d_model of a plain layer with as many parameters
+  model_type  of config.json; - where there is none
+  family      whose names and storage the tensors have (docs/models.md)
+  prefix      what stands before "layers.0." in the tensors' names
+"""
+EXAMPLES = ("inspect path/to/model",)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", help="a folder with config.json, or a .safetensors file")
-    parser.add_argument("--family", help="for a model_type that ffncore does not know")
+    add = parser.add_argument
+    add("path", metavar="PATH", help="a folder with config.json, or a .safetensors file")
+    add(
+        "--family",
+        metavar="NAME",
+        help="read a model_type that ffncore does not know with the tensor names of this family, "
+        f"one of {', '.join(row.name for row in (*models.FAMILIES, *models.MOE_FAMILIES))} "
+        "(default: the family of the model_type)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,15 +52,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _printable(line: str) -> str:
-    """A file may call its tensors anything: what a terminal cannot show, or obeys, is escaped."""
+    """The line with escapes for what a terminal obeys or cannot show: tensors may have any name."""
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     encoding = sys.stdout.encoding or "utf-8"
     return shown.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def inspection(layers: Sequence[models.LayerInfo]) -> list[str]:
-    """One line for each run of equal layers that can be read, and the sum; then one for each run of
-    packed layers, with their bytes; then what is wrong with each of the others.
+    """A line for each run of equal layers that can be read, and their sum; then a line for each run
+    of packed layers, with their bytes; then a line about what is wrong with each other layer.
     """
     if not layers:
         return ["no feed-forward layer that ffncore knows"]
@@ -49,7 +71,7 @@ def inspection(layers: Sequence[models.LayerInfo]) -> list[str]:
         total = sum(info.parameters for info in sound)
         lines.append(f"{len(sound)} layers, {total:,} parameters in them")
         lines.append(
-            "ratio: d_ff / d_model; matched: the ratio of a plain layer with as many parameters"
+            "ratio is d_ff / d_model; matched is that of a plain layer with as many parameters"
         )
     for (packing, prefix, family), run in groupby(
         packed, lambda info: (info.packing, info.prefix, info.family.name)
@@ -66,10 +88,10 @@ def inspection(layers: Sequence[models.LayerInfo]) -> list[str]:
 
 def _table(layers: Sequence[models.LayerInfo]) -> list[str]:
     head = ("layers", "kind", "d_model", "d_ff", "activation", "dtype", "parameters", "ratio")
-    table: list[tuple[str, ...]] = [(*head, "matched", "names")]
-    for facts, run in groupby(layers, _facts):
+    table: list[tuple[str, ...]] = [(*head, "matched", "model_type", "family", "prefix")]
+    for (*facts, _), run in groupby(layers, _facts):
         group = list(run)
-        prefix, gated, experts, d_model, d_ff, activation, dtype, parameters, family = facts
+        prefix, gated, experts, d_model, d_ff, activation, dtype, parameters = facts
         kind = "gated" if gated else "plain"
         table.append(
             (
@@ -77,12 +99,14 @@ def _table(layers: Sequence[models.LayerInfo]) -> list[str]:
                 kind if experts is None else f"{kind}, {experts} experts",
                 str(d_model),
                 str(d_ff),
-                activation or "not told",
+                activation or "unknown",
                 dtype,
                 f"{parameters:,}",
                 f"{group[0].ratio:.3g}",
                 f"{group[0].matched_ratio:.3g}",
-                f"{family} {prefix}",
+                group[0].model_type or "-",
+                group[0].family.name,
+                prefix,
             )
         )
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
@@ -92,7 +116,7 @@ def _table(layers: Sequence[models.LayerInfo]) -> list[str]:
 
 
 def _numbers(group: Sequence[models.LayerInfo]) -> str:
-    """Of a run of layers: "3", "0-31", or "0, 4-9" where others lie between."""
+    """The numbers of layers: "3", "0-31", or "0, 4-9"."""
     return models.ranges([info.layer for info in group])
 
 

@@ -1,7 +1,7 @@
-"""The one place that chooses what computes a call: a CPU's kernels or a GPU's.
+"""The choice of the backend: the kernels for the CPU, or those for CUDA GPUs.
 
-Arguments say where they are (arrays/places.py): place None is a CPU. The CUDA part is imported by
-the first call that needs it. Tests: tests/backends/test_device.py.
+It follows from where the arrays of a call are (arrays/places.py): a place of None is the CPU. The
+CUDA backend is imported by the first call that needs it. Tests: tests/backends/test_device.py.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from ..arrays.places import Made, Place
 from ..arrays.shapes import MaybeArray
 from ..backends import cpu
 from ..values.arguments import LayerArguments
-from ..values.asked import Asked
+from ..values.request import GradientRequest
 from ..values.routing_options import RouterCore
 
 
 class Backend(Protocol):
-    """What a backend has, as functions of its package, over checked arguments."""
+    """The functions of a backend's package. Their arguments have been checked."""
 
     def forward(self, layer: LayerArguments, y: Made, keep: bool) -> Any:
-        """Writes y; returns what the backward pass needs where it is to be kept."""
+        """Write y. Return the saved activations if keep is true, else None."""
 
-    def backward(self, layer: LayerArguments, asked: Asked, panels: MaybeArray) -> Any:
-        """Writes what is asked for; returns xielu's two numbers where they are."""
+    def backward(self, layer: LayerArguments, request: GradientRequest, panels: MaybeArray) -> Any:
+        """Write the requested gradients. Return those of xielu's parameters, or None."""
 
     def route(
         self,
@@ -34,10 +34,10 @@ class Backend(Protocol):
         bias: MaybeArray,
         experts: Made | None,
     ) -> tuple[Any, Any, Any]:
-        """experts and weights [..., k], and what the backward pass needs."""
+        """Return experts [..., k], weights [..., k], and the part for route_backward."""
 
     def route_backward(self, place: Any, part: Any, grad_weights: Made) -> Any:
-        """grad_logits [..., E]"""
+        """Return grad_logits [..., E]."""
 
 
 def backend_of(place: Place | None) -> Backend:

@@ -1,11 +1,11 @@
-"""What a call costs before it is made: arithmetic, memory traffic, and the plan that would run.
+"""fc.cost: the arithmetic, the memory traffic and the plan of a call, without making it.
 
-    forward   gated 6 T d f FLOPs, plain 4 T d f
-    backward  dh 2 T d f; dx 2 T d f per input matrix; each weight's gradient 2 T d f; gate and
-              up again with save="input"
+    forward   6 T d f FLOPs with a gate, 4 T d f without
+    backward  2 T d f for dh, 2 T d f for dx per input matrix (gate, up), 2 T d f for the gradient
+              of each matrix, and with save="input" gate and up again
 
-`bytes` is what has to move at least: the weight matrices, once per pass that needs them, and their
-gradients written; biases are not counted. Tests: tests/functional/test_cost.py.
+Bytes are the least that has to be moved: each weight matrix once per pass that needs it, and the
+gradients of the matrices once. Biases are not counted. Tests: tests/functional/test_cost.py.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from .. import _core
 from ..arrays.dtypes import FLOAT32, as_dtype, is_narrow
+from ..arrays.scalars import check_names
 from ..arrays.shapes import check_size
-from ..arrays.words import check_names
 from ..values.activation import KINDS, Activation, as_core
 from ..values.gradients import GRADIENTS
 from ..values.packed import PackedWeights, check_block
@@ -31,21 +31,35 @@ _OPERATIONS = ("ffn", "ffn_forward", "ffn_backward")
 
 @dataclass(frozen=True)
 class Cost:
-    """flops: of the products, 2 per multiply-add; activations: elements that pass one; the rest in
-    bytes, tokens and hidden units."""
+    """The cost of one call, as fc.cost returns it.
+
+    flops           FLOPs of the matrix products, 2 for each multiply-add
+    activations     the number of elements that go through an activation
+    bytes           the least number of bytes to move: weights, and gradients of weights
+    extra_bytes     bytes of workspace, beyond inputs, outputs and saved activations
+    token_chunk     the plan: the number of tokens whose hidden units are held at once
+    ff_chunk        the plan: the number of hidden units that are held at once
+    token_slice     the plan: the number of tokens of x that are held packed at once
+    tokens_in_rows  the plan: whether the weights are packed into panels and tokens are broadcast,
+                    instead of the other way round
+
+    >>> fc.cost(512, weights).intensity
+    """
 
     flops: float
     activations: float
     bytes: float
-    extra_bytes: int  # workspace beyond inputs, outputs and saved tensors
-    token_chunk: int  # tokens whose hidden units are held at once
-    ff_chunk: int  # hidden units held at once
-    token_slice: int  # tokens of x that are held packed at once
-    tokens_in_rows: bool  # True: the weights are the panels, tokens are broadcast
+    extra_bytes: int
+    token_chunk: int
+    ff_chunk: int
+    token_slice: int
+    tokens_in_rows: bool
 
     @property
     def intensity(self) -> float:
-        """FLOPs per byte: below the machine's balance, memory is the limit."""
+        """FLOPs per byte. A call is limited by memory if this is below the machine's FLOPs per
+        byte of read bandwidth, and by arithmetic if it is above.
+        """
         return self.flops / self.bytes if self.bytes else 0.0
 
     def __str__(self) -> str:
@@ -73,12 +87,27 @@ def cost(
     save: str = "preactivations",
     needs: Iterable[str] | None = None,
 ) -> Cost:
-    """Cost of one call of `op` ("ffn", "ffn_forward", "ffn_backward") for that many tokens.
+    """Compute the cost of one call: FLOPs, bytes to move, workspace and plan.
 
-    The layer is given by weights, or by d_model, d_ff, gated, packed and dtype; then it may have
-    any biases. x_dtype is the weights', unless it is float32 beside 16 bits. activation, save and
-    needs are those of ffn_forward and ffn_backward; of the activations only xielu, which has
-    parameters, makes a difference.
+    The layer is described by its weights, or by d_model, d_ff, gated, packed and dtype.
+
+    tokens      the number of tokens of x
+    weights     FFNWeights or PackedWeights of one layer
+    d_model     the last dimension of x, if weights is None
+    d_ff        the number of hidden units, if weights is None
+    gated       whether the layer has a gate, if weights is None
+    packed      whether the weights are packed, if weights is None
+    dtype       the dtype of the weights, if weights is None
+    x_dtype     the dtype of x: that of the weights (the default), or float32 with 16-bit weights
+    activation  as for fc.ffn; only xielu, which has trainable parameters, makes a difference
+    op          "ffn", "ffn_forward" or "ffn_backward"
+    save        as for fc.ffn_forward
+    needs       as for fc.ffn_backward. Default: all gradients; without weights also those of
+                biases, which are not counted
+
+    Returns a Cost.
+
+    Raises ValueError for values and names that are not known, and TypeError for types and dtypes.
 
     >>> print(fc.cost(512, d_model=4096, d_ff=14336, op="ffn_backward"))
     """
@@ -87,7 +116,9 @@ def cost(
     keep = keeps_preactivations(save)
     if weights is not None:
         if d_model is not None or d_ff is not None:
-            raise ValueError("d_model and d_ff are given beside weights; expected one or the other")
+            raise ValueError(
+                "weights and d_model or d_ff are given; expected weights, or d_model and d_ff"
+            )
         layer = check_block(weights)
         d_ff, d_model = layer.shape
         gated, packed = layer.gated, isinstance(layer, PackedWeights)
@@ -110,7 +141,7 @@ def cost(
         )
     else:
         if needs is not None:
-            raise ValueError(f"needs is given for {op}; expected it with op='ffn_backward' alone")
+            raise ValueError(f"needs is given and op is {op!r}; expected op='ffn_backward'")
         keep = keep and op == "ffn_forward"
         answer = _core.forward_cost(element.name, stored.name, *sizes, gated, packed, core, keep)
     return Cost(
@@ -128,7 +159,7 @@ def cost(
 def _gradients(
     weights: FFNWeights | PackedWeights | None, gated: bool, packed: bool, trainable: bool
 ) -> tuple[str, ...]:
-    """Names of the gradients that the call can give."""
+    """The names of the gradients that the call can compute."""
     if packed:
         return ("x",)
     absent = set() if gated else {"gate", "b_gate"}
@@ -147,16 +178,16 @@ def _wanted(needs: object, exist: tuple[str, ...], packed: bool) -> tuple[str, .
         if name in exist:
             continue
         if packed:
-            raise ValueError(f"needs has {name!r}, but packed weights give the gradient of x alone")
+            raise ValueError(f"needs has {name!r}, but packed weights give only the gradient of x")
         if name == "activation":
             raise ValueError("needs has 'activation', but only xielu has trainable parameters")
-        raise ValueError(f"needs has {name!r}, but the block has no w.{name}")
+        raise ValueError(f"needs has {name!r}, but the weights have no {name}")
     return wanted
 
 
 def _count(name: str, value: object, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} is of type {type(value).__name__}; expected a whole number")
+        raise TypeError(f"{name} is of type {type(value).__name__}; expected an integer")
     if value < least:
-        raise ValueError(f"{name} is {value}; expected a number from {least} on")
+        raise ValueError(f"{name} is {value}; expected at least {least}")
     return int(value)

@@ -1,16 +1,16 @@
-"""The feed-forward block as functions: forward, forward that saves, backward.
+"""The dense feed-forward layer: fc.ffn, fc.ffn_forward and fc.ffn_backward.
 
-    p, q = x gate^T + b_gate, x up^T + b_up     preactivations [T, f]; a plain block has q alone
+    p, q = x gate^T + b_gate, x up^T + b_up     [T, f] each; a layer without a gate has only q
     h    = act(p) * q, or act(q)                [T, f]
     y    = h down^T + b_down                    [T, d]
 
     dh     = dy down                 d_down = dy^T h      d_b_down = sum of dy over tokens
-    dp, dq = derivatives of h        d_gate = dp^T x      d_b_gate = sum of dp
-    dx     = dp gate + dq up         d_up   = dq^T x      d_b_up   = sum of dq
+    dp, dq = gradients through h     d_gate = dp^T x      d_b_gate = sum of dp over tokens
+    dx     = dp gate + dq up         d_up   = dq^T x      d_b_up   = sum of dq over tokens
 
-x is [..., d]: leading dimensions are merged to T tokens (arrays/rows.py). A call on a
-two-dimensional array with weights that were checked when they were made runs through ffn's first
-lines alone.
+x is [..., d]; its leading dimensions are merged to T tokens (arrays/rows.py). fc.ffn has a fast
+path for the common case, a two-dimensional numpy array, because the checks would otherwise take a
+large part of the time of a call with one token and a small layer.
 
 Tests: tests/functional/test_functional.py, tests/functional/test_backward.py,
 tests/functional/test_gradients.py.
@@ -47,25 +47,33 @@ def ffn(
     activation: str | Activation,
     out: MaybeArray = None,
 ) -> Array:
-    """The output of a feed-forward layer: y = act(x up^T) down^T, with a gate
-    y = (act(x gate^T) * (x up^T)) down^T, and the biases that there are.
+    """Compute the output of a feed-forward layer.
 
-    x           [..., d], in the dtype of the weights, or float32 beside weights of 16 bits
-    weights     FFNWeights or PackedWeights of one layer; packed ones give the same bits, faster
+    With a gate it is y = (act(x gate^T) * (x up^T)) down^T, without a gate y = act(x up^T) down^T.
+    A bias of the weights is added to its product.
+
+    x           [..., d_model], with the dtype of the weights, or float32 with 16-bit weights
+    weights     FFNWeights or PackedWeights of one layer; packed weights give the same bits, faster
     activation  a name, or an Activation with options
-    out         an array [..., d] to write y to; it is returned
+    out         an array like x to write y to, with any strides, which must not overlap x or the
+                weights; None: a new array
 
-    y has the shape and dtype of x. ValueError for shapes and values, TypeError for types and
-    dtypes.
+    Returns y, an array with the shape and dtype of x: out if it was passed.
+
+    Raises ValueError for shapes and values and TypeError for types and dtypes, before anything is
+    computed.
 
     x, weights and out may also be torch CUDA tensors or CuPy arrays of one device, in float32,
-    bfloat16 or float16 and with any strides (of weights: see FFNWeights). Then y is such an array,
-    too. The work is queued on the library's current stream, and the call does not wait for it.
+    bfloat16 or float16 and with any strides (but see FFNWeights for weights). Then y is such an
+    array, too. The work is queued on the library's current stream, and the call does not wait for
+    it.
+
+    See also: fc.pack, fc.ffn_forward, fc.moe.
 
     >>> y = fc.ffn(x, weights, activation="silu")
     """
-    # The common case, without a function call of ours: a matrix, weights whose arrays are aligned.
-    # Whatever does not fit goes to passes.py, which finds out what it is and has the sentences.
+    # The fast path for the common case, a matrix x and aligned weights, without any call of a
+    # Python function. All other arguments go to passes.py, which also raises the errors.
     if type(x) is _ndarray and (type(weights) is PackedWeights or type(weights) is FFNWeights):
         call = weights._call
         if call is not None:
@@ -111,15 +119,23 @@ def ffn_forward(
     save: str = "preactivations",
     out: MaybeArray = None,
 ) -> tuple[Array, Saved]:
-    """The output of a layer, as of ffn, and the activations that ffn_backward needs.
+    """Compute the output of a layer, and save what ffn_backward needs.
 
-    save  "preactivations" keeps gate and up, [tokens, f] each, before the activation. "input" keeps
-          references to x and the weights alone, and the backward pass computes gate and up again:
-          less memory, more time, the same bits
+    x           [..., d_model], as for fc.ffn
+    weights     as for fc.ffn
+    activation  as for fc.ffn
+    save        "preactivations" keeps gate and up, [tokens, d_ff] each, before the activation;
+                "input" keeps only references to x and the weights, and the backward pass computes
+                gate and up again: less memory, more time, the same bits
+    out         as for fc.ffn
 
-    x and the weights must not be changed before the backward pass. With save="preactivations" x and
-    out are copied for the call where their leading dimensions cannot be seen as one dimension of
-    rows, or their elements are not aligned.
+    Returns y, which has the bits of fc.ffn, and a Saved. x and the weights must not be changed
+    before the backward pass.
+
+    Raises ValueError and TypeError as fc.ffn does, and ValueError for an unknown save.
+
+    With save="preactivations" the call makes temporary copies of x and out if their leading
+    dimensions cannot be merged to one by their strides, or if their elements are not aligned.
 
     >>> y, saved = fc.ffn_forward(x, weights, activation="silu")
     """
@@ -136,24 +152,29 @@ def ffn_backward(
 ) -> FFNGrads:
     """Gradients of x, the weights and xielu's parameters, from the gradient of y.
 
-    grad_y      [..., d], with the dtype of y
-    saved       what ffn_forward returned
+    grad_y      [..., d_model], with the shape and dtype of y
+    saved       the Saved that fc.ffn_forward returned
     needs       names of the gradients to compute: "x", "gate", "up", "down", "b_gate", "b_up",
-                "b_down", "activation". Default: all that exist (with packed weights: x)
-    out         arrays to fill: an FFNGrads, or a mapping from the names of needs to arrays. Arrays
-                missing from out are allocated
-    accumulate  add the gradients to the arrays of out, instead of replacing their values; numbers
-                (xielu's gradients) are added to those of out and returned
+                "b_down", "activation". Default: all that exist; with packed weights only "x"
+    out         arrays to write the gradients to: an FFNGrads, or a mapping from names of needs to
+                arrays. Gradients that out has no array for are new arrays
+    accumulate  if true, add the gradients to the values in out. The two numbers of xielu are added
+                to those of out, and their sums are returned
 
-    Each gradient has the dtype of the array that it belongs to. For weights of 16 bits an array of
-    out may be float32 instead. Sums are rounded once, at the end.
+    Returns an FFNGrads: grads.x is [..., d_model], grads.weights.up is [d_ff, d_model] and so on.
+    Each gradient has the dtype of the array that it belongs to. For 16-bit weights an array of out
+    may be float32 instead. Sums over tokens are rounded once, at the end.
 
-    x, grad_y and out.x are copied for the call where their leading dimensions cannot be seen as one
-    dimension of rows, or their elements are not aligned, because gradients of weights are sums over
-    all tokens. With needs=("x",) and save="input" one block at a time is copied.
+    Raises ValueError for shapes, for names in needs that the layer does not have, for arrays of out
+    that overlap each other or an input, and for accumulate without out; TypeError for types and
+    dtypes.
 
-    On a GPU (see ffn) gradients are arrays of the same library; xielu's two gradients are float64
-    arrays without dimensions.
+    The call makes temporary copies of x, grad_y and out.x if their leading dimensions cannot be
+    merged to one by their strides, or if their elements are not aligned. With needs=("x",) and
+    save="input" it copies one block of bounded size at a time.
+
+    On a GPU (see fc.ffn) the gradients are arrays of the same library, and those of xielu's
+    parameters are float64 arrays without dimensions.
 
     >>> grads = fc.ffn_backward(grad_y, saved, needs=("x", "down"))
     """

@@ -1,10 +1,10 @@
-"""Activations on arrays, without the products around them: forward and backward.
+"""fc.activation and fc.activation_backward: activations of arrays, without the matrix products.
 
     h = act(x)           dx = dh act'(x)                              plain
     h = act(x) up        dx = dh up act'(x)     dup = dh act(x)       gated: x is the gate
 
-All arrays [...], of one shape and any strides. Options: values/activation.py. Tests:
-tests/functional/test_elementwise.py.
+All arrays have one shape [...] and may have any strides. values/activation.py has the options.
+Tests: tests/functional/test_elementwise.py.
 """
 
 from __future__ import annotations
@@ -25,9 +25,24 @@ from ..values.gradients import ActivationGrads, XieluGrads
 def activation(
     x: Array, up: MaybeArray = None, *, activation: object, out: MaybeArray = None
 ) -> Array:
-    """act(x), or act(x) * up where up is given: then x is the gate. All [...], of one shape.
+    """Compute an activation elementwise: act(x), or act(x) * up.
 
-    >>> h = fc.activation(gate, up, activation="silu")
+    x           [...], of any shape and strides: float32, float64, bfloat16 or float16
+    up          an array like x; then x is the gate, and the options of gated layers apply.
+                None: the plain form act(x)
+    activation  a name, or an Activation with options
+    out         an array like x to write the result to, which must not overlap x or up; None: a new
+                array
+
+    Returns an array with the shape and dtype of x: out if it was passed. 16-bit dtypes are computed
+    in float32 and rounded once.
+
+    Raises ValueError for shapes and values, and TypeError for types and dtypes.
+
+    See also: fc.Activation, which has the names and the formulas.
+
+    >>> h = fc.activation(x, activation="gelu_tanh")
+    >>> h = fc.activation(x, up=np.ones_like(x), activation="silu")
     """
     x, up, core = _operands(x, up, activation)
     if out is None:
@@ -37,11 +52,11 @@ def activation(
         check_apart("out", out, (("x", x), ("up", up)))
 
     def run(x: Array, up: MaybeArray, h: Array) -> None:
-        # The kernels' name for the only input of the plain form is up.
+        # The kernels call the only input of the plain form "up".
         gate, up = (None, x) if up is None else (x, up)
         _core.activation_forward(gate, up, h, core)
 
-    # The last dimension is one to cut as well: every element is on its own.
+    # Elements are independent, so that all dimensions, also the last one, may be cut into blocks.
     over_rows(run, (_line(x), _line(up)), (_line(out),), cut=max(1, x.ndim))
     return out
 
@@ -54,9 +69,20 @@ def activation_backward(
     activation: object,
     out: tuple[Any, ...] | None = None,
 ) -> ActivationGrads:
-    """Gradients of `activation` at x (and up), from the gradient of its result.
+    """Compute the gradients of fc.activation from the gradient of its result.
 
-    out: arrays to fill, (x,) or (x, up), each of which may be None; or former ActivationGrads.
+    grad        [...], the gradient of the result, with the shape and dtype of x
+    x           as passed to fc.activation
+    up          as passed to fc.activation
+    activation  as passed to fc.activation
+    out         a tuple (x,) or (x, up) of arrays to write the gradients to, each of which may be
+                None; or the ActivationGrads of an earlier call. None: new arrays
+
+    Returns an ActivationGrads: x, up (None in the plain form) and, with xielu, activation.
+
+    Raises ValueError for shapes and values, and TypeError for types and dtypes.
+
+    >>> grads = fc.activation_backward(np.ones_like(x), x, activation="silu")
     """
     x, up, core = _operands(x, up, activation)
     grad = as_array("grad", grad)
@@ -102,7 +128,7 @@ def activation_backward(
 def _operands(
     x: object, up: object, activation: object
 ) -> tuple[Array, MaybeArray, ActivationCore]:
-    """Checks what both passes take: x [...], up of the same shape or None."""
+    """Check the arguments of both passes: x [...], up of the same shape or None, activation."""
     first = as_array("x", x)
     dtype = check_dtype("x", first)
     second = None
@@ -115,7 +141,7 @@ def _operands(
 
 
 def _line(array: MaybeArray) -> MaybeArray:
-    """A number as an array of one dimension; everything else as it is."""
+    """An array without dimensions as [1]; every other array as it is."""
     return array.reshape(1) if array is not None and array.ndim == 0 else array
 
 
@@ -123,4 +149,4 @@ def _check_out_tuple(out: object, gated: bool) -> None:
     if not isinstance(out, tuple):
         raise TypeError(f"out is of type {type(out).__name__}; expected a tuple (x, up)")
     if not gated and len(out) > 1 and out[1] is not None:
-        raise ValueError("out has an array for up; expected None there, because up is not given")
+        raise ValueError("out has an array for up, but up is None; expected None in its place")

@@ -1,15 +1,15 @@
-"""Central differences against an explicit backward pass.
+"""fc.check_gradients: compares a backward pass with central differences.
 
-For a loss L = sum(g * y) with a fixed random g, a backward pass must give dL/da for every array a.
-Here each entry of a is moved by +-h and the difference of the two y is weighed with g:
+For the loss L = sum(g * y) with a fixed random g, the backward pass has to return dL/da for every
+array a. Here each entry of a is changed by h and by -h:
 
     dL/da_i ~ sum(g * (y(a + h e_i) - y(a - h e_i))) / 2h
 
-The truncation error is h^2 f''' / 6, the rounding error about 1e-16 |y| / h; h = 6e-6, the cube
-root of float64's epsilon, balances them and leaves some ten digits. The error of an array is
-measured against its gradient's largest entry. In an array that is too large to move each entry, a
-sample of entries is moved, the one with the largest gradient among them, and then the whole array
-at once in a random direction of +-1, in which every entry takes part.
+The truncation error is h^2 f''' / 6, the rounding error about 1e-16 |y| / h. h = 6e-6, the cube
+root of float64's epsilon, balances them and leaves about ten correct digits. The error of an array
+is relative to the largest entry of its gradient. In a large array only a sample of entries is
+changed, among them the one with the largest gradient; then the whole array is changed in a random
+direction of +-1, so that no entry is left out.
 
 Tests: tests/functional/test_gradients.py.
 """
@@ -35,21 +35,31 @@ Key = str | int
 
 @dataclass(frozen=True)
 class GradientError:
-    """The worst entry of one array: index is () for the random direction."""
+    """The largest error of one array's gradient, in the report of fc.check_gradients.
 
-    error: float  # |backward - numeric| / largest entry of the gradient
+    error     |backward - numeric| / the largest magnitude in the gradient
+    index     the index of the entry; () for the random direction
+    backward  the value that the backward pass returned
+    numeric   the value from central differences
+    checked   the number of entries that were checked one by one
+    """
+
+    error: float
     index: tuple[int, ...]
     backward: float
     numeric: float
-    checked: int  # entries that were moved one by one
+    checked: int
 
 
 class GradientReport(dict[Key, GradientError]):
-    """GradientError by the array's name or number; print it for a table."""
+    """The report of fc.check_gradients: a dict from an array's name or number to a GradientError.
+
+    print(report) prints it as a table.
+    """
 
     @property
     def max_error(self) -> float:
-        """The largest error of all arrays, 0 without any."""
+        """The largest error of all arrays; 0 if no array was checked."""
         return max((entry.error for entry in self.values()), default=0.0)
 
     def __str__(self) -> str:
@@ -73,25 +83,39 @@ def check_gradients(
     samples: int = 64,
     seed: int = 0,
 ) -> GradientReport:
-    """Checks fn's backward pass at `arrays`, float64; raises AssertionError beyond `tolerance`.
+    """Compare a backward pass with central differences, in float64.
 
-    fn         takes the arrays (a sequence: fn(*arrays), a mapping: fn(**arrays)) and returns y, an
-               array or a number, and either a function grad_y -> gradients, or what
-               fc.ffn_forward, fc.moe_forward or fc.MoE.forward saved. Gradients come as a mapping
-               with the names of arrays, as a sequence in the order of arrays (None left out or
-               not), as one array where there is one, or as what a backward pass of this package
-               gives: x, gate, up, down and the biases by name or in this order; of fc.MoE
-               x, router_weight, "experts.up" and so on.
-    arrays     copied, never changed. None stands for an argument that is absent.
-    wrt        names or numbers of those to check; default: all
-    tolerance  of the largest entry of each gradient; None: report only
-    step       h; an entry a is moved by h * max(1, |a|), which must not cross a kink
-    samples    an array with more entries is checked at that many, and in one random direction
+    fn         a function that takes the arrays, fn(*arrays) or with a mapping fn(**arrays), and
+               returns a pair (y, backward): y is a float64 array or a number; backward is a
+               function from grad_y to gradients, or the saved activations of fc.ffn_forward,
+               fc.moe_forward, or forward of an fc.FFN or fc.MoE
+    arrays     a sequence of float64 arrays, or a mapping from names to them. They are copied and
+               not changed. None stands for an optional argument that is left out
+    wrt        names or numbers of the arrays to check; None: all
+    tolerance  the largest error, relative to the largest entry of each gradient; None: only report
+    step       an entry a is changed by step * max(1, |a|), which must not cross a kink such as that
+               of relu at 0
+    samples    an array with more entries is checked at that many of them, and in one random
+               direction
+    seed       of the random numbers
+
+    A backward function returns gradients as a mapping by the names of arrays, as a sequence in the
+    order of arrays (with or without those that are None), as one array, or as the result of a
+    backward pass of this package. The gradients of saved activations have the names x, gate, up,
+    down, b_gate, b_up and b_down, or this order; those of fc.MoE the names x, router_weight,
+    "experts.up" and so on.
+
+    Returns a GradientReport.
+
+    Raises AssertionError if an error is larger than tolerance; ValueError if a gradient is missing
+    or has another shape; TypeError for types and dtypes.
 
     >>> def layer(x, up, down):
     ...     w = fc.FFNWeights(up=up, down=down)
     ...     return fc.ffn_forward(x, w, activation="gelu")
-    >>> print(fc.check_gradients(layer, {"x": x, "up": up, "down": down}))
+    >>> arrays = {"x": x, "up": weights.up, "down": weights.down}
+    >>> arrays = {name: array.astype("f8") for name, array in arrays.items()}
+    >>> print(fc.check_gradients(layer, arrays))
     """
     named = isinstance(arrays, Mapping)
     copies: dict[Key, Array | None] = {
@@ -102,7 +126,9 @@ def check_gradients(
     def call() -> tuple[Array, Any]:
         result: Any = fn(**copies) if named else fn(*copies.values())  # type: ignore[arg-type]
         if not isinstance(result, tuple) or len(result) != 2:
-            raise TypeError("fn returned no pair; expected (y, backward) or (y, saved)")
+            raise TypeError(
+                f"fn returned {type(result).__name__}; expected a pair (y, backward) or (y, saved)"
+            )
         y, backward = result
         if isinstance(y, (float, np.floating)):  # a loss
             y = np.asarray(y)
@@ -123,12 +149,14 @@ def check_gradients(
         if array is None:
             continue
         if gradients.get(key) is None:
-            raise ValueError(f"the backward pass gave no gradient for {key!r}; expected an array")
+            raise ValueError(
+                f"the backward pass returned no gradient for {key!r}; expected an array"
+            )
         gradient = np.array(gradients[key], dtype=np.float64, copy=True)
         check_shape(f"the gradient of {key!r}", gradient, array.shape, "to match the array")
 
         def loss_difference(a: Array, moved: Array, h: Array | float, original: Array) -> float:
-            """g * (y(a + h) - y(a - h)) at the places `moved`, which are put back."""
+            """sum(g * (y(a + h) - y(a - h))), where a[moved] changes and is then restored."""
             a[moved] = original + h
             above = call()[0].copy()
             a[moved] = original - h
@@ -143,8 +171,8 @@ def check_gradients(
                 raise AssertionError(
                     f"the gradient of {key!r} at {entry.index or 'a random direction'} is "
                     f"{entry.backward:.9e}; central differences give {entry.numeric:.9e} "
-                    f"(error {entry.error:.1e} of the largest entry, allowed {tolerance:.1e}; a "
-                    f"kink of the function, like that of relu at 0, may lie within the step)"
+                    f"(error {entry.error:.1e} of the largest entry, allowed {tolerance:.1e}; "
+                    f"differences are wrong at a kink of the function, such as that of relu at 0)"
                 )
     return report
 
@@ -154,24 +182,24 @@ def _copy(key: Key, value: object) -> Array:
     if array.dtype != FLOAT64:
         raise TypeError(
             f"arrays[{key!r}] has dtype {dtype_name(array.dtype)}; expected float64, because "
-            f"differences need its digits"
+            f"central differences need its precision"
         )
     return np.array(array, order="C", copy=True)
 
 
 def _gradients(backward: Any, grad_y: Array, keys: list[Key], present: list[Key]) -> dict[Key, Any]:
-    """The backward pass's answer, by name or number."""
+    """Call the backward pass, and return its gradients by name or number."""
     answer: Any
     if isinstance(backward, Saved):
         passes = moe_backward if isinstance(backward, MoESaved) else ffn_backward
         answer = passes(grad_y, backward)  # type: ignore[arg-type]
-    elif hasattr(backward, "layer"):  # of a layer object, which knows its backward pass
+    elif hasattr(backward, "layer"):  # saved by a layer object, which has a backward method
         answer = backward.layer.backward(grad_y, backward)
     else:
         if not callable(backward):
             raise TypeError(
                 f"fn's second result is of type {type(backward).__name__}; expected a function of "
-                f"grad_y, or what a forward pass of ffncore saved"
+                f"grad_y, or the saved activations of a forward pass of ffncore"
             )
         answer = backward(grad_y)
     if hasattr(answer, "arrays"):
@@ -184,7 +212,8 @@ def _gradients(backward: Any, grad_y: Array, keys: list[Key], present: list[Key]
         answer = [answer]
     if len(answer) not in (len(keys), len(present)):
         raise ValueError(
-            f"the backward pass gave {len(answer)} gradients; expected {len(present)}, one an array"
+            f"the backward pass returned {len(answer)} gradients; expected {len(present)}, one for "
+            f"each array"
         )
     return dict(zip(keys if len(answer) == len(keys) else present, answer, strict=True))
 
@@ -220,11 +249,11 @@ def _compare(
     if array.size > len(places):
         direction = rng.choice([-1.0, 1.0], size=array.shape)
         original_array = array.copy()
-        # All entries move: a shorter step, so that y moves as much as for one entry.
+        # All entries change, so the step is shorter: y then changes as much as for one entry.
         h = step / np.sqrt(array.size)
         numeric = loss_difference(array, ..., h * direction, original_array) / (2 * h)
         exact = float(np.sum(gradient * direction))
-        # The sum's own size is that of the gradient's norm.
+        # The magnitude of such a sum is the norm of the gradient.
         error = abs(exact - numeric) / max(largest, float(np.linalg.norm(gradient)))
         if _is_worse(error, worst.error):
             worst = GradientError(error, (), exact, numeric, len(places))
@@ -232,5 +261,5 @@ def _compare(
 
 
 def _is_worse(error: float, than: float) -> bool:
-    """NaN is the worst."""
+    """Whether `error` is larger; NaN counts as the largest."""
     return not np.isnan(than) and not error <= than

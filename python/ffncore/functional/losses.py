@@ -1,13 +1,14 @@
-"""Auxiliary losses of a router, each with its gradient: load balancing, and the z-loss.
+"""Auxiliary losses of a router, each with its gradient: the load-balancing loss and the z-loss.
 
-    P_e = mean over tokens of p_te,  p = softmax(z)      count_e = tokens that expert e has
-    "hf"        E sum_e (count_e / T) P_e                k where the load is uniform
-    "megatron"  E / (k T) sum_e count_e P_e              1 where the load is uniform
-    "switch"    megatron's in each batch row, [..., T, E]; then the mean over the rows
+    P_e = mean over tokens of p_te,  p = softmax(z)      count_e = the number of tokens of expert e
+    "hf"        E sum_e (count_e / T) P_e                k for a uniform load
+    "megatron"  E / (k T) sum_e count_e P_e              1 for a uniform load
+    "switch"    that of "megatron" for each batch row of [..., T, E], averaged over the rows
     z-loss      mean over tokens of log(sum_e exp(z_te))^2
 
-Counts are constants. Sums over tokens are in float64, and no tokens give 0 (transformers: NaN).
-Tests: tests/conformance/test_losses.py.
+Counts are constants, without a gradient. Sums over tokens are computed in float64. Without tokens
+the losses are 0 (in transformers: NaN). Tests: tests/functional/test_losses.py,
+tests/conformance/test_losses.py.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import math
 import numpy as np
 
 from ..arrays.dtypes import FLOAT64
+from ..arrays.scalars import known, number
 from ..arrays.shapes import Array, check_shape
-from ..arrays.words import known, number
 from ..values.routing import Part, Routing
 from ..values.routing_options import Options, RouterCore, check_logits
 from .routing import backward_of_part, weigh
@@ -29,16 +30,28 @@ CONVENTIONS = {"hf": 0, "megatron": 1, "switch": 2}
 def load_balancing_loss(
     logits: Array, routing: Routing, *, convention: str = "hf", from_logits: bool = True
 ) -> float:
-    """How uneven the load of the experts is: logits [..., E], routing of the same tokens.
+    """Compute the load-balancing loss, which is smallest if all experts get as many tokens.
 
-    convention   "hf" (transformers, all families of its shared function), "megatron" (also
-                 MegaBlocks), "switch" (Switch Transformers; batch rows are the leading dimensions)
-    from_logits  False: logits are probabilities already, whatever made them
+    It is E sum over experts e of f_e P_e. Here E is the number of experts, P_e the mean over all
+    tokens of the softmax of logits, and f_e the number of tokens of expert e, divided as the
+    convention says.
 
-    The experts of `routing` are counted; empty slots (-1) are not. Two models count something else:
-    transformers takes the top k of the softmax, without the bias of a selection, and Switch also
-    counts tokens that were dropped. For their numbers pass a routing of the same logits without
-    bias or capacity.
+    logits       [..., n_experts], float32 or float64; for "switch" [..., tokens, n_experts]
+    routing      a Routing of the same tokens, whose experts are counted; slots of -1 are not
+    convention   "hf", as in transformers: f_e is divided by the number of tokens T; "megatron", as
+                 in Megatron and MegaBlocks: by k T; "switch", as in Switch Transformers: "megatron"
+                 for each batch row, and then the mean over the rows
+    from_logits  False: logits are probabilities already, and no softmax is applied
+
+    Returns a float: for a uniform load it is k with "hf" and 1 with the other two, and it is 0
+    without tokens.
+
+    Raises ValueError for shapes and values, and TypeError for types and dtypes.
+
+    Two models count other experts than those that tokens go to. transformers counts the top k of
+    the softmax also where the selection has a bias, and Switch Transformers also counts tokens that
+    were dropped. To get their numbers, pass a routing that fc.route made of the same logits without
+    a bias or a capacity.
 
     >>> loss = fc.load_balancing_loss(logits, fc.route(logits, 2))
     """
@@ -57,7 +70,16 @@ def load_balancing_loss_backward(
     convention: str = "hf",
     from_logits: bool = True,
 ) -> Array:
-    """Gradient of the loss by logits (or by probabilities), [..., E]; grad is that of the loss.
+    """Compute the gradient of the load-balancing loss with respect to the logits.
+
+    grad  the gradient of the loss: its coefficient in the total loss
+
+    logits, routing, convention and from_logits are those of fc.load_balancing_loss.
+
+    Returns an array with the shape and dtype of logits. With from_logits=False it is the gradient
+    with respect to the probabilities.
+
+    Raises ValueError and TypeError as fc.load_balancing_loss does.
 
     >>> grad_logits = fc.load_balancing_loss_backward(0.01, logits, routing)
     """
@@ -70,7 +92,9 @@ def load_balancing_loss_backward(
 
 
 def _factors(logits: object, routing: object, convention: str) -> tuple[Array, Array]:
-    """logits as [rows, T, E]; [rows, E]: the loss by each row's sum of p over its tokens."""
+    """The logits as [rows, T, E], and factors [rows, E]: the loss is the sum of factors times
+    the sums over tokens of p.
+    """
     kind = known("convention", convention, CONVENTIONS)
     z = check_logits(logits, rank=2 if convention == "switch" else 1)
     if not isinstance(routing, Routing):
@@ -79,14 +103,18 @@ def _factors(logits: object, routing: object, convention: str) -> tuple[Array, A
     expected = (*z.shape[:-1], k)
     check_shape("routing.experts", routing.experts, expected, f"to match logits {z.shape}")
     if routing.n_experts not in (None, n):
-        raise ValueError(f"routing has {routing.n_experts} experts; expected {n}, as in logits")
+        raise ValueError(
+            f"routing.n_experts is {routing.n_experts}; expected {n} to match logits {z.shape}"
+        )
     if routing.experts.max(initial=-1) >= n:
-        raise ValueError(f"routing has an expert {routing.experts.max()}; expected -1 to {n - 1}")
+        raise ValueError(
+            f"routing.experts has an entry {routing.experts.max()}; expected -1 to {n - 1}"
+        )
     by_row = kind == CONVENTIONS["switch"]
     tokens = z.shape[-2] if by_row else math.prod(z.shape[:-1])
     count = math.prod(z.shape[:-2]) if by_row else 1
     rows = z.reshape(count, tokens, n)
-    # One bin for each row and expert, the first of a row for what was dropped.
+    # Each row has one bin per expert, and before them one for the slots without an expert.
     bins = routing.experts.reshape(count, tokens * k) + 1 + (n + 1) * np.arange(count)[:, None]
     counts = np.bincount(bins.reshape(-1), minlength=count * (n + 1)).reshape(count, n + 1)[:, 1:]
     shared = tokens if kind == CONVENTIONS["hf"] else tokens * k
@@ -94,7 +122,14 @@ def _factors(logits: object, routing: object, convention: str) -> tuple[Array, A
 
 
 def router_z_loss(logits: Array) -> float:
-    """Mean over the tokens of the squared log-sum-exp of logits [..., E] (ST-MoE's z-loss).
+    """Compute the router z-loss: the mean over tokens of log(sum over experts of exp(z))^2.
+
+    logits  [..., n_experts], float32 or float64
+
+    Returns a float, which is 0 without tokens.
+
+    Raises ValueError for shapes and TypeError for types and dtypes. The loss is that of ST-MoE
+    (Zoph et al., 2022); it keeps logits from growing.
 
     >>> loss = 1e-3 * fc.router_z_loss(logits)
     """
@@ -105,7 +140,14 @@ def router_z_loss(logits: Array) -> float:
 
 
 def router_z_loss_backward(grad: float, logits: Array) -> Array:
-    """Gradient of the z-loss by logits, [..., E]; grad is that of the loss.
+    """Compute the gradient of the router z-loss with respect to the logits.
+
+    grad    the gradient of the loss: its coefficient in the total loss
+    logits  as passed to fc.router_z_loss
+
+    Returns an array with the shape and dtype of logits.
+
+    Raises ValueError for shapes and values, and TypeError for types and dtypes.
 
     >>> grad_logits = fc.router_z_loss_backward(1e-3, logits)
     """
@@ -121,18 +163,18 @@ def _softmax_core(logits: Array) -> RouterCore:
 
 
 def _every_expert(logits: Array) -> Array:
-    """[..., E], for each token all of them in order."""
+    """Expert ids [..., E]: for each token 0 to E - 1."""
     return np.broadcast_to(np.arange(logits.shape[-1], dtype=np.int32), logits.shape)
 
 
 def _softmax(logits: Array) -> Array:
-    """As the kernels compute it: the weights of all experts."""
+    """The softmax over the experts, computed by the kernels as the weights of all of them."""
     ids = _every_expert(logits)
     return weigh(logits, logits.shape[-1], _softmax_core(logits), experts=ids)[1]
 
 
 def _log_sum_exp(logits: Array) -> Array:
-    """[...]"""
+    """log(sum over experts of exp(z)), [...]."""
     sums = np.empty(logits.shape[:-1], logits.dtype)
     first = np.zeros((*logits.shape[:-1], 1), np.int32)
     weigh(logits, 1, _softmax_core(logits), experts=first, log_sum_exp=sums)

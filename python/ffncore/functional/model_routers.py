@@ -1,7 +1,8 @@
-"""Routers beside fc.route: sparsemixer (Phi-3.5-MoE), and choices under a capacity (Switch, NLLB).
+"""Two more routers: fc.sparsemixer (Phi-3.5-MoE) and fc.switch_capacity (Switch, NLLB-MoE).
 
-They choose here, by comparisons that every machine makes alike; weights and gradients are those of
-fc.route with the experts given. Tests: tests/functional/test_routers.py.
+Experts are chosen here, in numpy, by comparisons alone, so that all machines choose the same ones.
+Weights and gradients are computed by the kernels of fc.route, for experts that are chosen already.
+Tests: tests/functional/test_routers.py.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..arrays.dtypes import check_same_dtype
+from ..arrays.scalars import integer, number
 from ..arrays.shapes import Array, MaybeArray, as_array, check_shape
-from ..arrays.words import integer, number
 from ..values.routing import Part, Routing
 from ..values.routing_options import Options, check_logits, check_logits_dtype
 from .routing import weigh
@@ -23,18 +24,26 @@ def sparsemixer(
     gumbel: MaybeArray = None,
     uniform: MaybeArray = None,
 ) -> Routing:
-    """Two experts for each token of logits [..., E], E >= 2: SparseMixer, as Phi-3.5-MoE has it.
+    """Choose two experts for each token with SparseMixer, the router of Phi-3.5-MoE.
 
-        expert 1 = argmax z      m = max z      mask 1: (m - z) / max(|z|, m) > 2 jitter_eps
-        expert 2 = argmax of z without expert 1, m and mask 2 likewise
-        weights: softmax over what the mask leaves (without expert 1 for the second), picked entry
+        expert 1 = argmax z      m = max z      masked: (m - z) / max(|z|, m) > 2 jitter_eps
+        expert 2 = the same without expert 1
+        weight i = entry of expert i in the softmax over the experts that are not masked
 
-    The two weights are not normalized together. Training samples instead: give the draws.
+    The two weights are not divided by their sum. In training the experts are sampled instead; for
+    that pass random numbers as gumbel and uniform.
 
-    gumbel   [..., 2, E]: expert i = argmax of masked z + gumbel[..., i, :]
-    uniform  [..., 2] in [0, 1): a weight whose expert is not the largest is divided by 3 unless
-             its draw is above 3/4; the gradient is that of the weight before (SparseMixer's
-             estimator). Both draws have the dtype of logits, and go together.
+    logits      [..., n_experts] with at least two experts, float32 or float64
+    jitter_eps  half the relative distance from the largest logit at which experts are masked
+    gumbel      [..., 2, n_experts], with the dtype of logits: expert i is the argmax of the logits
+                that are not masked + gumbel[..., i, :]. Only together with uniform
+    uniform     [..., 2] in [0, 1), with the dtype of logits: the weight of an expert that does not
+                have the largest logit is divided by 3, unless its number is above 3/4
+
+    Returns a Routing with two slots. In fc.route_backward the gradient of a weight is that before
+    the division by 3, as in SparseMixer's estimator (Liu et al., 2023).
+
+    Raises ValueError for shapes and values, and TypeError for types and dtypes.
 
     >>> routing = fc.sparsemixer(logits, jitter_eps=0.01)
     """
@@ -89,7 +98,9 @@ def _draws(logits: Array, gumbel: object, uniform: object) -> tuple[Array, Array
 
 @np.errstate(invalid="ignore", divide="ignore", over="ignore")
 def _masked(logits: Array, left: Array, first: Array, width: float) -> tuple[Array, Array]:
-    """Of what is left: the largest [..., 1], and all with -inf where it is too far below that."""
+    """The index of the largest logit in `left`, [..., 1], and `left` with -inf for every logit
+    that is too far below it.
+    """
     largest = _other_than(first, _argmax(left))
     m = np.take_along_axis(left, largest.astype(np.intp), axis=-1)
     far = (m - logits) / np.maximum(np.abs(logits), m) > logits.dtype.type(width)
@@ -97,28 +108,35 @@ def _masked(logits: Array, left: Array, first: Array, width: float) -> tuple[Arr
 
 
 def _argmax(values: Array) -> Array:
-    """[..., 1]: the lowest index of the largest; NaN is larger than any number."""
+    """The lowest index of the largest value, [..., 1]; NaN is larger than any number."""
     return np.asarray(values.argmax(axis=-1, keepdims=True).astype(np.int32))
 
 
 def _other_than(first: Array, expert: Array) -> Array:
-    """expert; where that is the first one (all others are -inf), the lowest index beside it."""
+    """`expert`, but where it is `first` (all others are -inf), the lowest index that is not."""
     return np.asarray(np.where(expert == first, (first == 0).astype(np.int32), expert))
 
 
 def switch_capacity(logits: Array, *, capacity: int, top_k: int = 1) -> Routing:
-    """The top-1 or top-2 experts by softmax of logits [..., T, E], `capacity` tokens an expert.
+    """Choose one or two experts for each token by softmax, at most `capacity` tokens per expert.
 
-    Leading dimensions are batch rows, and capacity is counted in each of them, over its T tokens in
-    their order. A slot beyond it is dropped: expert -1, weight 0, which contributes nothing to
-    results and gradients.
+    Tokens are served in their order. A slot whose expert is full is dropped: it has expert -1 and
+    weight 0, and contributes nothing to results and gradients.
 
-    top_k=1  Switch Transformers: the weight is the largest probability
-    top_k=2  NLLB-MoE: all first choices are served before all second ones; weights are divided by
-             max(sum of the kept probabilities, finfo(dtype).eps). NLLB counts capacity over all
-             tokens: give logits as [all tokens, E]
+    logits    [..., tokens, n_experts], float32 or float64. Leading dimensions are batch rows, and
+              the capacity holds for each row
+    capacity  the largest number of tokens of an expert in a batch row
+    top_k     1, as in Switch Transformers: the weight is the largest probability. 2, as in
+              NLLB-MoE: all first choices are served before all second choices, and weights are
+              probabilities divided by max(sum of those kept, finfo(dtype).eps)
 
-    >>> routing = fc.switch_capacity(logits, capacity=int(1.25 * tokens / experts))
+    Returns a Routing with top_k slots.
+
+    Raises ValueError for shapes and values, and TypeError for types and dtypes.
+
+    NLLB-MoE counts the capacity over all tokens of a batch: pass logits as [all tokens, n_experts].
+
+    >>> routing = fc.switch_capacity(logits, capacity=4)
     """
     logits = check_logits(logits, rank=2)
     limit = integer("capacity", capacity)
@@ -137,11 +155,12 @@ def switch_capacity(logits: Array, *, capacity: int, top_k: int = 1) -> Routing:
 
 
 def _places(wanted: Array, n_experts: int) -> Array:
-    """[..., T, k]: how many of the batch row have asked for the slot's expert before it."""
+    """For each slot, [..., T, k], how many slots of its batch row chose its expert before it."""
     if not wanted.size:
         return np.zeros(wanted.shape, np.int64)
     rows = wanted.reshape(-1, *wanted.shape[-2:])
-    # First choices of a row, then its second ones; equal (row, expert) become neighbors in order.
+    # All first choices of a row, then its second choices. A stable sort then puts those with equal
+    # row and expert side by side, in order.
     queue = rows.swapaxes(1, 2).reshape(len(rows), -1).astype(np.int64)
     keys = (queue + n_experts * np.arange(len(rows))[:, None]).reshape(-1)
     order = np.argsort(keys, kind="stable")

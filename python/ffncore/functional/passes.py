@@ -1,6 +1,10 @@
-"""The passes of a layer, dense or a mixture: arguments are checked, and a backend computes.
+"""The steps that dense layers and mixtures share: choose the backend, call it, wrap its results.
 
-dense.py and mixtures.py are what users call. Tests: tests/functional/test_functional.py,
+    forward         LayerArguments -> y [..., d]
+    forward_saved   LayerArguments -> y and a Saved (or MoESaved)
+    backward        grad_y and a Saved -> FFNGrads (or MoEGrads)
+
+The public functions are in dense.py and mixtures.py. Tests: tests/functional/test_functional.py,
 tests/functional/test_moe.py, tests/backends/test_device.py.
 """
 
@@ -10,8 +14,8 @@ from typing import Any
 
 from ..arrays.shapes import Array
 from ..values.arguments import LayerArguments
-from ..values.asked import Asked
 from ..values.gradients import FFNGrads, MoEGrads, mirror
+from ..values.request import GradientRequest
 from ..values.saved import MoESaved, Saved, keeps_preactivations
 from .backend import backend_of
 
@@ -32,17 +36,17 @@ def forward_saved(layer: LayerArguments, save: object, out: object) -> tuple[Arr
 def backward(
     grad_y: object, saved: object, needs: object, out: object, accumulate: object, of: type[Saved]
 ) -> Any:
-    """FFNGrads, or MoEGrads of a mixture. of: what saved has to be, Saved or MoESaved."""
+    """FFNGrads, or MoEGrads for a mixture. of: the expected class of saved, Saved or MoESaved."""
     if not isinstance(saved, of) or isinstance(saved, MoESaved) != (of is MoESaved):
         raise TypeError(
-            f"saved is of type {type(saved).__name__}; expected what {of._maker} returned"
+            f"saved is of type {type(saved).__name__}; expected the second result of {of._maker}"
         )
     layer = saved._arguments
-    asked = Asked(grad_y, saved, needs, out, accumulate)
+    request = GradientRequest(grad_y, saved, needs, out, accumulate)
     found = None
-    if asked.wanted:
-        found = backend_of(layer.place).backward(layer, asked, saved._panels)
-    own, numbers = asked.own, asked.numbers(found)
+    if request.wanted:
+        found = backend_of(layer.place).backward(layer, request, saved._panels)
+    own, numbers = request.own, request.numbers(found)
     grad_x, grad_factors = own.pop("x", None), own.pop("routing_weights", None)
     weights = mirror(own, layer.weights, out)
     if layer.routing is None:

@@ -1,13 +1,15 @@
-"""Which experts a token goes to, and with what weights: fc.route and its backward pass.
+"""Routing: fc.route chooses experts and their weights for each token; fc.route_backward.
 
     s = softmax(z), sigmoid(z) or sqrt(softplus(z))       logits z [..., E]
-    S = the k largest of s (or z), + bias, within the best groups
-    w_S = c s_S / max(sum s_S + eps, min)                 experts, weights [..., k]
+    S = the k experts with the largest s (or z) + bias, within the best groups
+    w_S = c s_S / max(sum of s_S + eps, min)              experts, weights [..., k]
 
-Slots are in falling order of what was selected by; ties go to the lowest index, as in JAX (torch
-leaves them open). NaN counts as larger than any number, as in torch's topk: a token with a NaN
-logit keeps k different experts and shows the NaN in its weights. Other routers: model_routers.py.
-Formulas: csrc/kernels/route.inl and reference.route. Tests: tests/functional/test_routing.py.
+The experts of a token are sorted by falling selection value. Ties go to the lower index, as in JAX;
+torch does not define them. NaN counts as larger than any number, as in torch's topk. So a token
+with a NaN logit still has k different experts, and its weights are NaN.
+
+model_routers.py has other routers. The kernels are in csrc/kernels/route.inl, the same formulas in
+numpy in reference.route. Tests: tests/functional/test_routing.py.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ import numpy as np
 from ..arrays.dtypes import FLOAT32, check_same_dtype
 from ..arrays.places import Made, place_of, see
 from ..arrays.rows import row_count
+from ..arrays.scalars import integer
 from ..arrays.shapes import Array, MaybeArray, check_shape, check_size
-from ..arrays.words import integer
 from ..backends.cpu import routing as kernels
 from ..values.routing import Part as Part
 from ..values.routing import Routing, see_ids
@@ -52,30 +54,52 @@ def route(
     group_mask_value: float = -math.inf,
     experts: MaybeArray = None,
 ) -> Routing:
-    """Chooses top_k of E experts for each token: logits [..., E] -> experts, weights [..., top_k].
+    """Choose top_k of n_experts experts for each token, and compute their weights.
 
-    logits   float32 or float64, any strides; weights have the same dtype. On a GPU (torch CUDA
-             tensors, CuPy arrays) float32, every other array is on it, too, and nothing waits
-    score_fn                 "softmax", "sigmoid", "sqrtsoftplus" (sqrt(log(1 + e^z))), all over E;
-                             "softmax_topk": softmax over the chosen logits alone
-    select_on                "scores" or "logits"; softmax_topk selects on logits either way
-    norm_topk_prob           weights are divided by max(their sum + norm_eps, norm_min)
-    routed_scaling_factor    multiplies the weights, at the end
-    e_score_correction_bias  [E], added to what is selected by; not in the weights, no gradient
-    n_group, topk_group      experts in n_group equal groups: only those of the topk_group best can
-                             be chosen; the others count as group_mask_value, -inf or 0. A group
-                             is as good as its two best (group_score "top2_sum") or its best ("max")
-    experts                  [..., top_k], any integer dtype: chosen already (different ones of a
-                             token, or -1 for none), only their weights are computed
+    Each token's logits z become scores s = score_fn(z). The experts with the top_k largest
+    selection values, s + e_score_correction_bias, are chosen. Their weights are
 
-    A NaN logit counts as the largest: its expert is chosen, and the token's weights are NaN, so
-    that the fault shows in the layer's output.
+        routed_scaling_factor * s / max(sum of the chosen s + norm_eps, norm_min)
 
-    ValueError where the options do not fit each other or E; TypeError for dtypes. Weights follow
-    Mixtral (softmax), DeepSeek-V2 (softmax, groups by max), DeepSeek-V3 (sigmoid, bias, groups),
-    gpt-oss (softmax_topk) and DeepSeek-V4 (sqrtsoftplus).
+    logits                   [..., n_experts], float32 or float64, any strides
+    top_k                    the number of experts of each token
+    score_fn                 "softmax", "sigmoid" or "sqrtsoftplus", sqrt(log(1 + e^z)), over all
+                             experts; "softmax_topk": softmax over the chosen logits only
+    select_on                "scores"; "logits": selection values are z + bias. softmax_topk selects
+                             on logits either way
+    norm_topk_prob           False: the weights are not divided by their sum
+    norm_eps                 added to that sum
+    norm_min                 a lower bound of the divisor
+    routed_scaling_factor    multiplies the weights
+    e_score_correction_bias  [n_experts], with the dtype of logits: a bias of the selection, which
+                             is not part of the weights and gets no gradient
+    n_group                  the experts form n_group groups of equal size, in their order
+    topk_group               only experts of the topk_group best groups keep their selection values
+    group_score              how good a group is: "top2_sum", the sum of its two largest selection
+                             values, or "max", the largest
+    group_mask_value         the selection value of experts in other groups: -inf or 0
+    experts                  [..., top_k], any integer dtype: experts that are chosen already, those
+                             of a token all different, or -1 for none. Then only their weights are
+                             computed
 
-    >>> routing = fc.route(logits, 8, score_fn="sigmoid", e_score_correction_bias=bias,
+    Returns a Routing: experts [..., top_k] int32, in falling order of selection values, where ties
+    go to the lower index, and weights [..., top_k] with the dtype of logits.
+
+    Raises ValueError for shapes, for options out of range and for options that have no effect
+    together with the others; TypeError for types and dtypes.
+
+    A NaN logit counts as the largest: its expert is chosen, and the weights of the token are NaN,
+    so that the fault shows in the output of the layer.
+
+    logits may be a torch CUDA tensor or a CuPy array, float32; then the other arrays are on the
+    same GPU, too, and the call does not wait for it.
+
+    These are the routers of Mixtral (softmax), DeepSeek-V2 (softmax, groups by "max"), DeepSeek-V3
+    (sigmoid, bias, groups), gpt-oss (softmax_topk) and DeepSeek-V4 (sqrtsoftplus).
+
+    See also: fc.moe, fc.route_backward, fc.sparsemixer, fc.switch_capacity.
+
+    >>> routing = fc.route(logits, 4, score_fn="sigmoid", e_score_correction_bias=bias,
     ...                    n_group=8, topk_group=4, norm_eps=1e-20, routed_scaling_factor=2.5)
     """
     k = integer("top_k", top_k)
@@ -121,33 +145,45 @@ def weigh(
     experts: MaybeArray = None,
     log_sum_exp: MaybeArray = None,
 ) -> tuple[Array, Array]:
-    """(experts, weights) of numpy arrays; log_sum_exp [...] is filled where it is given."""
+    """Return (experts, weights) for numpy arrays; log_sum_exp [...], if any, is filled."""
     check_size(row_count((*logits.shape[:-1], k)), k, "the tokens and top_k")
     return kernels.weigh(logits, k, core, None, experts, log_sum_exp)
 
 
 def backward_of_part(part: Part, grad: Array) -> Array:
-    """grad_logits of numpy arrays."""
+    """Return grad_logits [..., E] for numpy arrays."""
     return kernels.route_backward(None, part, Made(grad, grad))
 
 
 def route_backward(grad_weights: Array, routing: Routing) -> Array:
-    """grad_logits [..., E] from grad_weights [..., k], for a routing that this package made.
+    """Compute the gradient of the logits from the gradient of the routing weights.
 
-    Nothing flows through the choice itself, the bias or the groups. With softmax and without
-    normalization every logit has a gradient; otherwise only those of the chosen experts (and with
-    norm_eps, or where norm_min is reached, softmax gives the others one, too). Where norm_min is
-    reached, the divisor is a constant. The logits are those of the forward pass: changing them in
-    between is the caller's error. For a routing on a GPU both arrays are of its library, in float32
-    and with any strides, and nothing waits.
+    grad_weights  [..., k], with the shape and dtype of routing.weights
+    routing       a Routing that fc.route, fc.sparsemixer or fc.switch_capacity made, whose logits
+                  have not been changed since
 
-    >>> grad_logits = fc.route_backward(grads.routing_weights, routing)
+    Returns grad_logits [..., n_experts], with the dtype of the logits.
+
+    No gradient flows through the selection, the bias or the groups, and none through the divisor of
+    the weights if it is norm_min. With "sigmoid", "sqrtsoftplus" and "softmax_topk" only logits of
+    the chosen experts have a gradient; with "softmax" that also holds if the weights are divided by
+    exactly their sum, and otherwise all logits have one.
+
+    Raises ValueError for shapes and for a Routing that was made of arrays of experts and weights;
+    TypeError for types and dtypes.
+
+    If the routing is on a GPU, so are grad_weights (float32, any strides) and the result, and the
+    call does not wait for the GPU.
+
+    >>> grads = fc.moe_backward(grad_y, moe_saved)
+    >>> grad_logits = fc.route_backward(grads.routing_weights, moe_saved.routing)
     """
     if not isinstance(routing, Routing):
         raise TypeError(f"routing is of type {type(routing).__name__}; expected a Routing")
     if routing._saved is None:
         raise ValueError(
-            "routing was made of experts and weights; expected one that a router made of logits"
+            "routing was made from experts and weights; expected a routing that fc.route or "
+            "another router made from logits"
         )
     place, weights = routing._place, routing._arrays[1]
     seen = see(place, "grad_weights", grad_weights)

@@ -1,4 +1,4 @@
-"""Layer objects, which hold weights and call functions: FFN, MoE, Router."""
+"""Layer objects: FFN, MoE and Router hold weights and options, and call the public functions."""
 
 from .ffn import FFN
 from .moe import MoE

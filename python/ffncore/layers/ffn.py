@@ -1,10 +1,10 @@
-"""fc.FFN: a layer object; weights and activation in one hand, nothing of its own beside.
+"""fc.FFN: an object that holds the weights and the activation of a dense layer.
 
-    y = act(x W_gate^T + b_gate) * (x W_up^T + b_up) W_down^T + b_down        gated
-    y = act(x W_up^T + b_up) W_down^T + b_down                                plain
+    y = (act(x gate^T + b_gate) * (x up^T + b_up)) down^T + b_down        with a gate
+    y = act(x up^T + b_up) down^T + b_down                                without a gate
 
-x, y [..., d_model]. Every method is one call of a function of the package, whose page tells the
-details. Tests: tests/models/test_models.py.
+x and y are [..., d_model]. Each method is one call of a public function. Tests:
+tests/models/test_models.py.
 """
 
 from __future__ import annotations
@@ -15,15 +15,24 @@ import numpy as np
 
 from ..arrays.shapes import Array
 from ..functional.dense import ffn, ffn_backward, ffn_forward
-from ..values.activation import Activation
+from ..values.activation import Activation, as_activation
 from ..values.packed import PackedWeights, check_block, pack
 from ..values.weights import FFNWeights
 
 
 class FFN:
-    """A feed-forward layer: fc.ffn and its passes with weights and activation filled in.
+    """A dense feed-forward layer as an object: weights and an activation.
 
-    >>> layer = fc.load("model.safetensors", layer=3)
+    weights     FFNWeights or PackedWeights of one layer
+    activation  a name, or an Activation with options
+    name        a text that print shows, such as the name of the layer in a checkpoint
+
+    layer(x) is fc.ffn(x, weights, activation=activation), with the same out, results and errors.
+    The arguments are attributes.
+
+    Raises ValueError and TypeError for arguments that do not fit.
+
+    >>> layer = fc.FFN(weights, "silu")  # or fc.load("path/to/model", layer=3)
     >>> y = layer(x)
     >>> y, saved = layer.forward(x)
     >>> grads = layer.backward(grad_y, saved)
@@ -36,7 +45,7 @@ class FFN:
         name: str = "",
     ) -> None:
         self.weights = check_block(weights)
-        self.activation = Activation(activation) if isinstance(activation, str) else activation
+        self.activation = as_activation(activation)
         self.name = name
 
     def __call__(self, x: Array, *, out: Array | None = None) -> Array:
@@ -45,37 +54,47 @@ class FFN:
     def forward(
         self, x: Array, *, save: str = "preactivations", out: Array | None = None
     ) -> tuple[Array, Any]:
-        """y [..., d_model], and what backward needs; save and out as for fc.ffn_forward."""
+        """Call fc.ffn_forward: return y [..., d_model] and the saved activations for backward.
+
+        x     [..., d_model]
+        save  "preactivations" or "input", as for fc.ffn_forward
+        out   an array like x to write y to; None: a new array
+        """
         return ffn_forward(x, self.weights, activation=self.activation, save=save, out=out)
 
     def backward(self, grad_y: Array, saved: Any, **options: Any) -> Any:
-        """options: needs, out and accumulate of ffn_backward."""
+        """Call fc.ffn_backward: return an FFNGrads.
+
+        grad_y   [..., d_model], the gradient of y
+        saved    the second result of forward
+        options  needs, out and accumulate, as for fc.ffn_backward
+        """
         return ffn_backward(grad_y, saved, **options)
 
     def packed(self) -> FFN:
-        """The same layer with packed weights: faster to run often, without weight gradients."""
+        """Return this layer with packed weights (fc.pack): faster, but without their gradients."""
         if isinstance(self.weights, PackedWeights):
             return self
         return FFN(pack(self.weights), self.activation, self.name)
 
     @property
     def d_model(self) -> int:
-        """Size of a row of x and of y."""
+        """The last dimension of x and y."""
         return int(self.weights.shape[1])
 
     @property
     def d_ff(self) -> int:
-        """Hidden units."""
+        """The number of hidden units."""
         return int(self.weights.shape[0])
 
     @property
     def gated(self) -> bool:
-        """Whether there is a gate."""
+        """Whether the layer has a gate."""
         return bool(self.weights.gated)
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """That of the matrices."""
+        """The dtype of the matrices."""
         return self.weights.dtype
 
     def __repr__(self) -> str:

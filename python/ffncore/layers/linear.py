@@ -1,11 +1,11 @@
-"""y = x W^T + b of a layer object's small matrices, in plain numpy: router, shared gate, latents.
+"""y = x W^T + b in plain numpy, for the small matrices of fc.MoE: router, shared gate, latent ones.
 
     x [..., in]    W [out, in]    b [out]    y [..., out]
 
-Computed in a type of the caller's choice, a bounded block of rows at a time. A router computes in
-float64 and rounds once, so that a float32 logit has the same bits whatever rows stand beside it,
-but for a case in some 10^8 (BLAS chooses its order of summation by shape). The choice of experts
-then does not depend on the batch.
+The caller chooses the dtype of the computation. Rows are computed in blocks of bounded size. Logits
+are computed in float64 and rounded to float32 once, so that the choice of experts does not depend
+on the batch: BLAS chooses its order of summation by the shape, but in float64 this changes a
+rounded logit in only about one case in 10^8.
 
 Tests: tests/layers/test_moe_layer.py.
 """
@@ -26,7 +26,7 @@ from ..arrays.shapes import Array, MaybeArray
 
 @np.errstate(all="ignore")
 def linear(x: Array, weight: Array, bias: MaybeArray, compute: npt.DTypeLike) -> Array:
-    """y of type `compute`."""
+    """Return y, of dtype `compute`."""
     rows = _rows(x)
     w = weight.astype(compute, copy=False).T
     y = np.empty((len(rows), weight.shape[0]), compute)
@@ -43,7 +43,7 @@ def linear(x: Array, weight: Array, bias: MaybeArray, compute: npt.DTypeLike) ->
 def linear_backward(
     grad: Array, x: Array, weight: Array, compute: npt.DTypeLike
 ) -> tuple[Array, Array, Array]:
-    """Gradients of x, weight and bias, of type `compute`."""
+    """Return the gradients of x, weight and bias, of dtype `compute`."""
     rows, grads = _rows(x), _rows(grad)
     w = weight.astype(compute, copy=False)
     dx, dw = np.empty(rows.shape, compute), np.zeros(w.shape, compute)
@@ -55,7 +55,7 @@ def linear_backward(
 
 
 def work_dtype(x: Array) -> np.dtype[Any]:
-    """What a layer's sums are computed in."""
+    """The dtype in which fc.MoE adds its parts: float64 for float64 x, else float32."""
     return FLOAT64 if x.dtype == FLOAT64 else FLOAT32
 
 
@@ -64,7 +64,7 @@ def _rows(x: Array) -> Array:
 
 
 def _blocks(rows: Array) -> Iterator[slice]:
-    # float64 is the widest that they are converted to.
+    # Rows may be converted to float64, which has 8 bytes.
     step = max(1, BLOCK_BYTES // (8 * max(1, rows.shape[1])))
     for start in range(0, len(rows), step):
         yield slice(start, start + step)

@@ -1,16 +1,17 @@
-"""fc.MoE: a layer object of experts, router and what models put around them.
+"""fc.MoE: an object of experts, a router, and the other parts that released models have.
 
-    routing = router(x)                                          or given
-    routed  = fc.moe(x, routing, experts)                        experts see x, or
-              latent_out fc.moe(latent_in x, ...)                live in a latent size
-              + sum of the weights of identity experts times x
-    y       = combine (routed + gate shared(x)) + output_bias    gate = sigmoid(<x, shared_gate>)
+    routing = router(x)                                          or passed by the caller
+    routed  = fc.moe(x, routing, experts)                        without a latent size
+              latent_out fc.moe(latent_in x, routing, experts)   with one
+              + (sum of the weights of identity experts) * x
+    y       = combine (routed + gate * shared(x)) + output_bias  gate = sigmoid(<x, shared_gate>)
 
-x, y [..., d]. Experts and the shared block are kernels; the rest is plain numpy: the router and the
-gate in float64, rounded to float32, latent projections and sums in float32, all of it in float64
-beside float64 x. Which model has what: models/mixture_families.py.
+x and y are [..., d]. Experts and the shared expert run in the kernels. The rest is numpy: router
+and gate in float64, rounded to float32; latent projections and sums in float32. With float64 x all
+of it is float64. models/mixture_families.py says which model has which parts.
 
-Tests: tests/layers/test_moe_layer.py.
+The constructor and its checks are in moe_parts.py, the backward pass in moe_backward.py. Tests:
+tests/layers/test_moe_layer.py.
 """
 
 from __future__ import annotations
@@ -34,31 +35,42 @@ from .moe_parts import MoEParts
 
 
 class MoE(MoEParts):
-    """A mixture of experts with its router.
+    """A mixture of experts as an object: experts, a router, and the other parts of models.
 
-    experts     FFNWeights with a leading E, or packed ones
-    activation  a name or an fc.Activation
-    router      fc.Router of E + n_null_experts logits; None: each call brings its routing
-    shared      fc.FFN that sees every token; shared_gate [d]: times sigmoid(<x, shared_gate>)
-    combine     multiplies the sum of both
-    latent_in   [l, d], latent_out [d, l], biases b_latent_in [l], b_latent_out [d]: the experts are
-                of size l; router and shared see x
-    output_bias [d], added at the end
-    n_null_experts, null_experts   expert numbers from E on are "identity": they contribute their
-                weight times x; or "skip": nothing
-    apply_router_weight_on_input   as for fc.moe
+    experts         FFNWeights of experts, or the same packed
+    activation      of the experts: a name, or an Activation with options
+    router          an fc.Router of n_experts + n_null_experts logits; None: each call has to pass
+                    a routing
+    shared          an fc.FFN that computes every token, and whose output is added; None: none
+    shared_gate     [d_model], multiplies the output of shared by sigmoid(<x, shared_gate>)
+    combine         a number that multiplies the sum of experts and shared
+    latent_in       [latent, d_model], makes the input of the experts, whose d_model is then latent;
+                    router and shared still read x
+    latent_out      [d_model, latent], projects the output of the experts
+    b_latent_in     [latent], the bias of latent_in
+    b_latent_out    [d_model], the bias of latent_out
+    output_bias     [d_model], added at the end
+    n_null_experts  the number of null experts, which have no weights: their numbers are n_experts
+                    and above
+    null_experts    "identity": a null expert returns x; "skip": it returns 0
+    apply_router_weight_on_input  as for fc.moe
+    name            a text that print shows, such as the name of the layer in a checkpoint
 
-    shared has the experts' dtype; beside experts of float64 all arrays are float64, beside others
-    float32 or 16 bits. ValueError and TypeError for what does not fit.
+    shared has the dtype of the experts. With float64 experts all other arrays are float64, too;
+    with any others each of them may be float32, bfloat16 or float16. The arguments are attributes.
 
-    >>> layer = fc.MoE(experts, "silu", fc.Router(weight, top_k=8))
+    Raises ValueError and TypeError for arguments that do not fit each other.
+
+    See also: fc.moe, fc.Router, fc.load.
+
+    >>> layer = fc.MoE(experts, "silu", fc.Router(r, top_k=2))
     >>> y = layer(x)
     >>> y, saved = layer.forward(x)
     >>> grads = layer.backward(grad_y, saved)  # grads.x, grads.router_weight, grads.experts.up
     """
 
     def packed(self) -> MoE:
-        """The same layer with packed weights: faster to run often, without gradients of those."""
+        """Return this layer with packed weights (fc.pack): faster, but without their gradients."""
         experts = self.experts
         return MoE(
             pack(experts) if isinstance(experts, FFNWeights) else experts,
@@ -86,7 +98,10 @@ class MoE(MoEParts):
         routing: Routing | None = None,
         out: MaybeArray = None,
     ) -> Any:
-        """y [..., d] of x [..., d], or (y, routing); the other arguments are those of forward."""
+        """Compute the layer: return y [..., d_model], or (y, routing) with return_routing.
+
+        The other arguments are those of forward.
+        """
         y, saved = self._run(x, None, router_x, jitter, experts, routing, out)
         return (y, saved.routing) if return_routing else y
 
@@ -101,13 +116,24 @@ class MoE(MoEParts):
         routing: Routing | None = None,
         out: MaybeArray = None,
     ) -> tuple[Array, MoELayerSaved]:
-        """y and what the backward pass needs (its .routing and .logits are for losses, too).
+        """Compute the layer, and save what backward needs.
 
-        save      as for moe_forward
-        router_x  [..., d of the router]: what the router reads instead of x
-        jitter    what the router's input is multiplied by: an array that broadcasts to it
-        experts   [..., k], chosen already; the router gives them their weights (fc.route)
-        routing   instead of the router's
+        x         [..., d_model], with the dtype of the experts, or float32 with 16-bit experts
+        save      "preactivations" or "input", as for fc.moe_forward
+        router_x  [..., d_model of the router], the input of the router; None: x
+        jitter    an array that broadcasts to the input of the router, and multiplies it; None: no
+                  factor
+        experts   [..., k], experts that are chosen already: the router computes their weights.
+                  None: the router chooses them
+        routing   a Routing that takes the place of the router; None: the router is called
+        out       an array like x to write y to; None: a new array
+
+        Returns y [..., d_model] and a MoELayerSaved, whose routing and logits are also the
+        arguments of the auxiliary losses. x and the arrays of the layer must not be changed before
+        the backward pass.
+
+        Raises ValueError for shapes, values and arguments that exclude each other; TypeError for
+        types and dtypes.
         """
         return self._run(x, save, router_x, jitter, experts, routing, out)
 
@@ -137,7 +163,9 @@ class MoE(MoEParts):
         if routing is None:
             routing, kept = self._route(tokens, router_x, jitter, experts)
         elif any(a is not None for a in (router_x, jitter, experts)):
-            raise ValueError("routing is given beside router_x, jitter or experts; expected one")
+            raise ValueError(
+                "routing is given together with router_x, jitter or experts; expected routing alone"
+            )
 
         work = work_dtype(tokens)
         given = tokens
@@ -200,7 +228,9 @@ class MoE(MoEParts):
         return self.router.forward(given, jitter=jitter, experts=experts)
 
     def _without_null(self, routing: Routing) -> tuple[Routing, MaybeArray]:
-        """The routing of the experts that compute, and the weight [..., 1] that x itself has."""
+        """The routing without null experts, and the sum of their weights, [..., 1], for
+        "identity".
+        """
         if not self.n_null_experts:
             return routing, None
         is_null = routing.experts >= self.n_experts
@@ -243,12 +273,22 @@ class MoE(MoEParts):
         accumulate: bool = False,
         grad_logits: MaybeArray = None,
     ) -> MoELayerGrads:
-        """Gradients of everything, from that of y.
+        """Compute the gradients of x, the router and all parts of the layer.
 
-        needs        names: "x", "router_x", "routing_weights", "activation", "shared_activation",
-                     those of parameters(), or "experts" and "shared" for all of theirs
-        out          arrays to fill: MoELayerGrads, or a mapping of such names
-        accumulate   add into out instead
-        grad_logits  [..., E], added to the gradient of saved.logits: of a load-balancing loss
+        grad_y       [..., d_model], with the shape and dtype of y
+        saved        the MoELayerSaved that forward returned
+        needs        names of the gradients to compute: "x", "router_x" and "routing_weights" (if
+                     the caller passed router_x or routing), "activation" and "shared_activation"
+                     (of xielu), and those of parameters(); "experts" and "shared" stand for all of
+                     their arrays. None: all that exist
+        out          arrays to write the gradients to: a MoELayerGrads, or a mapping from names of
+                     needs to arrays. None: new arrays
+        accumulate   if true, add the gradients to the values in out
+        grad_logits  [..., n_experts], added to the gradient of saved.logits, such as that of a
+                     load-balancing loss; None: nothing is added
+
+        Returns a MoELayerGrads. Its x is the whole gradient, including the router's part.
+
+        Raises ValueError for shapes, names and arrays that overlap; TypeError for types and dtypes.
         """
         return Backward(self, grad_y, saved, needs, out, accumulate, grad_logits).run()

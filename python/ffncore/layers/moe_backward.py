@@ -1,13 +1,15 @@
-"""The backward pass of fc.MoE: the layer's parts, from the last to the first.
+"""The backward pass of fc.MoE: the parts of the layer, from the last to the first.
 
-    r  = combine dy                          d_output_bias = sum of dy over tokens
+    r = combine dy, [..., d]                 d_output_bias = sum of dy over tokens
     routed = latent_out m + b, m = fc.moe    dm = r latent_out,  then fc.moe_backward
-    null experts                             dw = <r, x> of their slots,  dx += (sum of w) r
-    gate S, gate = sigmoid(z)                dS = gate r,  dz = <r, S> gate (1 - gate)
+    null experts of weights w                dw = <r, x> in their slots,  dx += (sum of w) r
+    gate * S, S = shared(x)                  dS = gate r,  dz = <r, S> gate (1 - gate)
+      with gate = sigmoid(z)
     routing weights                          Router.backward
 
-The gradient of x adds them in this order: experts, null experts, shared, its gate, router.
-Tests: tests/layers/test_moe_layer.py.
+The gradient of x is the sum of its parts in this order: experts, null experts, shared, its gate,
+router. Sums are rounded to the dtype of the gradient once, at the end. Tests:
+tests/layers/test_moe_layer.py.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from .moe_parts import MoEParts
 
 
 class Backward:
-    """One call: its checked arguments, and the gradient of x as it grows."""
+    """One call of MoE.backward: its checked arguments, and dx, to which each part adds."""
 
     def __init__(
         self,
@@ -38,13 +40,18 @@ class Backward:
         grad_logits: MaybeArray,
     ) -> None:
         if not isinstance(saved, MoELayerSaved):
-            raise TypeError(f"saved is of type {type(saved).__name__}; expected what forward gave")
+            raise TypeError(
+                f"saved is of type {type(saved).__name__}; expected the second result of forward"
+            )
         self.layer, self.saved, self.grad_logits = layer, saved, grad_logits
         self.grad_y = as_array("grad_y", grad_y)
         check_same_dtype("grad_y", self.grad_y, check_dtype("x", saved.x), "saved.x")
         check_shape("grad_y", self.grad_y, saved.x.shape, "to match saved.x")
         if grad_logits is not None and saved.router is None:
-            raise ValueError("grad_logits is given, and so was the routing; expected one of both")
+            raise ValueError(
+                "grad_logits is given, but forward got a routing; expected a forward pass with the "
+                "layer's router"
+            )
         self.work = work_dtype(saved.x)
         shapes = self._shapes()
         self.wanted = wanted_names(needs, (*shapes, *self._numbers(shapes)))
@@ -54,7 +61,7 @@ class Backward:
         self.dx: MaybeArray = None
 
     def _shapes(self) -> dict[str, Array]:
-        """The gradients that exist, and for each an array of its shape and dtype."""
+        """For each gradient that exists, by name, an array of its shape and dtype."""
         saved, parameters = self.saved, self.layer.parameters()
         found = {"x": saved.x}
         if saved.router is None:
@@ -65,7 +72,7 @@ class Backward:
         return found | parameters
 
     def _numbers(self, shapes: Iterable[str]) -> Iterable[str]:
-        """Of xielu, beside weights that have gradients."""
+        """The names of the gradients of xielu's parameters, if its weights have gradients."""
         layer = self.layer
         names = dict.fromkeys(shapes)
         if layer.activation.name == "xielu" and part("experts", names):
@@ -94,17 +101,17 @@ class Backward:
             term = term.astype(self.work, copy=False)
             self.dx = term if self.dx is None else self.dx + term
 
-    # ---- what the router's gradients need
+    # ---- the parts
 
     def _routing_counts(self) -> bool:
-        """Whether the gradient of the routing weights leads to anything that is wanted."""
+        """Whether a requested gradient depends on that of the routing weights."""
         if self.saved.router is None:
             return "routing_weights" in self.wanted
         ends = {*ROUTER, "router_x"} | (set() if self.saved.own_router_x else {"x"})
         return bool(ends & set(self.wanted))
 
     def _experts(self, r: Array) -> MaybeArray:
-        """Gradients of the experts' part; returns that of the routing weights."""
+        """Compute the gradients of the experts, and return that of the routing weights."""
         layer, saved, sink = self.layer, self.saved, self.sink
         grad = r
         if layer.latent_out is not None:
@@ -122,7 +129,7 @@ class Backward:
         out = sink.kernel_out("experts", "activation")
         x = saved.moe.x
         if "x" in needs and is_narrow(x.dtype):
-            out["x"] = np.zeros(x.shape, FLOAT32)  # rounded once, with what is added to it
+            out["x"] = np.zeros(x.shape, FLOAT32)  # rounded to 16 bits once, after all parts
         found = moe_backward(
             grad.astype(x.dtype, copy=False),
             saved.moe,

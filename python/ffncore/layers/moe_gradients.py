@@ -1,7 +1,8 @@
-"""What fc.MoE keeps for its backward pass, and the gradients that it gives.
+"""The saved activations of fc.MoE, its gradients, and where the gradients are written to.
 
-Gradients have names: those of MoELayerGrads' fields, where experts and shared stand for the arrays
-of an FFNWeights ("experts.up", "shared.down"). MoE.parameters() has the same names.
+Gradients have the names of the fields of MoELayerGrads. The fields experts and shared hold the
+arrays of an FFNWeights, whose names are "experts.up", "shared.down" and so on. needs=, out= and
+MoE.parameters() use the same names.
 
 Tests: tests/layers/test_moe_layer.py.
 """
@@ -16,40 +17,48 @@ import numpy as np
 
 from ..arrays.dtypes import FLOAT64
 from ..arrays.overlap import check_apart, check_out
+from ..arrays.scalars import check_names
 from ..arrays.shapes import Array, MaybeArray
-from ..arrays.words import check_names
 from ..values.gradients import XieluGrads
 from ..values.routing import Routing
 from ..values.weights import FFNWeights
 from .router import RouterSaved
 
-# Of the fields below: gradients of weights, and numbers of xielu.
+# Fields of MoELayerGrads that hold FFNWeights, and those that hold the numbers of xielu.
 NESTED = ("experts", "shared")
 NUMBERS = ("activation", "shared_activation")
 LATENT = ("latent_in", "b_latent_in", "latent_out", "b_latent_out")
-# Those of the router: their names there.
+# From fields that belong to the router to their names in RouterGrads.
 ROUTER = {"router_weight": "weight", "router_bias": "bias", "per_expert_scale": "per_expert_scale"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MoELayerSaved:
-    """References and intermediate results. x and the layer's arrays must not change in between."""
+    """The saved activations of MoE.forward, which MoE.backward needs.
 
-    layer: Any  # the fc.MoE whose forward pass it was
+    Its attributes routing and logits are also for the auxiliary losses. It refers to x and the
+    arrays of the layer, which must not be changed before the backward pass.
+
+    >>> layer = fc.MoE(experts, "silu", fc.Router(r, top_k=2))
+    >>> y, saved = layer.forward(x)
+    >>> loss = fc.load_balancing_loss(saved.logits, saved.routing)
+    """
+
+    layer: Any  # the fc.MoE of the forward pass
     x: Array
-    routing: Routing  # as given or routed: null experts as E and above
-    router: RouterSaved | None  # None: the routing was given
-    own_router_x: bool  # the router read another array than x
-    moe: Any  # of fc.moe_forward
-    hidden: MaybeArray  # output of the experts, where latent_out reads it
-    null: MaybeArray  # [..., 1]: sum of the weights of identity experts
-    shared: Any  # of fc.ffn_forward
-    shared_y: MaybeArray  # where a gate multiplies it
+    routing: Routing  # of the caller or the router; null experts have numbers from n_experts on
+    router: RouterSaved | None  # None: the caller passed the routing
+    own_router_x: bool  # whether the caller passed router_x
+    moe: Any  # the MoESaved of fc.moe_forward
+    hidden: MaybeArray  # the output of the experts, if there is a latent_out
+    null: MaybeArray  # [..., 1]: the sum of the weights of identity experts
+    shared: Any  # the Saved of fc.ffn_forward
+    shared_y: MaybeArray  # the output of shared, if there is a shared_gate
     gate: MaybeArray  # [..., 1]
 
     @property
     def logits(self) -> MaybeArray:
-        """[..., E], those of the router; None where the routing was given."""
+        """The logits of the router, [..., n_experts]; None if the caller passed the routing."""
         return None if self.router is None else self.router.logits
 
     def __repr__(self) -> str:
@@ -58,11 +67,26 @@ class MoELayerSaved:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MoELayerGrads:
-    """Gradients of a layer; None is what is not there or was not asked for.
+    """The gradients that MoE.backward returns.
 
-    experts and shared are FFNWeights that mirror the weights; activation and shared_activation hold
-    xielu's two parameters. router_x is there where the router's input was given apart from x,
-    routing_weights where the routing was.
+    x                  [..., d_model], the whole gradient of x, including the router's part
+    router_x           like router_x, if the caller passed it to forward
+    routing_weights    [..., k], if the caller passed a routing to forward
+    router_weight      [n_experts, d_model]
+    router_bias        [n_experts]
+    per_expert_scale   [n_experts]
+    experts            FFNWeights whose arrays are the gradients of the experts' arrays
+    activation         XieluGrads of the experts' activation
+    latent_in          [latent, d_model]
+    b_latent_in        [latent]
+    latent_out         [d_model, latent]
+    b_latent_out       [d_model]
+    shared             FFNWeights whose arrays are the gradients of the shared expert's arrays
+    shared_activation  XieluGrads of the shared expert's activation
+    shared_gate        [d_model]
+    output_bias        [d_model]
+
+    A gradient that does not exist or was not requested (needs=) is None.
     """
 
     x: MaybeArray = None
@@ -83,7 +107,10 @@ class MoELayerGrads:
     output_bias: MaybeArray = None
 
     def arrays(self) -> dict[str, Array]:
-        """The arrays that exist, by name: x, router_weight, experts.up, shared.up, ..."""
+        """Return a dict from names to arrays: "x", "router_weight", "experts.up" and so on.
+
+        Gradients that are None are left out.
+        """
         found: dict[str, Array] = {}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -103,13 +130,13 @@ def nested(prefix: str, weights: FFNWeights) -> dict[str, Array]:
 
 
 def part(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """experts.up of arrays -> up"""
+    """The entries whose name starts with the prefix, by the rest of it: "experts.up" -> "up"."""
     start = prefix + "."
     return {n.removeprefix(start): value for n, value in arrays.items() if n.startswith(start)}
 
 
 def wanted_names(needs: object, exist: Iterable[str]) -> tuple[str, ...]:
-    """What needs= asks for; "experts" and "shared" stand for all of theirs."""
+    """The names in needs=, where "experts" and "shared" are replaced by those of their arrays."""
     names = tuple(exist)
     if needs is None:
         return names
@@ -121,7 +148,7 @@ def wanted_names(needs: object, exist: Iterable[str]) -> tuple[str, ...]:
 
 
 class Sink:
-    """Where gradients go: arrays of out=, filled or added into, or new ones."""
+    """The destination of gradients: arrays of out=, which are filled or added to, or new ones."""
 
     def __init__(
         self,
@@ -131,7 +158,9 @@ class Sink:
         inputs: Iterable[tuple[str, Array]],
         accumulate: bool,
     ) -> None:
-        """shapes: an array of each gradient's shape and dtype; inputs: what out must not overlap"""
+        """shapes: for each gradient an array of its shape and dtype; inputs: arrays that out must
+        not overlap.
+        """
         if accumulate and out is None:
             raise ValueError("accumulate is True and out is None; expected arrays to add into")
         entries: dict[str, Any] = {}
@@ -152,7 +181,7 @@ class Sink:
                 continue
             if name not in wanted:
                 raise ValueError(
-                    f"out.{name} is given, but needs is {wanted}; expected {name!r} in it"
+                    f"out.{name} is given, but needs is {wanted}; expected {name!r} in needs"
                 )
             if name not in NUMBERS:
                 like = shapes[name]
@@ -171,7 +200,7 @@ class Sink:
         self._shapes, self._wanted = shapes, wanted
 
     def put(self, name: str, value: Array) -> None:
-        """A gradient in a type at least as wide as its own, rounded here, once."""
+        """Write a gradient, which is rounded here, once: value is at least as wide as its dtype."""
         if name not in self._wanted:
             return
         target = self.given.get(name)
@@ -185,13 +214,13 @@ class Sink:
         self.found[name] = target
 
     def take(self, prefix: str, grads: Any, numbers: str) -> None:
-        """Gradients of weights that a kernel has written to the arrays of `given` already."""
+        """Take over gradients of weights, which a kernel has already written to arrays of out=."""
         if grads.weights is not None:
             self.found[prefix] = grads.weights
         if grads.activation is not None:
             self.found[numbers] = grads.activation
 
     def kernel_out(self, prefix: str, numbers: str) -> dict[str, Any]:
-        """out= of the kernel that computes them."""
+        """The entries of out= for the function that computes these gradients."""
         found = part(prefix, self.given)
         return found | ({"activation": self.given[numbers]} if numbers in self.given else {})

@@ -1,6 +1,12 @@
-"""What fc.MoE is made of: experts, activation, router, and what models put around them; checked.
+"""The parts of fc.MoE, its constructor and their checks.
 
-MoE (moe.py) has the passes. Which model has what: models/mixture_families.py.
+MoE in moe.py adds the forward and backward pass, and its docstring describes the arguments. With d
+for d_model and l for the size of the experts, which is d without latent_in:
+
+    experts                [E, f, l], [E, l, f] and so on      router        [E + null experts, d]
+    latent_in, latent_out  [l, d], [d, l]                      shared        a layer of size d
+    b_latent_in, ..._out   [l], [d]                            shared_gate, output_bias    [d]
+
 Tests: tests/layers/test_moe_layer.py, tests/layers/test_moe_layer_errors.py.
 """
 
@@ -11,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from ..arrays.dtypes import FLOAT32, FLOAT64
+from ..arrays.scalars import integer, number
 from ..arrays.shapes import Array, MaybeArray, as_array, check_rank, check_shape
-from ..arrays.words import number
 from ..values.activation import Activation, as_activation
 from ..values.packed import PackedWeights, check_weights
 from ..values.weights import FFNWeights
@@ -24,7 +30,7 @@ _NULL = ("identity", "skip")
 
 
 class MoEParts:
-    """The parts of a mixture's layer; see MoE, whose constructor this is."""
+    """The parts of a mixture of experts; see MoE, which inherits this constructor."""
 
     def __init__(
         self,
@@ -47,7 +53,10 @@ class MoEParts:
     ) -> None:
         self.experts = check_weights(experts)
         if self.experts.n_experts is None:
-            raise ValueError("experts is one block; expected weights with a leading E")
+            raise ValueError(
+                "experts are weights of a single layer; expected weights with a leading dimension "
+                "n_experts"
+            )
         self.activation = as_activation(activation)
         if router is not None and not isinstance(router, Router):
             raise TypeError(
@@ -59,7 +68,7 @@ class MoEParts:
         self.latent_in, self.latent_out = latent_in, latent_out
         self.b_latent_in, self.b_latent_out = b_latent_in, b_latent_out
         self.shared_gate, self.output_bias = shared_gate, output_bias
-        self.n_null_experts = int(n_null_experts)
+        self.n_null_experts = integer("n_null_experts", n_null_experts)
         self.null_experts = null_experts
         self.apply_router_weight_on_input = bool(apply_router_weight_on_input)
         self.name = name
@@ -85,7 +94,7 @@ class MoEParts:
             check_precision(name, array, self.dtype, "the experts")
             check_shape(name, array, shape, f"to match d_model {d} and the experts")
             if name.startswith("b_latent") and self.latent_in is None:
-                raise ValueError(f"{name} is given and latent_in is None; expected that too")
+                raise ValueError(f"{name} is given and latent_in is None; expected latent_in too")
         if self.shared_gate is not None and self.shared is None:
             raise ValueError("shared_gate is given and shared is None; expected shared too")
         if self.shared is not None and self.shared.d_model != d:
@@ -104,34 +113,38 @@ class MoEParts:
         total = self.n_experts + self.n_null_experts
         if self.router is not None and self.router.n_experts != total:
             raise ValueError(
-                f"router has {self.router.n_experts} experts; expected {total}, "
+                f"router has {self.router.n_experts} experts; expected {total}: "
                 f"{self.n_experts} experts and {self.n_null_experts} null experts"
             )
 
-    # ---- what it is
+    # ---- properties
 
     @property
     def d_model(self) -> int:
-        """Size of a row of x and of y."""
+        """The last dimension of x and y."""
         return self.experts.d_model if self.latent_out is None else int(self.latent_out.shape[0])
 
     @property
     def d_ff(self) -> int:
-        """Of one expert."""
+        """The number of hidden units of each expert."""
         return self.experts.d_ff
 
     @property
     def n_experts(self) -> int:
-        """Experts that compute; null experts are not counted."""
+        """The number of experts that have weights, without the null experts."""
         return int(self.experts.n_experts or 0)
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """That of the experts' matrices."""
+        """The dtype of the experts' matrices."""
         return self.experts.dtype
 
     def parameters(self) -> dict[str, Array]:
-        """The arrays that have gradients, by the gradients' names; packed weights have none."""
+        """Return a dict from names to the arrays that have gradients.
+
+        The names are those of MoELayerGrads, such as "router_weight" and "experts.up". Packed
+        weights have no gradients, and are left out.
+        """
         found: dict[str, Array] = {}
         if self.router is not None:
             own = self.router.parameters()

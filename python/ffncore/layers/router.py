@@ -1,12 +1,12 @@
-"""fc.Router: a router's weights and how it chooses, in one hand.
+"""fc.Router: an object that holds the weights and the options of a router.
 
-    z       = logit_scale * (x W^T + b)               x [..., d], W [E, d]; x times jitter if given
+    z       = logit_scale * (x W^T + b)               x [..., d], W [E, d]; x * jitter with jitter
     logits  = c tanh(z / c)                           c = logit_softcap
-    routing = route(logits)                           fc.route with its options, or another router
+    routing = route(logits)                           fc.route with options, or another router
     weights = routing.weights * per_expert_scale[experts]
 
-Logits are float32, beside 16-bit x too, and float64 beside float64 x; they are computed in float64
-(linear.py says why). Tests: tests/layers/test_router_layer.py.
+Logits are float64 if x is float64, else float32, also with 16-bit x. They are computed in float64;
+linear.py says why. Tests: tests/layers/test_router_layer.py.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays.dtypes import FLOAT32, FLOAT64, check_dtype
+from ..arrays.scalars import number
 from ..arrays.shapes import Array, MaybeArray, as_array, check_rank, check_shape, check_width
 from ..functional.routing import route as _route
 from ..functional.routing import route_backward
@@ -27,7 +28,15 @@ from .linear import linear, linear_backward
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RouterGrads:
-    """Gradients of a router, each with the dtype of what it is a gradient of."""
+    """The gradients that Router.backward returns.
+
+    x                 [..., d_model]
+    weight            [n_experts, d_model]
+    bias              [n_experts]; None if the router has no bias
+    per_expert_scale  [n_experts]; None if the router has none
+
+    Each has the dtype of the array that it belongs to.
+    """
 
     x: Array
     weight: Array
@@ -37,7 +46,7 @@ class RouterGrads:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RouterSaved:
-    """What a router's forward pass keeps: references, the logits, and the routing made of them."""
+    """What a router's forward pass keeps: its arguments, the logits, and the routings."""
 
     x: Array
     jitter: MaybeArray
@@ -47,20 +56,32 @@ class RouterSaved:
 
 
 class Router:
-    """Logits and the choice of experts.
+    """A router as an object: a matrix that makes logits, and the options that choose experts.
 
-    weight            [E, d]; bias [E], per_expert_scale [E]. All are float64 beside float64 x, and
-                      float32 or 16 bits, each for itself, beside others
-    logit_scale       multiplies x W^T + b
-    logit_softcap     c: c tanh(logits / c)
-    route             logits -> Routing, with a backward pass in fc.route_backward: fc.route
-                      (default), fc.sparsemixer, fc.switch_capacity or your own on top of them
-    options           of route: top_k and others of fc.route, jitter_eps, capacity, ...; an
-                      e_score_correction_bias narrower than the logits is widened, which is exact
+    It computes logits = softcap(logit_scale * (x weight^T + bias)) in float64, rounds them to
+    float32 unless x is float64, and passes them to route.
 
-    ValueError and TypeError for arrays and options that do not fit, raised here, before a call.
+    weight            [n_experts, d_model]
+    bias              [n_experts]; None: no bias
+    logit_scale       multiplies x weight^T + bias
+    logit_softcap     a number c: logits become c tanh(logits / c). None: they stay as they are
+    per_expert_scale  [n_experts], multiplies the weight of each expert after routing; None: no
+                      factor
+    route             a function from logits to a Routing that fc.route_backward accepts:
+                      fc.sparsemixer, fc.switch_capacity, or one of yours that calls them. None:
+                      fc.route
+    options           passed to route: top_k and the other options of fc.route, or jitter_eps,
+                      capacity and so on. An e_score_correction_bias may be narrower than the logits
 
-    >>> router = fc.Router(weight, top_k=8, score_fn="sigmoid", e_score_correction_bias=bias)
+    With float64 x all arrays are float64. With any other x each of them may be float32, bfloat16 or
+    float16. The arguments are attributes.
+
+    Raises ValueError and TypeError for arrays and options that do not fit. Options are checked
+    here, not in the first call.
+
+    See also: fc.route, fc.MoE.
+
+    >>> router = fc.Router(r, top_k=2, score_fn="sigmoid")
     >>> routing = router(x)
     """
 
@@ -85,45 +106,55 @@ class Router:
                 check_precision(label, value, dtype, "router.weight")
                 reason = f"to match router.weight {self.weight.shape}"
                 check_shape(label, value, self.weight.shape[:1], reason)
-        if logit_softcap is not None and not logit_softcap > 0:
-            raise ValueError(f"logit_softcap is {logit_softcap}; expected a number above 0")
         self.bias = bias
         self.per_expert_scale = per_expert_scale
-        self.logit_scale = float(logit_scale)
-        self.logit_softcap = None if logit_softcap is None else float(logit_softcap)
+        self.logit_scale = number("logit_scale", logit_scale)
+        self.logit_softcap = (
+            None if logit_softcap is None else number("logit_softcap", logit_softcap)
+        )
+        if self.logit_softcap is not None and self.logit_softcap <= 0:
+            raise ValueError(f"logit_softcap is {logit_softcap}; expected a number above 0")
         self.route = _route if route is None else route
         self.options = options
         if route is None and "top_k" not in options:
             raise TypeError(
-                "top_k is missing; expected how many experts each token goes to, as in "
+                "top_k is missing; expected the number of experts of each token, as in "
                 "fc.Router(weight, top_k=2)"
             )
-        # Options that do not fit raise now, not at the first token.
+        # Options that do not fit raise here, not in the first call.
         self._routed(np.zeros((1, self.n_experts), FLOAT64 if dtype is FLOAT64 else FLOAT32))
 
     @property
     def n_experts(self) -> int:
-        """Experts that have a logit."""
+        """The number of experts, which is the number of logits of a token."""
         return int(self.weight.shape[0])
 
     @property
     def d_model(self) -> int:
-        """Size of a row of the router's input."""
+        """The last dimension of x."""
         return int(self.weight.shape[1])
 
     def parameters(self) -> dict[str, Array]:
-        """The arrays that have gradients, by name."""
+        """Return a dict from names to the arrays that have gradients: weight, bias and so on."""
         named = {n: getattr(self, n) for n in ("weight", "bias", "per_expert_scale")}
         return {name: array for name, array in named.items() if array is not None}
 
     def __call__(
         self, x: Array, *, jitter: MaybeArray = None, experts: MaybeArray = None
     ) -> Routing:
-        """Arguments as for forward."""
+        """Return the Routing of x; the arguments are those of forward."""
         return self.forward(x, jitter=jitter, experts=experts)[0]
 
     def logits(self, x: Array, *, jitter: MaybeArray = None) -> Array:
-        """[..., E] of x [..., d]: float64 beside float64 x, else float32."""
+        """Compute the logits [..., n_experts] of x [..., d_model].
+
+        x       [..., d_model]
+        jitter  an array that broadcasts to x, and multiplies it first; None: no factor
+
+        They are float64 for float64 x, else float32.
+
+        Raises ValueError for shapes and TypeError for types and dtypes.
+        """
         given = as_array("x", x)
         dtype = check_dtype("x", given)
         check_precision("router.weight", self.weight, dtype, "x")
@@ -138,10 +169,16 @@ class Router:
     def forward(
         self, x: Array, *, jitter: MaybeArray = None, experts: MaybeArray = None
     ) -> tuple[Routing, RouterSaved]:
-        """The routing of x [..., d], and what the backward pass needs.
+        """Route the tokens of x, and save what backward needs.
 
-        jitter   what x is multiplied by first: an array that broadcasts to x
-        experts  [..., k], chosen already, as for fc.route: only weights are computed
+        x        [..., d_model]
+        jitter   an array that broadcasts to x, and multiplies it first; None: no factor
+        experts  [..., k], experts that are chosen already, as for fc.route: only their weights are
+                 computed. None: route chooses them
+
+        Returns a Routing and the saved values for backward.
+
+        Raises ValueError for shapes and values, and TypeError for types and dtypes.
         """
         logits = self.logits(x, jitter=jitter)
         scored = self._routed(logits, **({} if experts is None else {"experts": experts}))
@@ -158,9 +195,16 @@ class Router:
     def backward(
         self, grad_weights: Array, saved: RouterSaved, *, grad_logits: MaybeArray = None
     ) -> RouterGrads:
-        """Gradients from those of routing.weights [..., k].
+        """Compute the gradients of x and the router's arrays.
 
-        grad_logits  [..., E], added to the gradient of the logits: that of a load-balancing loss
+        grad_weights  [..., k], the gradient of routing.weights
+        saved         the second result of forward
+        grad_logits   [..., n_experts], added to the gradient of the logits, such as that of a
+                      load-balancing loss; None: nothing is added
+
+        Returns a RouterGrads.
+
+        Raises ValueError for shapes and TypeError for types and dtypes.
         """
         wide = self.wide_gradients(grad_weights, saved, grad_logits)
         like = {"x": saved.x, **self.parameters()}
@@ -169,7 +213,7 @@ class Router:
     def wide_gradients(
         self, grad_weights: Array, saved: RouterSaved, grad_logits: MaybeArray
     ) -> dict[str, Array]:
-        """Those of backward in float64, by name, for sums that are rounded later."""
+        """The gradients of backward by name, in float64: fc.MoE adds to them before it rounds."""
         scored, grads = saved.scored, {}
         grad = grad_weights
         if self.per_expert_scale is not None:
@@ -216,16 +260,19 @@ class Router:
         return f"Router({', '.join([f'{self.d_model} -> {self.n_experts}', *words])})"
 
 
-def check_precision(name: str, array: Array, beside: np.dtype[Any], other: str) -> None:
-    """What numpy computes with may be 16 bits or float32 beside each other: widening is exact."""
+def check_precision(name: str, array: Array, expected_like: np.dtype[Any], other: str) -> None:
+    """Arrays that numpy computes with are float64 together, or any of float32 and 16 bits.
+
+    float32 and 16-bit arrays may be mixed, because they are widened, which is exact.
+    """
     dtype = check_dtype(name, array)
-    if (dtype is FLOAT64) != (beside is FLOAT64):
-        expected = "float64" if beside is FLOAT64 else "float32 or 16 bits"
+    if (dtype is FLOAT64) != (expected_like is FLOAT64):
+        expected = "float64" if expected_like is FLOAT64 else "float32 or 16 bits"
         raise TypeError(f"{name} has dtype {dtype.name}; expected {expected} to match {other}")
 
 
 def _jittered(x: Array, jitter: MaybeArray) -> Array:
-    """In float64 where there is jitter: the product is exact enough not to count as a rounding."""
+    """x * jitter in float64, so that the product is not rounded to the dtype of x; x without it."""
     if jitter is None:
         return x
     factors = as_array("jitter", jitter)
@@ -234,11 +281,15 @@ def _jittered(x: Array, jitter: MaybeArray) -> Array:
     except ValueError:
         shape = None
     if shape != x.shape:
-        raise ValueError(f"jitter has shape {factors.shape}; expected one that fits x {x.shape}")
+        raise ValueError(
+            f"jitter has shape {factors.shape}; expected one that broadcasts to x {x.shape}"
+        )
     return x.astype(FLOAT64) * factors
 
 
 def _of_experts(scale: Array, routing: Routing) -> Array:
-    """[..., k]; that of expert 0 where there is none, whose weight counts for nothing."""
+    """The scale of each slot's expert, [..., k]. A slot without an expert has that of expert 0,
+    which has no effect, because its weight is 0.
+    """
     factors: Array = scale[np.maximum(routing.experts, 0)]
     return factors

@@ -1,4 +1,6 @@
-"""Real checkpoints: tables of families, and layers read from files by them.
+"""Checkpoints of released models: fc.load reads single layers, models.layers lists them.
+
+FAMILIES and MOE_FAMILIES are tables of model families: how they name and store their layers.
 
 >>> for info in fc.models.layers("path/to/model"):
 ...     print(info.layer, info.d_model, info.d_ff)

@@ -1,11 +1,10 @@
-"""The tensors of one layer: taken by name with the sizes they should have, headers alone.
+"""The tensors of one layer of a checkpoint, checked by the headers of the files.
 
-    tensors.take("mlp.up_proj.weight", "f d")       sets f and d
-    tensors.take("mlp.down_proj.weight", "d f")     has to agree
+    tensors.take("mlp.up_proj.weight", "f d")       defines f and d
+    tensors.take("mlp.down_proj.weight", "d f")     has to have the same f and d
 
-A tensor of the layer's block that nothing takes would be missing from the computation, so it is an
-error.
-Tests: tests/models/test_models.py, tests/models/test_models_moe.py.
+A tensor of the layer that is never taken would be left out of the computation, so it is an error.
+Tests: tests/models/test_layer_tensors.py, tests/models/test_models_moe.py.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _SIZE = re.compile(r"(\d*)([A-Za-z]?)")
 
 
 class LayerTensors:
-    """Names are without what all names of the layer start with."""
+    """The tensors of a layer by name; names are without their common start, such as "layers.3."."""
 
     def __init__(self, checkpoint: Checkpoint, start: str, names: Iterable[str]) -> None:
         self.checkpoint = checkpoint
@@ -40,13 +39,14 @@ class LayerTensors:
         return name in self.names
 
     def have(self, starts: tuple[str, ...]) -> bool:
-        """Whether a name starts so."""
+        """Whether the name of a tensor starts with one of these."""
         return any(name.startswith(starts) for name in self.names)
 
     def take(self, name: str, axes: str) -> None:
-        """Checks that the tensor is there, sound, of a dtype that is computed with, and its sizes.
+        """Check that a tensor exists, is not damaged, and has a supported dtype and these sizes.
 
-        axes  letters, which stand for one size each, numbers, and both: "2f"
+        axes  a size for each axis: a number, a letter that stands for one size in all tensors, or a
+              multiple of it such as "2f"
         """
         full = self.start + name
         if name not in self.names:
@@ -78,24 +78,29 @@ class LayerTensors:
         return size == times * self.sizes[letter]
 
     def left_over(self, starts: tuple[str, ...]) -> None:
-        """Raises where the layer has a tensor of a name that starts so, and nothing takes it."""
+        """Raise ValueError if a tensor whose name starts with one of these was not taken."""
         rest = [n for n in self.names if n.startswith(starts) and n not in self.taken]
         if rest:
             raise self.wrong(
-                min(rest), "is no part of such a layer as it is computed here; expected no such one"
+                min(rest),
+                "is a tensor that ffncore does not use in such a layer; expected no such tensor",
             )
 
-    def same_dtype(self, names: Iterable[str], beside: tuple[str, ...] = ()) -> None:
-        """One dtype for `names`; `beside` may be float32 beside 16 bits."""
+    def same_dtype(self, names: Iterable[str], biases: tuple[str, ...] = ()) -> None:
+        """Check that `names` have one dtype; those of `biases` have it, too, or are float32 where
+        it has 16 bits.
+        """
         names = list(names)
-        for name in (*names, *beside):
+        for name in (*names, *biases):
             first, found = self.taken[names[0]], self.taken[name]
             narrow = first in ("float16", "bfloat16") and found == "float32"
-            if found != first and not (narrow and name in beside):
+            if found != first and not (narrow and name in biases):
                 raise self._mixed(name, names[0])
 
     def same_precision(self, name: str, other: str, *, widened: bool) -> None:
-        """float64 beside float64 alone, unless the tensor is `widened` where it has to be."""
+        """Check that both tensors are float64, or neither; if `widened`, the first may be narrower
+        than the other, because it is converted.
+        """
         wide, expected = (self.taken[n] == "float64" for n in (name, other))
         if wide != expected and not (widened and expected):
             raise self._mixed(name, other)
@@ -111,11 +116,11 @@ class LayerTensors:
         return self.checkpoint.read(self.start + name, dtype)
 
     def count(self, names: Iterable[str]) -> int:
-        """Elements of these tensors."""
+        """The number of elements of these tensors."""
         return sum(math.prod(self.checkpoint.entry(self.start + name).shape) for name in names)
 
     def sound(self, starts: tuple[str, ...]) -> dict[str, Entry]:
-        """The tensors whose names start so, without those that are damaged."""
+        """The tensors whose names start with one of these, without those that are damaged."""
         found = {}
         for name in self.names:
             if name.startswith(starts):

@@ -1,7 +1,8 @@
-"""fc.load_packed: weights that PackedWeights.save wrote, mapped into memory.
+"""fc.load_packed: maps the file of PackedWeights.save into memory.
 
-Nothing is read beforehand: pages come from the file as kernels touch them, and processes that map
-the same file share them. Tests: tests/values/test_packed_file.py.
+The weights are not read at once. The system reads pages of the file when kernels use them, and
+processes that load the same file share these pages. values/packed_file.py has the format. Tests:
+tests/values/test_packed_file.py.
 """
 
 from __future__ import annotations
@@ -18,13 +19,18 @@ from .files.safetensors import SafetensorsFile
 
 
 def load_packed(path: str | os.PathLike[str]) -> PackedWeights:
-    """The packed weights of a file that `packed.save(path)` wrote.
+    """Load packed weights from a file that PackedWeights.save wrote.
 
-    The file is mapped into memory: it must not be changed while the weights are used. (save writes
-    a new file in its place, which does no harm.) FileNotFoundError where there is none, ValueError
-    for what is no such file, or one of another layout.
+    path  of the file
 
-    >>> fc.pack(w).save("layer3.packed")
+    Returns PackedWeights whose memory is the mapped file: it is read as kernels need it, and shared
+    by all processes that load it. The file must not be changed in place while the weights are used;
+    PackedWeights.save replaces it, which is safe.
+
+    Raises FileNotFoundError if the file does not exist, and ValueError if it is no such file, is
+    damaged, or has the layout of another version of ffncore.
+
+    >>> fc.pack(weights).save("layer3.packed")
     >>> p = fc.load_packed("layer3.packed")
     >>> y = fc.ffn(x, p, activation="silu")
     """
@@ -33,7 +39,7 @@ def load_packed(path: str | os.PathLike[str]) -> PackedWeights:
         told = file.metadata
         if told.get("format") != FORMAT:
             raise ValueError(
-                f"{path} holds no packed weights; expected a file of PackedWeights.save"
+                f"{path} has no packed weights; expected a file written by PackedWeights.save"
             )
         if told.get("layout") != str(LAYOUT):
             raise ValueError(
@@ -42,8 +48,10 @@ def load_packed(path: str | os.PathLike[str]) -> PackedWeights:
             )
         entry = file.entry(TENSOR)
         if entry.dtype != "uint8" or entry.begin % PAGE or entry.begin == entry.end:
-            raise ValueError(f"{path} was not written by PackedWeights.save; expected its bytes")
-        facts = parse_object(str(told.get("weights")).encode(), f"{path}: what it says of weights")
+            raise ValueError(
+                f"{path} is damaged; expected a file as PackedWeights.save has written it"
+            )
+        facts = parse_object(str(told.get("weights")).encode(), f"{path}: its entry weights")
     finally:
         file.close()
     buffer = np.memmap(path, np.uint8, "r", entry.begin, entry.shape).view(np.ndarray)
@@ -51,4 +59,4 @@ def load_packed(path: str | os.PathLike[str]) -> PackedWeights:
         facts["sizes"] = tuple(facts["sizes"])
         return PackedWeights._remade(memory=Memory(buffer), **facts)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{path} describes no packed weights: {error}") from None
+        raise ValueError(f"{path} has damaged metadata: {error}") from None

@@ -1,17 +1,17 @@
-"""Real checkpoints: read a feed-forward layer from safetensors files, without a framework.
+"""fc.load and models.layers: feed-forward layers from safetensors files, without a framework.
 
     layer = fc.load("path/to/model", layer=3)      a folder with config.json and *.safetensors
-    layer = fc.load("model.safetensors", layer=3)  one file, config.json beside it
+    layer = fc.load("model.safetensors", layer=3)  one file, with config.json in the same folder
 
-A dense layer becomes an fc.FFN, a mixture of experts an fc.MoE. How a family names and stores its
-layers is a row of FAMILIES (families.py) or MOE_FAMILIES (mixture_families.py); a further family is
-a further row. A model_type that no row lists is refused rather than guessed: some models share the
-names and add a clamp, a norm or a multiplier. `family=` overrules that for those who know.
+A dense layer becomes an fc.FFN, a mixture of experts an fc.MoE. FAMILIES (families.py) and
+MOE_FAMILIES (mixture_families.py) say how families name and store their layers. A model_type that
+is in neither is refused, because a model may use the same names and add a clamp, a norm or a
+multiplier; family= loads it in spite of that.
 
-A layer depends on its own tensors and on config.json alone: other layers of the file, or other
-files, may be damaged or missing. Weights come in the checkpoint's dtype: float32, float64, float16
-or bfloat16 (which needs the extra `models`, that is ml_dtypes). They are converted where dtype=
-asks for it, never in silence. Tests: tests/models/test_models.py, tests/models/test_models_moe.py.
+A layer depends only on its own tensors and on config.json: other layers and other files may be
+damaged or missing. Weights keep the dtype of the checkpoint, float32, float64, float16 or bfloat16
+(which needs ml_dtypes), unless dtype= says otherwise. Tests: tests/models/test_models.py,
+tests/models/test_models_moe.py.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from .mixture_families import MOE_FAMILIES, MoEFamily
 
 @dataclass(frozen=True)
 class _Found:
-    """A layer of which tensors are there, whatever state they are in."""
+    """A layer of the checkpoint, whose tensors have not been checked."""
 
     row: Family | MoEFamily
     prefix: str
@@ -57,20 +57,32 @@ def load(
     family: str | None = None,
     prefix: str | None = None,
 ) -> FFN | MoE:
-    """Reads layer number `layer` of the model at `path` (a folder, or a .safetensors file).
+    """Read one feed-forward layer of a checkpoint.
 
-    dtype       "float32", "float64", "bfloat16" or "float16": convert; None: as stored
-    activation  overrules config.json, and is needed where there is none
-    family      a name of ffncore.models.FAMILIES or MOE_FAMILIES, for a model_type that is listed
-                in neither
-    prefix      of the tensors' names, where a file holds more than one model
+    path        a folder with config.json and .safetensors files, or one .safetensors file
+    layer       the number of the layer
+    dtype       "float32", "float64", "bfloat16" or "float16", to which the weights are converted;
+                None: they stay as they are stored
+    activation  a name or an Activation, in place of the one in config.json; needed if there is no
+                config.json
+    family      a name of ffncore.models.FAMILIES or MOE_FAMILIES, for a model_type that is in
+                neither, but has layers of that form
+    prefix      of the tensors' names, with its dot; needed if the file has several models
 
-    A key that config.json leaves out has the default of the model's class in transformers.
-    FileNotFoundError for a file that is not there; ValueError for files, config.json and tensors
-    that are damaged, packed or do not fit: it names the file and the tensor or key.
+    Returns an fc.FFN for a dense layer, an fc.MoE for a mixture of experts. A key that config.json
+    leaves out has the default of the model's class in transformers.
+
+    Raises FileNotFoundError for files that do not exist, and ValueError for files, tensors and keys
+    of config.json that are damaged, quantised or do not fit each other; the error names them. Only
+    the files and tensors of this layer are read and checked.
+
+    See also: ffncore.models.layers, which lists the layers.
+
+    >>> layer = fc.load("path/to/model", layer=3)
+    >>> y = layer(np.zeros((1, layer.d_model), layer.dtype))
     """
     if isinstance(layer, bool) or not hasattr(layer, "__index__"):
-        raise TypeError(f"layer is of type {type(layer).__name__}; expected a number")
+        raise TypeError(f"layer is of type {type(layer).__name__}; expected an integer")
     if dtype is not None:
         as_dtype("dtype", dtype)
     with Checkpoint(path) as checkpoint:
@@ -98,17 +110,24 @@ def load(
 
 
 def layers(path: str | os.PathLike[str], family: str | None = None) -> list[LayerInfo]:
-    """Every feed-forward layer of the model at `path`, from the headers alone.
+    """List the feed-forward layers of a checkpoint, from the headers of its files.
 
-    A layer that fc.load would refuse is listed, too: its `problem` is the sentence, its `packing`
-    says who quantised it, and sizes that cannot be told are 0. What is wrong with the whole, like
-    an index that cannot be read or a model_type that is not known, raises as fc.load does.
+    path    as for fc.load
+    family  as for fc.load
+
+    Returns a list of LayerInfo, sorted by prefix and number. Layers that fc.load would refuse are
+    listed, too: their problem is the error, and their packing the name of the quantisation.
+
+    Raises ValueError and FileNotFoundError as fc.load does for faults of the whole checkpoint, such
+    as an index that cannot be read or a model_type that is not known.
+
+    >>> infos = ffncore.models.layers("path/to/model")
     """
     with Checkpoint(path) as checkpoint:
         return [_info(found, checkpoint.config) for found in _layers(checkpoint, family)]
 
 
-# ---- which layers there are ----------------------------------------------------------------------
+# ---- finding layers ------------------------------------------------------------------------------
 
 
 def _chosen(checkpoint: Checkpoint, layer: int, family: str | None, prefix: str | None) -> _Found:
@@ -118,8 +137,8 @@ def _chosen(checkpoint: Checkpoint, layer: int, family: str | None, prefix: str 
         prefixes = sorted({found.prefix for found in all_layers})
         if prefix is not None and prefixes and prefix not in prefixes:
             raise ValueError(
-                f"prefix is {prefix!r}; expected one of {', '.join(map(ascii, prefixes))}, as the "
-                f"layers in {checkpoint.names_file} have"
+                f"prefix is {prefix!r}; expected one of {', '.join(map(ascii, prefixes))}, the "
+                f"prefixes in {checkpoint.names_file}"
             )
         numbers = sorted({f.layer for f in all_layers if prefix in (None, f.prefix)})
         raise ValueError(
@@ -131,8 +150,8 @@ def _chosen(checkpoint: Checkpoint, layer: int, family: str | None, prefix: str 
     if len(chosen) > 1:
         each = ", ".join(ascii(found.prefix) for found in chosen)
         raise ValueError(
-            f"{checkpoint.names_file}: layer {layer} is there {len(chosen)} times; expected "
-            f"prefix=, one of {each}"
+            f"{checkpoint.names_file} has layer {layer} {len(chosen)} times; expected prefix= with "
+            f"one of {each}"
         )
     return chosen[0]
 
@@ -140,7 +159,7 @@ def _chosen(checkpoint: Checkpoint, layer: int, family: str | None, prefix: str 
 def _layers(
     checkpoint: Checkpoint, family: str | None, layer: int | None = None, prefix: str | None = None
 ) -> list[_Found]:
-    """All of them, or those of one number and one prefix, by the first row that fits any."""
+    """The layers of the first row that has any, of all numbers and prefixes or the given ones."""
     for row in _candidates(checkpoint.config, family):
         found = list(_of_row(checkpoint, row, layer, prefix))
         if found:
@@ -166,7 +185,7 @@ def _names_of_rows() -> list[str]:
 
 
 def _candidates(config: Config, family: str | None) -> tuple[Family | MoEFamily, ...]:
-    """The rows whose names may be looked for; a model_type that no row lists is refused."""
+    """The rows to try: those of the model_type, or of family=."""
     rows: tuple[Family | MoEFamily, ...] = (*FAMILIES, *MOE_FAMILIES)
     names = ", ".join(_names_of_rows())
     if family is not None:
@@ -175,22 +194,22 @@ def _candidates(config: Config, family: str | None) -> tuple[Family | MoEFamily,
             raise ValueError(f"family is {family!r}; expected one of {names}")
         return chosen
     if not config.names_model():
-        return FAMILIES  # how experts are chosen is told by no tensor
+        return FAMILIES  # without config.json nothing says how a mixture routes
     chosen = tuple(row for row in rows if config.model_type in row.model_types)
     if not chosen:
         raise ValueError(
-            f"{config.path} says model_type {brief(config.model_type)}, which ffncore.models does "
+            f"{config.path} has model_type {brief(config.model_type)}, which ffncore.models does "
             f"not know; expected family= (one of {names}) if its layers are computed that way, or "
-            f"arrays of yours in fc.FFNWeights (fused ones by FFNWeights.from_gate_up)"
+            f"your own arrays in fc.FFNWeights (fused ones by FFNWeights.from_gate_up)"
         )
     return chosen
 
 
-# ---- what they hold ------------------------------------------------------------------------------
+# ---- checking layers -----------------------------------------------------------------------------
 
 
 def _take(tensors: LayerTensors, row: Family, config: Config) -> dict[str, str]:
-    """The tensors of a dense layer by field of FFNWeights, checked from headers alone."""
+    """Check the tensors of a dense layer, and return their names by the fields of FFNWeights."""
     biases = row.biases or (config.reads("mlp_bias") and config.flag("mlp_bias"))
     fields = {}
     for field, stem in row.stems.items():
@@ -206,19 +225,19 @@ def _take(tensors: LayerTensors, row: Family, config: Config) -> dict[str, str]:
 
 
 def _packing(found: _Found, config: Config) -> tuple[str, str] | None:
-    """Who quantised the layer, and the sentence about it."""
+    """The name of the layer's quantisation and the error about it, or None."""
     sound = found.tensors.sound(found.row.blocks)
     dtypes = {name: entry.dtype for name, entry in sound.items()}
     told = packing(dtypes, config.quantisation())
     if told is None:
         return None
     who, name = told
-    sentence = f"is packed by {who}, which is not read; expected weights in {SUPPORTED}"
+    sentence = f"is quantised by {who}, which is not supported; expected weights in {SUPPORTED}"
     return who, str(found.tensors.wrong(name, sentence))
 
 
 def _told_activation(row: Family | MoEFamily, config: Config) -> tuple[str, str] | None:
-    """(key, name) as config.json has it, or the model's code; None where neither tells."""
+    """The key and the name of the activation in config.json, or in the model's code; or None."""
     if config.knows and config.model_type in FIXED:
         return "", FIXED[config.model_type]
     for key in row.activation_keys:
@@ -230,15 +249,15 @@ def _told_activation(row: Family | MoEFamily, config: Config) -> tuple[str, str]
 def _activation(
     given: str | Activation | None, row: Family | MoEFamily, config: Config
 ) -> Activation:
-    """What the caller gave, or the one of config.json with the options of the family."""
+    """The activation that the caller passed, or that of config.json with the family's options."""
     if given is not None:
         return as_activation(given)
     told = _told_activation(row, config)
     if told is None:
         raise ValueError(
-            f"{config.path} does not say what the activation is; expected activation="
+            f"{config.path} does not name the activation; expected activation="
             if config.there
-            else f"there is no config.json that names the activation at {config.path}; expected "
+            else f"{config.path}, which would name the activation, does not exist; expected "
             f"activation="
         )
     key, name = told
@@ -286,16 +305,17 @@ def _info(found: _Found, config: Config) -> LayerInfo:
         nbytes=sum(e.end - e.begin for e in tensors.sound(row.blocks).values()),
         packing=None if packed is None else packed[0],
         problem=problems[0] if problems else None,
+        model_type=config.model_type if isinstance(config.model_type, str) else None,
     )
 
 
 def _is_matrix(name: str, row: Family | MoEFamily) -> bool:
-    """Of an expert or of the block, and not the router's, which may be of another dtype."""
+    """Whether a tensor is not the router's, whose dtype may differ from that of the matrices."""
     return not isinstance(row, MoEFamily) or not name.startswith(row.router.rsplit(".", 1)[0] + ".")
 
 
 def ranges(numbers: list[int]) -> str:
-    """[0, 1, 2, 5] -> "0-2, 5" """
+    """Return numbers as text: "0-2, 5" for [0, 1, 2, 5]."""
     parts: list[list[int]] = []
     for n in numbers:
         if parts and n == parts[-1][-1] + 1:

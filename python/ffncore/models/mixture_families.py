@@ -1,15 +1,15 @@
-"""Mixtures of experts in real checkpoints: how families name, store and route them.
+"""MOE_FAMILIES: how model families name, store and route their mixtures of experts, one row each.
 
-    layer.format(number) + a name, behind any prefix
+The name of a tensor is, after any prefix, layer.format(number) followed by a name of the row.
+Experts are stored in one of two forms, and either is found:
 
-Experts are there as a tensor each (names with {} for the expert) or stacked: gate and up in one
-tensor [E, 2 f, d] and down [E, d, f], or both with their last two axes exchanged. Either is found.
-What a router does is in config.json; a row says which of it becomes an option of fc.Router. A layer
-without router and experts is a dense one (the first layers of DeepSeek-V3, every other one of
-Llama 4). How a layer is read: mixture_loading.py.
+    one by one   three tensors for each expert, in whose names {} stands for its number
+    stacked      gate and up in one tensor [E, 2 f, d], down [E, d, f]; or [E, d, 2 f], [E, f, d]
 
-Formulas: the model code in transformers 5, which tests/conformance compares with.
-Tests: tests/models/test_models_moe.py.
+A row says which keys of config.json become options of fc.Router. A layer without router and experts
+is a dense layer, such as the first layers of DeepSeek-V3 and every other layer of Llama 4.
+mixture_loading.py reads the layers. The routers are those of the model code in transformers 5, with
+which tests/conformance compares them. Tests: tests/models/test_models_moe.py.
 """
 
 from __future__ import annotations
@@ -32,49 +32,73 @@ def _each(start: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class MoEFamily:
-    """One way to name, store and route experts.
+    """How a model family names, stores and routes its experts.
 
-    shared_if: True, False, or the key of config.json that is above 0 where a model_type has a
-    shared block. Of other model_types the tensors tell.
+    name                of the family, for family= of fc.load
+    model_types         the values of model_type in config.json that belong to it
+    routing             options of fc.Router
+    told                options of fc.Router that are keys of config.json
+    norm_eps            the option norm_eps, if the weights are divided by their sum
+    groups              options of fc.Router if there are groups; n_group and topk_group are in
+                        config.json
+    group_method        the topk_method in config.json with which there are groups; None: always
+    only                keys of config.json, and the only value of each that ffncore computes
+    layer               the first part of the names, as in Family
+    router              the name of the router's matrix
+    router_bias         the name of its bias
+    correction_bias     the name of e_score_correction_bias
+    experts             the names of gate, up and down of an expert; {} stands for its number
+    stacked             the names of gate and up in one tensor, and of down, for all experts
+    stacked_bias        what is added to these names for biases
+    in_out              whether stacked matrices are [in, out]
+    layout              of gate and up in one tensor, as in FFNWeights.from_gate_up
+    shared              the names of the shared expert: gate, up, down, or gate and up in one, down
+    shared_gate         the name of its gate
+    shared_if           by model_type, whether there is a shared expert: True, False, or a key of
+                        config.json that is above 0 if there is one. With any other model_type,
+                        there is one if its tensors exist
+    on_input            the option apply_router_weight_on_input of fc.MoE
+    activation_keys     as in Family
+    activation_options  options of fc.Activation: numbers, or keys of config.json that have them
+    dense               the Family of layers without experts
     """
 
     name: str
-    model_types: tuple[str, ...]  # of config.json
-    routing: Mapping[str, Any] = field(default_factory=dict)  # options of fc.Router
-    told: tuple[str, ...] = ()  # options that are keys of config.json
-    norm_eps: float = 0.0  # where weights are normalised
-    groups: Mapping[str, Any] | None = None  # options beside n_group and topk_group
-    group_method: str | None = None  # the topk_method with groups; None: there are always groups
-    only: Mapping[str, str] = field(default_factory=dict)  # keys of which we compute one value
-    layer: str = "layers.{}."  # as in Family
+    model_types: tuple[str, ...]
+    routing: Mapping[str, Any] = field(default_factory=dict)
+    told: tuple[str, ...] = ()
+    norm_eps: float = 0.0
+    groups: Mapping[str, Any] | None = None
+    group_method: str | None = None
+    only: Mapping[str, str] = field(default_factory=dict)
+    layer: str = "layers.{}."
     router: str = "mlp.gate.weight"
     router_bias: str | None = None
-    correction_bias: str | None = None  # e_score_correction_bias
-    experts: tuple[str, ...] = ()  # gate, up, down of expert {}
+    correction_bias: str | None = None
+    experts: tuple[str, ...] = ()
     stacked: tuple[str, str] = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
-    stacked_bias: str | None = None  # what follows the names of `stacked`
-    in_out: bool = False  # of the stacked ones
-    layout: str = "concat"  # of gate and up
-    shared: tuple[str, ...] = ()  # gate, up, down; or gate and up in one, down
+    stacked_bias: str | None = None
+    in_out: bool = False
+    layout: str = "concat"
+    shared: tuple[str, ...] = ()
     shared_gate: str | None = None
     shared_if: Mapping[str, bool | str] = field(default_factory=dict)
     on_input: bool = False
-    activation_keys: tuple[str, ...] = ("hidden_act",)  # as in Family
-    # Options of fc.Activation: a number, or the key of config.json that has it.
+    activation_keys: tuple[str, ...] = ("hidden_act",)
     activation_options: Mapping[str, float | str] = field(default_factory=dict)
-    dense: Family = field(default=_LLAMA)  # layers without experts
+    dense: Family = field(default=_LLAMA)
 
     def __hash__(self) -> int:
-        return hash(self.name)  # its mappings have none
+        return hash(self.name)  # the mappings cannot be hashed
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """What the names of a layer's tensors start with, and no others' of the model."""
+        """Starts of names that only the tensors of the mixture have."""
         return tuple({name.split(".")[0] + "." for name in (self.router, *self.shared)})
 
     @property
     def starts(self) -> tuple[str, ...]:
-        """Names that start so make a layer one with experts."""
+        """Starts of names that show that the layer has experts of this family."""
         experts = {name.split("{}")[0] for name in self.experts}
         return (self.router.removesuffix("weight"), *experts, *self.stacked)
 
@@ -100,7 +124,7 @@ MOE_FAMILIES = (
     MoEFamily(
         "deepseek_v2",
         ("deepseek_v2",),
-        {"norm_topk_prob": False},  # the key is in its config.json, and unused by its code
+        {"norm_topk_prob": False},  # its config.json has the key, but its code does not use it
         told=("routed_scaling_factor",),
         groups={"group_score": "max", "group_mask_value": 0.0},
         group_method="group_limited_greedy",

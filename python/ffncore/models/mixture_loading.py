@@ -1,7 +1,7 @@
-"""A layer with experts of a checkpoint: what it takes by a row of MOE_FAMILIES, and the fc.MoE.
+"""Reads a layer with experts from a checkpoint, as its row of MOE_FAMILIES says.
 
-plan() looks at headers and config.json alone; read() reads what the plan names. Tests:
-tests/models/test_models_moe.py.
+plan() checks the headers and config.json, and says which tensors are needed; models.layers stops
+there. read() reads these tensors and makes the fc.MoE. Tests: tests/models/test_models_moe.py.
 """
 
 from __future__ import annotations
@@ -26,16 +26,19 @@ _KINDS = ("gate", "up", "down")
 
 @dataclass(frozen=True)
 class Plan:
-    """Which tensors are what, without what all names of the layer start with."""
+    """The names of a layer's tensors, and the options of its router."""
 
-    experts: dict[str, list[str]]  # of a tensor each, by field of FFNWeights; {}: stacked
+    experts: dict[str, list[str]]  # a name for each expert, by field of FFNWeights; {}: stacked
     shared: tuple[str, ...]
     shared_gate: str | None
     options: dict[str, Any]  # of fc.Router
 
 
 def plan(tensors: LayerTensors, row: MoEFamily, config: Config) -> Plan:
-    """ValueError where something is missing, damaged, of another shape, or not known."""
+    """Check a layer and return its Plan.
+
+    Raises ValueError if a tensor is missing, damaged, has another shape or is not known.
+    """
     tensors.take(row.router, "E d")
     n = tensors.sizes["E"]
     for bias in (row.router_bias, row.correction_bias):
@@ -61,7 +64,7 @@ def plan(tensors: LayerTensors, row: MoEFamily, config: Config) -> Plan:
         tensors.take(name, shape)
     gate = row.shared_gate if shared else None
     if gate is not None and not config.knows and gate not in tensors:
-        gate = None  # Flint, say, has Qwen's names and no gate
+        gate = None  # some models, such as Flint, have the names of Qwen, but no gate
     if gate is not None:
         tensors.take(gate, "1 d")
     tensors.left_over(row.blocks)
@@ -83,13 +86,14 @@ def _has_shared(tensors: LayerTensors, row: MoEFamily, config: Config) -> bool:
     if size == 0 and tensors.have(row.shared):
         raise tensors.wrong(
             next(name for name in row.shared if name in tensors),
-            f"is there, and {config.path} has {condition} 0; expected one of the two",
+            f"exists, but {config.path} has {condition} 0; expected no such tensor, or a number "
+            f"above 0",
         )
     return size > 0
 
 
 def routing(config: Config, row: MoEFamily, n_experts: int) -> dict[str, Any]:
-    """What config.json says of the router, as options of fc.Router."""
+    """The options of fc.Router, from config.json and the row."""
     for key, value in row.only.items():
         config.require(key, value)
     experts = "the number of experts"
@@ -118,7 +122,7 @@ def routing(config: Config, row: MoEFamily, n_experts: int) -> dict[str, Any]:
 
 
 def same_dtypes(tensors: LayerTensors, row: MoEFamily, plan: Plan) -> None:
-    """Raises where the tensors, as they are stored, do not fit each other."""
+    """Raise ValueError if the stored dtypes of the tensors do not fit each other."""
     if plan.experts:
         matrices, biases = [n for names in plan.experts.values() for n in names], []
     else:
@@ -128,7 +132,7 @@ def same_dtypes(tensors: LayerTensors, row: MoEFamily, plan: Plan) -> None:
     others = (row.router, row.router_bias, plan.shared_gate, row.correction_bias)
     for name in others:
         if name is not None:
-            # One of float32 is widened beside experts of float64.
+            # A float32 correction bias is widened if the experts are float64.
             tensors.same_precision(name, matrices[0], widened=name == row.correction_bias)
 
 
@@ -149,7 +153,8 @@ def read(
     options = dict(plan.options)
     correction = row.correction_bias
     if correction is not None:
-        # It is compared with float32 scores, and stored as float32 beside 16 bits: not narrowed.
+        # It is added to float32 scores, and stored as float32 even in 16-bit checkpoints, so that
+        # it is not converted to 16 bits.
         stored = tensors.taken[correction]
         to = dtype if "float64" in (dtype, stored) else None
         to = "float32" if to in ("float16", "bfloat16") else to
@@ -159,8 +164,8 @@ def read(
         router = Router(weight, bias=bias, **options)
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"{config.path} and {tensors.checkpoint.place(tensors.start + row.router)} make no "
-            f"router: {error}"
+            f"{config.path} and {tensors.checkpoint.place(tensors.start + row.router)} do not fit: "
+            f"{error}"
         ) from None
     if plan.experts:
         experts = FFNWeights(**{k: _stack(read, names) for k, names in plan.experts.items()})
@@ -187,7 +192,7 @@ def read(
 
 
 def _stack(read: Any, names: list[str]) -> Array:
-    """Experts of a tensor each, one after the other in one array."""
+    """Read one tensor per expert into one array [E, ...]."""
     first = read(names[0])
     stack = np.empty((len(names), *first.shape), first.dtype)
     stack[0] = first

@@ -1,28 +1,24 @@
-"""The specification: every function of this package in plain numpy, float64, readable.
+"""The specification: every function of this package in plain, readable numpy.
 
-    dense.py      activations, a layer, its backward pass      experts.py   mixtures
-    routing.py    routers and their losses                     sums.py      the order of additions
+    activations.py  activations, derivatives     dense.py   a layer and its backward pass
+    routing.py      routers and their losses     experts.py mixtures of experts
+    sums.py         the order of additions in sums
 
-Everything computes in `dtype`: float64 is the specification, float32 the same formula with the
-rounding that numpy gives it (the yardstick for the kernels' error), and complex128 lets a test take
-derivatives by the complex step where the formula is analytic. Comparisons look at real parts, so
-that piecewise formulas take complex numbers, too. Speed is no aim here.
+Each function computes in `dtype`. float64 is the specification. float32 is the same formula with
+the rounding of numpy, with which the error of the kernels is compared. complex128 lets tests
+compute derivatives by the complex step, where the formula is analytic; comparisons use real parts,
+so that piecewise formulas accept complex numbers, too. Nothing here is written for speed.
 """
 
-from .dense import (
+from .activations import (
     FORMULAS,
     Gradients,
-    Weights,
     XieluParameters,
     activation,
     activation_backward,
-    arrays,
     erfc,
-    ffn,
-    ffn_backward,
     finite,
     minimum,
-    preactivations,
     sigmoid,
     sigmoid_derivative,
     slope_of,
@@ -30,6 +26,7 @@ from .dense import (
     tanh_derivative,
     xielu_parameters,
 )
+from .dense import Weights, arrays, ffn, ffn_backward, preactivations
 from .experts import moe, moe_backward
 from .routing import (
     Routed,

@@ -1,4 +1,4 @@
-"""The specification of experts: fc.moe and its backward pass in plain numpy, slot by slot.
+"""The specification of mixtures: fc.moe and its backward pass in plain numpy, slot by slot.
 
     y[t] = sum over s of  p[t, s] FFN_e(x[t])         e = experts[t, s]; p = routing weights
     y[t] = sum over s of  FFN_e(p[t, s] x[t])         apply_router_weight_on_input
@@ -6,9 +6,9 @@
     dp[t, s] = <dy[t], FFN_e(x[t])>                   or <dx', x[t]>, where dx' is the gradient of
     dx[t]   += the gradient through FFN_e of p dy     p x[t], and then dx[t] += p dx'
 
-A slot of -1 contributes nothing, and neither does its weight; an expert may stand in two slots of
-a token; one that no token chose has gradients of exactly zero. Part of ffncore.reference.
-Tests: tests/reference/test_reference_moe.py.
+A slot with expert -1 contributes nothing, and the gradient of its weight is 0. A token may have an
+expert in two slots. The gradients of an expert without tokens are exactly zero. Part of
+ffncore.reference. Tests: tests/reference/test_reference_moe.py.
 """
 
 from __future__ import annotations
@@ -36,7 +36,19 @@ def moe(
     apply_router_weight_on_input: bool = False,
     dtype: npt.DTypeLike = np.float64,
 ) -> Array:
-    """y [..., d] of x [..., d], experts and weights [..., k], and w with a leading E."""
+    """Compute fc.moe in numpy.
+
+    x        [..., d_model]
+    experts  [..., k], from 0 to n_experts - 1, or -1 for no expert
+    weights  [..., k], the routing weights
+    w        FFNWeights of experts, or a mapping from their names to arrays
+    activation, apply_router_weight_on_input  as for fc.moe
+    dtype    of the computation and the result: float64, float32 or complex128
+
+    Returns y [..., d_model].
+
+    >>> y = fc.reference.moe(x, routing.experts, routing.weights, experts, activation="silu")
+    """
     arrays = dense.arrays(w, dtype)
     rows, chosen, factors = _as_rows(x, experts, weights, arrays, dtype)
     y = np.zeros_like(rows)
@@ -59,7 +71,19 @@ def moe_backward(
     apply_router_weight_on_input: bool = False,
     dtype: npt.DTypeLike = np.float64,
 ) -> dict[str, Any]:
-    """Gradients by name: x, routing_weights, the arrays of w, alpha_p and alpha_n of xielu."""
+    """Compute fc.moe_backward in numpy.
+
+    grad_y  [..., d_model], the gradient of y
+
+    The other arguments are those of reference.moe.
+
+    Returns a dict from names to gradients: "x" [..., d_model], "routing_weights" [..., k], the
+    arrays of w, and with xielu the numbers "alpha_p" and "alpha_n".
+
+    >>> grads = fc.reference.moe_backward(
+    ...     grad_y, x, routing.experts, routing.weights, experts, activation="silu"
+    ... )
+    """
     arrays = dense.arrays(w, dtype)
     rows, chosen, factors = _as_rows(x, experts, weights, arrays, dtype)
     dy = np.asarray(grad_y, dtype).reshape(rows.shape)
@@ -95,7 +119,7 @@ def _as_rows(
     arrays: dict[str, Any],
     dtype: npt.DTypeLike,
 ) -> tuple[Array, Array, Array]:
-    """x [T, d], experts and weights [T, k]"""
+    """x as [T, d], experts and weights as [T, k]."""
     tokens = np.asarray(x, dtype)
     chosen, factors = np.asarray(experts), np.asarray(weights, dtype)
     d, k = arrays["up"].shape[-1], chosen.shape[-1]
@@ -104,7 +128,7 @@ def _as_rows(
 
 
 def _places(chosen: Array, n_experts: int) -> Iterator[Places]:
-    """In the order in which a token's outputs are added: slot by slot."""
+    """Slots, experts and their tokens, in the order in which a token's outputs are added."""
     for slot in range(chosen.shape[1]):
         for e in range(n_experts):
             tokens = np.flatnonzero(chosen[:, slot] == e)

@@ -1,12 +1,12 @@
-"""The specification of routing in plain numpy: fc.route, the other routers, the losses.
+"""The specification of routing in plain numpy: fc.route, the other routers, and the losses.
 
     s = softmax(z), sigmoid(z) or sqrt(softplus(z))      w_S = c s_S / max(sum s_S + eps, min)
 
-Where all chosen scores vanish, and neither eps nor min keeps their sum from it, their shares of the
-sum are taken from the logits: softmax(z_S), or of z_S / 2 for the root.
+If all chosen scores are so small that their sum underflows, and eps and min are 0, the weights are
+computed from the logits instead: softmax(z_S), or softmax(z_S / 2) for sqrt(softplus(z)).
 
-Part of ffncore.reference; `dtype` as there. Weights are analytic in the logits once
-the experts are given (experts=), so that the complex step goes through them.
+Part of ffncore.reference, whose docstring explains `dtype`. For fixed experts (experts=) the
+weights are analytic in the logits, so that tests can use the complex step.
 Tests: tests/reference/test_reference_routing.py.
 """
 
@@ -21,25 +21,25 @@ from ..arrays.shapes import Array
 
 
 class Routed(NamedTuple):
-    """experts [..., k] int32, weights [..., k]"""
+    """The result of a router: experts [..., k] int32 and weights [..., k]."""
 
     experts: Array
     weights: Array
 
 
 def softmax(z: Array) -> Array:
-    """Along the last axis; the largest entry is taken off first, so that nothing overflows."""
+    """The softmax along the last axis; the largest entry is subtracted, against overflow."""
     e = np.exp(z - z.real.max(axis=-1, keepdims=True, initial=-np.inf))
     return np.asarray(e / e.sum(axis=-1, keepdims=True))
 
 
 def scores(z: Array, score_fn: str) -> Array:
-    """[..., E]; what the weights are made of, but for softmax_topk."""
+    """The scores [..., E] of all experts, for a score_fn other than softmax_topk."""
     if score_fn == "softmax":
         return softmax(z)
     if score_fn == "sigmoid":
         return np.asarray(1 / (1 + np.exp(-z)))
-    # sqrt(log(1 + e^z)): where e^z is nothing beside 1, the root is e^(z / 2).
+    # sqrt(log(1 + e^z)) is e^(z / 2) if e^z is negligible compared with 1.
     small = z.real < -40
     rest = np.where(small, 0, z)
     root = np.sqrt(np.where(rest.real > 0, rest, 0) + np.log1p(np.exp(-rest * np.sign(rest.real))))
@@ -47,9 +47,9 @@ def scores(z: Array, score_fn: str) -> Array:
 
 
 def largest(values: Array, k: int) -> Array:
-    """Indices of the k largest along the last axis: NaN first, ties to the lowest index."""
+    """Indices of the k largest along the last axis: NaN first, ties to the lower index."""
     values = values.real
-    # A stable sort keeps equal ones in order; lexsort's last key counts most.
+    # lexsort is stable, so equal values stay in order; its last key counts most.
     order = np.lexsort((-np.where(np.isnan(values), 0, values), ~np.isnan(values)), axis=-1)
     return order[..., :k].astype(np.int32)
 
@@ -72,7 +72,12 @@ def route(
     experts: npt.ArrayLike | None = None,
     dtype: npt.DTypeLike = np.float64,
 ) -> Routed:
-    """fc.route; experts: chosen already."""
+    """Compute fc.route in numpy, with the same arguments and `dtype`.
+
+    Returns Routed: experts [..., top_k] int32 and weights [..., top_k].
+
+    >>> routed = fc.reference.route(logits, 2)
+    """
     with np.errstate(all="ignore"):
         z = np.asarray(logits, dtype)
         on_logits = score_fn == "softmax_topk"
@@ -99,7 +104,7 @@ def route(
 
 
 def masked_groups(v: Array, n_group: int, topk_group: int, score: str, value: float) -> Array:
-    """v [..., E] with `value` for all experts outside the best groups."""
+    """v [..., E], with `value` for all experts outside the best groups."""
     grouped = v.reshape(*v.shape[:-1], n_group, -1)
     two = np.take_along_axis(grouped, largest(grouped, 2).astype(np.intp), axis=-1)
     best = largest(two[..., 0] if score == "max" else two.sum(axis=-1), topk_group)
@@ -108,7 +113,7 @@ def masked_groups(v: Array, n_group: int, topk_group: int, score: str, value: fl
 
 
 def divisor(picked: Array, normalize: bool, eps: float, least: float) -> tuple[Any, Any]:
-    """What the scores are divided by, [..., 1], and whether it is a constant there."""
+    """The divisor of the scores, [..., 1], and whether it is a constant, without a gradient."""
     if not normalize:
         return 1.0, True
     total = picked.sum(axis=-1, keepdims=True) + eps
@@ -122,8 +127,9 @@ def faint(picked: Array) -> Array:
 
 
 def shares_of_logits(z: Array, ids: Array, score_fn: str) -> Array:
-    """[..., k]: the chosen scores over their sum, where they are e^z, or e^(z / 2), times a number
-    that all have."""
+    """The chosen scores divided by their sum, [..., k], if the scores of a token are proportional
+    to e^z, or to e^(z / 2) for sqrtsoftplus.
+    """
     picked = np.take_along_axis(z, np.where(ids >= 0, ids, 0).astype(np.intp), axis=-1)
     exponent = picked / 2 if score_fn == "sqrtsoftplus" else picked
     return softmax(np.where(ids >= 0, exponent, -np.inf))
@@ -141,16 +147,25 @@ def route_backward(
     routed_scaling_factor: float = 1.0,
     dtype: npt.DTypeLike = np.float64,
 ) -> Array:
-    """grad_logits [..., E]: by the chain rule, from the weights of the chosen experts backwards.
+    """Compute fc.route_backward in numpy, by the chain rule.
 
-    What selects the experts (select_on, bias, groups) has no part in it.
+    grad_weights  [..., k], the gradient of the weights
+    logits        [..., n_experts]
+    experts       [..., k], the chosen experts
+
+    The options are those of fc.route. Those that select experts (select_on, the bias, groups) have
+    no influence on the gradient, and are not arguments.
+
+    Returns grad_logits [..., n_experts].
+
+    >>> grad_logits = fc.reference.route_backward(routing.weights, logits, routing.experts)
     """
     with np.errstate(all="ignore"):
         z, ids = np.asarray(logits, dtype), np.asarray(experts, np.int32)
         here = ids >= 0
         at = np.where(here, ids, 0).astype(np.intp)
         g = np.where(here, np.asarray(grad_weights, dtype), 0) * routed_scaling_factor
-        # [..., k, E]: one where slot j is expert e.
+        # [..., k, E]: whether slot j has expert e.
         slots = here[..., None] & (at[..., None] == np.arange(z.shape[-1]))
 
         def to_experts(by_slot: Array) -> Array:
@@ -170,7 +185,7 @@ def route_backward(
         elif score_fn == "sigmoid":
             grad_logits = grad_scores * s * (1 - s)
         else:
-            # sigmoid(z) / (2 s), where s is e^(z / 2) for small z, and sigmoid(z) is e^z.
+            # sigmoid(z) / (2 s); for very small z, s is e^(z / 2) and sigmoid(z) is e^z.
             slope = np.where(z < -40, np.exp(z / 2) / 2, 1 / (1 + np.exp(-z)) / (2 * s))
             grad_logits = np.where(slots.any(axis=-2), grad_scores * slope, 0)
         if norm_topk_prob and norm_eps == norm_min == 0:
@@ -182,7 +197,10 @@ def route_backward(
 def sparsemixer(
     logits: npt.ArrayLike, *, jitter_eps: float, dtype: npt.DTypeLike = np.float64
 ) -> Routed:
-    """fc.sparsemixer without draws. `masks` in words: what is too far below the largest."""
+    """Compute fc.sparsemixer in numpy, without random numbers.
+
+    Returns Routed: experts [..., 2] int32 and weights [..., 2].
+    """
     z = np.asarray(logits, dtype)
     left, experts, weights = z, [], []
     with np.errstate(all="ignore"):
@@ -200,7 +218,10 @@ def sparsemixer(
 def switch_capacity(
     logits: npt.ArrayLike, *, capacity: int, top_k: int = 1, dtype: npt.DTypeLike = np.float64
 ) -> Routed:
-    """fc.switch_capacity, one token after the other."""
+    """Compute fc.switch_capacity in numpy, one token after the other.
+
+    Returns Routed: experts [..., top_k] int32 and weights [..., top_k].
+    """
     z = np.asarray(logits, dtype)
     p = softmax(z)
     experts = largest(p, top_k)
@@ -230,7 +251,10 @@ def load_balancing_loss(
     from_logits: bool = True,
     dtype: npt.DTypeLike = np.float64,
 ) -> Any:
-    """A number; experts [..., k] are those that count."""
+    """Compute fc.load_balancing_loss in numpy; experts [..., k] are those that are counted.
+
+    Returns a number.
+    """
     z, ids = np.asarray(logits, dtype), np.asarray(experts)
     n, k = z.shape[-1], ids.shape[-1]
     if not z.size:
@@ -249,7 +273,7 @@ def load_balancing_loss(
 
 
 def router_z_loss(logits: npt.ArrayLike, *, dtype: npt.DTypeLike = np.float64) -> Any:
-    """A number."""
+    """Compute fc.router_z_loss in numpy. Returns a number."""
     z = np.asarray(logits, dtype)
     if not z.size:
         return 0.0

@@ -1,18 +1,18 @@
-"""The order of every sum over inputs, hidden units or tokens, bit by bit, and what it loses.
+"""The order of the additions in every sum over inputs, hidden units or tokens, and its error.
 
     block     512 terms, one chain from +0:   s = fma(a[k], b[k], s), or s + v[k]
-    partial   64 blocks (32768 terms), added in order
-    sum       partial sums, added in order
+    partial   the sum of 64 blocks (32768 terms), in order
+    sum       the sum of the partial sums, in order
 
-float32 and float64 add up in this order on every instruction set. A sum of n terms meets at most
-`additions(n)` roundings on the way of each term, so that its error is at most
+float32 and float64 use this order with every instruction set. Each term of a sum of n terms goes
+through at most `additions(n)` roundings, so that the error of the sum is at most
 
     error_bound(n) * (|a[0] b[0]| + |a[1] b[1]| + ...)
 
 which is the usual bound of floating-point summation (Higham, Accuracy and Stability of Numerical
-Algorithms, section 4.2). For 4 million terms it is 4.2e-5 in float32; one chain of all blocks would
-have 5e-4. 16 bits compute in float32; bfloat16 takes the terms of a block in pairs, the odd one
-first, which changes no bound. Part of ffncore.reference.
+Algorithms, section 4.2). For 4 million terms it is 4.2e-5 in float32; a single chain of all blocks
+would have 5e-4. 16-bit dtypes are computed in float32. bfloat16 takes the terms of a block in
+pairs, the odd one first, which does not change the bound. Part of ffncore.reference.
 Tests: tests/reference/test_reference_sums.py.
 """
 
@@ -29,10 +29,10 @@ PARTIAL_SUM = 64 * BLOCK
 
 
 def fma(a: Array, b: Array, c: Array) -> Array:
-    """a b + c of float32, rounded once.
+    """a b + c of float32 arrays, rounded once.
 
-    The product is exact in float64. The sum is rounded to odd there: where something is lost, the
-    last bit is made 1, which then tells the rounding to float32 on which side of a tie it is.
+    The product is exact in float64. The sum is rounded to odd there: if it is inexact, its last bit
+    becomes 1, so that the rounding to float32 knows on which side of a tie the exact sum is.
     """
     product, c = a.astype(np.float64) * b, c.astype(np.float64)
     total = product + c
@@ -45,9 +45,13 @@ def fma(a: Array, b: Array, c: Array) -> Array:
 
 
 def sum_in_order(values: npt.ArrayLike) -> Array:
-    """values [n, ...] -> [...], the sum over the first axis: a bias gradient over n tokens.
+    """Sum over the first axis in the order of the kernels, such as a bias gradient over tokens.
 
-    float32 or float64.
+    values  [n, ...], float32 or float64
+
+    Returns the sum, [...], with the bits that the kernels compute.
+
+    >>> fc.reference.sum_in_order(x).shape
     """
     v = np.asarray(values)
     return _blocks_in_order(
@@ -56,9 +60,15 @@ def sum_in_order(values: npt.ArrayLike) -> Array:
 
 
 def product_in_order(a: npt.ArrayLike, b: npt.ArrayLike) -> Array:
-    """a [n, i], b [n, j] -> a^T b [i, j] in float32: a weight gradient over n tokens.
+    """Compute a^T b in float32 in the order of the kernels, such as a weight gradient over tokens.
 
-    With a = x^T and b = W^T it is the forward product x W^T, where n is d_model.
+    a  [n, i]
+    b  [n, j]
+
+    Returns a^T b, [i, j] float32, with the bits that the kernels compute. With a = x^T and b = W^T
+    it is the product x W^T of a forward pass, where n is d_model.
+
+    >>> fc.reference.product_in_order(x, x).shape
     """
     a, b = np.asarray(a, FLOAT32), np.asarray(b, FLOAT32)
 
@@ -69,7 +79,7 @@ def product_in_order(a: npt.ArrayLike, b: npt.ArrayLike) -> Array:
 
 
 def _blocks_in_order(n: int, shape: tuple[int, ...], dtype: np.dtype, step) -> Array:  # type: ignore[no-untyped-def]
-    """All blocks side by side: step(sums [blocks, ...], rows [blocks]) adds a term to each."""
+    """Sum all blocks at once: step(sums [blocks, ...], rows [blocks]) adds one term to each."""
     starts = np.arange(0, n, BLOCK)
     sums = np.zeros((len(starts), *shape), dtype)
     for k in range(min(n, BLOCK)):
@@ -86,12 +96,21 @@ def _blocks_in_order(n: int, shape: tuple[int, ...], dtype: np.dtype, step) -> A
 
 
 def additions(n: int) -> int:
-    """Roundings that a term of a sum of n terms goes through, at most."""
+    """The largest number of roundings that a term goes through in a sum of n terms."""
     blocks, partials = -(-n // BLOCK), -(-n // PARTIAL_SUM)
     return min(n, BLOCK) + max(0, min(blocks, PARTIAL_SUM // BLOCK) - 1) + max(0, partials - 1)
 
 
 def error_bound(n: int, dtype: npt.DTypeLike = FLOAT32) -> float:
-    """The largest error of a sum of n terms, as a share of the sum of their absolute values."""
+    """Return a bound of the error of a sum of n terms, relative to the sum of their magnitudes.
+
+    n      the number of terms
+    dtype  in which they are added: float32 or float64
+
+    It is u / (1 - u) with u = additions * eps / 2, where additions is the number of roundings that
+    a term goes through (Higham, Accuracy and Stability of Numerical Algorithms, section 4.2).
+
+    >>> fc.reference.error_bound(4096)
+    """
     roundings = additions(n) * float(np.finfo(dtype).eps) / 2
     return roundings / (1 - roundings)

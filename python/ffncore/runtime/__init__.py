@@ -1,1 +1,1 @@
-"""Settings of the process: threads and instruction sets."""
+"""Settings of the whole process: the number of threads and the instruction set."""

@@ -1,9 +1,11 @@
-"""How many threads a call uses.
+"""The number of threads that calls use.
 
-The default is the number of physical cores that this process may use (affinity mask, cgroup quota),
-or FFNCORE_NUM_THREADS. The setting holds for the whole process; the bits of a result do not depend
-on it. threadpoolctl sees and limits the pool, too, once `register_threadpoolctl` has been called;
-this happens by itself where threadpoolctl was imported before ffncore.
+The default is FFNCORE_NUM_THREADS, or else the number of physical cores that the process may use
+(by its affinity mask and its cgroup quota). The setting holds for the whole process. The bits of a
+result do not depend on it.
+
+threadpoolctl can read and limit this number, too, after a call of `register_threadpoolctl`. If
+threadpoolctl was imported before ffncore, importing ffncore makes that call.
 Tests: tests/runtime/test_threads.py.
 """
 
@@ -16,27 +18,47 @@ from typing import Any
 
 from .. import _core
 
-_MOST = 2**31 - 1  # what the C ABI's int32 holds
+_MOST = 2**31 - 1  # the largest int32, the type in the C ABI
 
 
 def set_num_threads(n: int) -> None:
-    """Use `n` threads from now on; 0 means the default."""
+    """Set the number of threads that calls in this process may use.
+
+    n  at least 0; 0 means the default: FFNCORE_NUM_THREADS, or else the number of physical cores
+
+    Raises ValueError for a negative number, and TypeError if n is not an integer. Results have the
+    same bits for any number of threads.
+
+    See also: fc.num_threads, which sets it for a with block.
+
+    >>> fc.set_num_threads(2)
+    """
     _core.set_num_threads(_checked(n))
 
 
 def get_num_threads() -> int:
-    """The number of threads that the next call may use."""
+    """Return the number of threads that the next call may use.
+
+    >>> fc.get_num_threads()
+    """
     return _core.num_threads()
 
 
 class num_threads:
-    """Context manager: `with num_threads(n):` sets n, and the former number at its end."""
+    """Use n threads inside a with block; at its end the former number is set again.
+
+    n  as for fc.set_num_threads
+
+    Raises ValueError and TypeError as fc.set_num_threads does.
+
+    >>> with fc.num_threads(1):
+    ...     y = fc.ffn(x, weights, activation="silu")
+    """
 
     def __init__(self, n: int) -> None:
         self._n = _checked(n)
-        self._before: list[
-            int
-        ] = []  # a list, so that one object may be entered again inside itself
+        # A list, because the same object may be entered again inside its own block.
+        self._before: list[int] = []
 
     def __enter__(self) -> num_threads:
         self._before.append(get_num_threads())
@@ -53,7 +75,10 @@ class num_threads:
 
 
 def register_threadpoolctl() -> None:
-    """Make threadpoolctl know this pool (user_api "ffncore"); to be called once, any time."""
+    """Register the thread pool with threadpoolctl, under user_api "ffncore".
+
+    Further calls do nothing. Raises ImportError if threadpoolctl is not installed.
+    """
     import threadpoolctl
 
     global _registered
@@ -72,7 +97,8 @@ def register_threadpoolctl() -> None:
         def set_num_threads(self, num_threads: int) -> None:
             self.dynlib.ffncore_set_num_threads(num_threads)
 
-        # Called before check_symbols is looked at, so also for other libraries of that prefix.
+        # threadpoolctl calls this before it looks at check_symbols, so that it is also called for
+        # other libraries of that prefix.
         def get_version(self) -> str:
             return _core.__version__
 

@@ -1,3 +1,3 @@
-"""What users hold and pass (weights, routing, activations, saved values, gradients), and the
-checked arguments of a call, which are made of it.
+"""The objects that users create and pass on (weights, activations, routings, saved activations,
+gradients), and the checked arguments of a call, which are built from them.
 """

@@ -1,17 +1,19 @@
-"""Activations: their names and options, and what the kernels take for them.
+"""Activations: their names, their options, and the struct of numbers that the kernels take.
 
-    gated block  h = act(gate) * up         plain block  h = act(up)
+    gated layer  h = act(gate) * up         plain layer  h = act(up)
 
-    v = gate * gate_multiplier              in a plain block v = up * gate_multiplier
-    v = min(v, limit)                       clamp="pre"
-    a = act(v)                              alpha, gate_softcap, negative_slope, xielu's four
-    a = min(a, limit)                       clamp="post"
-    u = clip(up, -limit, limit)             either clamp
+With all options, in this order:
+
+    v = gate * gate_multiplier              in a plain layer v = up * gate_multiplier
+    v = min(v, limit)                       with clamp="pre"
+    a = act(v)                              alpha, gate_softcap, negative_slope, xielu's options
+    a = min(a, limit)                       with clamp="post"
+    u = clip(up, -limit, limit)             with either clamp
     u = up_softcap * tanh(u / up_softcap)
     h = a * (u + up_offset)
 
-The functions themselves on arrays: functional/elementwise.py. Every formula in numpy:
-reference/dense.py. Tests: tests/values/test_activations.py.
+functional/elementwise.py applies an activation to arrays. reference/activations.py has the formulas
+in numpy. Tests: tests/values/test_activations.py.
 """
 
 from __future__ import annotations
@@ -25,10 +27,10 @@ import numpy as np
 
 from .. import _core
 from ..arrays.dtypes import FLOAT32, FLOAT64
-from ..arrays.words import nearest
+from ..arrays.scalars import nearest
 from .copied import Copied
 
-# The numbers are ffncore_activation_kind of ffncore.h.
+# The numbers are those of the enum ffncore_activation_kind in ffncore.h.
 KINDS = {
     "identity": 0,
     "relu": 1,
@@ -58,7 +60,7 @@ ALIASES = {
     "hard_swish": "hardswish",
 }
 
-# What papers call a gated block: the activation of its gate.
+# From the name that papers give a gated layer to the activation of its gate.
 _NAMES_WITH_GATE = {
     "swiglu": "silu",
     "geglu": "gelu",
@@ -70,8 +72,8 @@ _NAMES_WITH_GATE = {
 _CLAMPS = {"pre": 1, "post": 2}
 _LOG2E = 1 / math.log(2)
 
-# Options that only some activations have, and their values there when not given. xielu starts
-# where its authors start it: softplus(alpha_p) = 0.8 and beta + softplus(alpha_n) = 0.8.
+# Options that only some activations have, with their defaults. Those of xielu are its authors'
+# initial values: softplus(alpha_p) = 0.8 and beta + softplus(alpha_n) = 0.8.
 _OWN_OPTIONS: dict[str, dict[str, float | None]] = {
     "silu": {"alpha": 1.0, "gate_softcap": None},
     "quick_gelu": {"gate_softcap": None},
@@ -86,10 +88,10 @@ _OWN_OPTIONS: dict[str, dict[str, float | None]] = {
 _SPECIAL = ("alpha", "gate_softcap", "negative_slope", "alpha_p", "alpha_n", "beta", "eps")
 
 
-# What kernels take for an activation.
+# An activation as the kernels take it: ffncore_activation of ffncore.h.
 ActivationCore: TypeAlias = _core.Activation
 
-# Options that are numbers, as _core.Activation and ffncore_activation of ffncore.h name them.
+# The options that are numbers, with the names of ffncore_activation in ffncore.h.
 NUMBERS = (
     *("limit", "alpha", "up_offset", "gate_softcap", "up_softcap", "gate_multiplier"),
     *("negative_slope", "alpha_p", "alpha_n", "beta", "eps"),
@@ -100,19 +102,41 @@ _GATED_ONLY = ("limit", "up_softcap", "up_offset")
 
 @dataclass(frozen=True, init=False)
 class Activation(Copied):
-    """An activation with its options; a plain name works wherever no option is needed.
+    """An activation with options.
 
-    alpha           silu: v * sigmoid(alpha * v)
-    limit, clamp    gated blocks: "pre" (default) clamps the gate from above before the activation,
-                    "post" clamps its result; both clip up to [-limit, limit]
-    up_offset       gated blocks: h = a * (u + up_offset)
-    gate_softcap    silu, quick_gelu: c * tanh(v / c) * sigmoid(alpha * v)
-    up_softcap      gated blocks: c * tanh(up / c)
-    gate_multiplier what the activation sees is multiplied by this first
-    negative_slope  leaky_relu
-    alpha_p, alpha_n, beta, eps   xielu; the first two are its trainable parameters
+    A gated layer computes h = act(gate) * up, a plain layer h = act(up). Wherever an Activation is
+    accepted, its name alone is accepted, too, and means the default options.
 
-    Options that an activation does not have are None; giving one raises.
+    name             "identity", "relu", "relu2", "gelu", "gelu_tanh", "quick_gelu", "silu",
+                     "sigmoid", "tanh", "mish", "hardswish", "leaky_relu", "xielu", or a name from
+                     model configurations such as "swish", "linear" or "gelu_new"; in any case
+    alpha            of silu: v * sigmoid(alpha * v). Default 1
+    limit            of gated layers: a bound on gate and up, as clamp says. Default: no bound
+    clamp            "pre" (the default with a limit) takes min(gate, limit) before the activation,
+                     "post" takes min(act(gate), limit); both clip up to [-limit, limit]
+    up_offset        of gated layers: h = act(gate) * (up + up_offset), after the limit
+    gate_softcap     of silu and quick_gelu: c * tanh(v / c) * sigmoid(alpha * v) with this c;
+                     quick_gelu has alpha 1.702
+    up_softcap       of gated layers: c * tanh(up / c) with this c takes the place of up
+    gate_multiplier  the input of the activation is multiplied by this number first
+    negative_slope   of leaky_relu: the factor of negative inputs. Default 0.01
+    alpha_p          of xielu: a trainable parameter, which acts as softplus(alpha_p)
+    alpha_n          of xielu: a trainable parameter, which acts as beta + softplus(alpha_n)
+    beta             of xielu: the factor of its linear term. Default 0.5
+    eps              of xielu: an upper bound of the argument of expm1, at most 0. Default -1e-6
+
+    Each option is an attribute; it is None if the activation does not have it. An Activation cannot
+    be changed.
+
+    Raises ValueError for an unknown name, an option that the activation does not have and a value
+    out of range; TypeError for an unknown option and a value that is not a number. Whether a limit,
+    an offset or a softcap fits a layer is checked by the call.
+
+    Formulas in numpy: ffncore.reference. xielu is that of Huang and Schlag, 2024 (as in Apertus);
+    gelu and gelu_tanh those of Hendrycks and Gimpel, 2016; relu2 that of So et al., 2021.
+
+    >>> gpt_oss = fc.Activation("silu", alpha=1.702, limit=7.0, up_offset=1.0)
+    >>> y = fc.ffn(x, weights, activation=gpt_oss)
     """
 
     name: str
@@ -189,8 +213,8 @@ class Activation(Copied):
 
         for option, value in {"name": name, "clamp": clamp, **given}.items():
             object.__setattr__(self, option, value)
-        # What _core takes, made once, because a call is short. 0 stands for "none"; the kernels
-        # read alpha for silu alone.
+        # The core's form is made once, here, because a call can be very short. 0 stands for "none";
+        # the kernels read alpha only for silu.
         numbers = {option: given[option] or 0.0 for option in NUMBERS}
         if alpha is None:
             numbers["alpha"] = 1.0
@@ -203,10 +227,10 @@ class Activation(Copied):
         object.__setattr__(self, "_cores", tuple(cores))
 
     def _problem(self, gated: bool, dtype: np.dtype[Any]) -> str | None:
-        """Why this cannot be used in such a call, or None."""
+        """The sentence that says why a call cannot use this activation, or None if it can."""
         for option in _GATED_ONLY:
             if getattr(self, option) and not gated:
-                return f"option {option} belongs to gated blocks; got {self!r} without one"
+                return f"option {option} is for layers with a gate; got {self!r} without a gate"
         for option in NUMBERS:
             value = getattr(self, option)
             size = value and _unfit(option, value, dtype)
@@ -246,11 +270,11 @@ def _number(option: str, value: object) -> float:
 
 
 def _unfit(option: str, value: float, dtype: np.dtype[Any]) -> str | None:
-    """'small' or 'large' where what the kernels make of an option is 0 or infinite in dtype."""
+    """Return "small" or "large" if the kernels would make 0 or infinity of this value in dtype."""
     with np.errstate(over="ignore", under="ignore"):
         if dtype.type(value) == 0:
             return "small"
-        # Dividing by a softcap is multiplying; the exponential of alpha is one to the base 2.
+        # The kernels multiply by 1 / softcap, and compute exp(alpha v) as a power of 2.
         if option.endswith("softcap") and np.isinf(dtype.type(1 / value)):
             return "small"
         if np.isinf(dtype.type(value * (_LOG2E if option == "alpha" else 1))):
@@ -259,12 +283,12 @@ def _unfit(option: str, value: float, dtype: np.dtype[Any]) -> str | None:
 
 
 def case_index(gated: bool, dtype: np.dtype[Any]) -> int:
-    """The place in Activation._cores of what such a call takes."""
-    return gated + 2 * (dtype is not FLOAT64)  # 16 bits are computed with in float32
+    """The index into Activation._cores for a call with such weights."""
+    return gated + 2 * (dtype is not FLOAT64)  # 16-bit dtypes are computed in float32
 
 
 def canonical_name(name: object) -> str:
-    """'swish' -> 'silu', 'GELU' -> 'gelu'; an unknown name raises and tells the nearest."""
+    """'swish' -> 'silu', 'GELU' -> 'gelu'; the error for an unknown name suggests the nearest."""
     if not isinstance(name, str):
         raise TypeError(f"activation is of type {type(name).__name__}; expected a name")
     known = name.lower()
@@ -280,12 +304,12 @@ def canonical_name(name: object) -> str:
 
 
 _PLAIN = {name: Activation(name) for name in [*KINDS, *ALIASES]}
-# Without options a name fits every call.
+# Without options an activation fits every call, so all four entries are the same.
 PLAIN_CORE = {name: activation._cores[0] for name, activation in _PLAIN.items()}
 
 
 def as_activation(activation: object) -> Activation:
-    """A name or an Activation -> Activation."""
+    """Return the Activation for a name, or an Activation as it is."""
     if isinstance(activation, Activation):
         return activation
     if not isinstance(activation, str):
@@ -297,7 +321,7 @@ def as_activation(activation: object) -> Activation:
 
 
 def as_core(activation: object, gated: bool, dtype: np.dtype[Any] = FLOAT64) -> ActivationCore:
-    """What _core takes; raises where an option needs a gate and there is none, or a wider type."""
+    """An activation for _core; ValueError if an option needs a gate or a wider dtype."""
     checked = as_activation(activation)
     core = checked._cores[case_index(gated, dtype)]
     if core is None:

@@ -1,10 +1,10 @@
-"""The arguments of a layer's call, checked once, whatever computes it.
+"""The arguments of a layer's forward pass, checked once, for every backend.
 
-    dense      x [..., d] and the weights of one block
+    dense      x [..., d] and the weights of one layer
     mixture    x [..., d], the weights of experts [E, ...], a routing [..., k] of the same tokens
 
-A backend takes a LayerArguments as it is. A forward pass that saves keeps it for the backward pass
-(saved.py), and so does whoever reads a saved value from a pickle.
+The result is a LayerArguments; a backend relies on its checks. Saved activations keep it for the
+backward pass (saved.py), and build it again, with all checks, when they are read from a pickle.
 Tests: tests/values/test_errors.py, tests/values/test_moe_errors.py.
 """
 
@@ -28,14 +28,18 @@ from .weights import FFNWeights
 
 
 class LayerArguments:
-    """What a call computes with.
+    """The checked arguments of a layer's forward pass.
 
-    place       None: a CPU; else the GPU of all its arrays
-    x, seen     x as it was given, and as checks see it: x itself, or a ghost (arrays/places.py)
-    weights     of a block, or of experts
-    activation  and core, which is what kernels take for it
-    routing     None: dense. ids [T, k] and factors [..., k] are its experts and weights as checks
-                see them; on_input says which side of an expert a factor multiplies
+    place       the GPU that all arrays are on, or None for the CPU
+    x           x as the caller passed it
+    seen        the same for checks: x itself, or its ghost on a GPU (arrays/places.py)
+    weights     of one layer, or of experts
+    activation  the Activation
+    core        the activation as the kernels take it
+    routing     the Routing; None for a dense layer, which has no ids and factors either
+    ids         [T, k], its experts, for checks and kernels
+    factors     [..., k], its weights, likewise
+    on_input    whether factors multiply the input of an expert instead of its output
     """
 
     __slots__ = (
@@ -61,7 +65,7 @@ class LayerArguments:
         activation: object,
         mixture: tuple[object, object] | None = None,
     ) -> None:
-        """mixture: the routing, and whether its weights are on the input."""
+        """mixture: the routing and apply_router_weight_on_input; None for a dense layer."""
         self.place = place = _place_of(x, weights, None if mixture is None else mixture[0])
         w = check_block(weights) if mixture is None else check_experts(weights)
         self.weights = w
@@ -85,7 +89,7 @@ class LayerArguments:
         self.on_input = bool(mixture[1])
 
     def output(self, out: object) -> Made:
-        """out, checked, or a new array for y."""
+        """The array for y: out, checked, or a new one."""
         x, place = self.seen, self.place
         if out is None:
             if place is not None:
@@ -99,9 +103,9 @@ class LayerArguments:
         return Made(y if place is None else out, y)
 
     def keep(self) -> None:
-        """From here on the arguments of a backward pass, too.
+        """Prepare for the backward pass: take what the caller may change in the meantime.
 
-        The caller may give x another shape in place, or write other ids into the routing.
+        That is the shape of x, which can be set in place, and the ids in the routing's array.
         """
         if self.place is not None:
             self.x = self.place.library.view(self.x)
@@ -111,7 +115,7 @@ class LayerArguments:
             self.ids = self.ids.copy()
 
     def saved_bytes(self) -> int:
-        """Of what a forward pass saves on a CPU: gate and up of every row."""
+        """The bytes that a forward pass on a CPU saves: gate and up of every row."""
         w = self.weights
         if self.routing is None:
             return _core.saved_bytes(self.seen, row_count(self.seen.shape), w.d_ff, w.gated)
@@ -119,7 +123,7 @@ class LayerArguments:
 
 
 def _place_of(x: object, weights: object, routing: object) -> Place | None:
-    """Where a call is computed: on a GPU if any of its arguments is there."""
+    """Where a call is to run: on a GPU if any of its arguments is there, else None."""
     if type(x) is np.ndarray or library_of(x) is None:
         if type(x) is not np.ndarray:
             no_gpu_array("x", x)
@@ -127,10 +131,13 @@ def _place_of(x: object, weights: object, routing: object) -> Place | None:
             return None
     checked = check_weights(weights)
     if isinstance(checked, PackedWeights):
-        raise TypeError("weights are packed for a CPU; expected FFNWeights of arrays of a GPU")
+        raise TypeError("weights are packed for a CPU; expected FFNWeights of arrays on the GPU")
     if checked._place is None:
-        place_of("x", x)  # that a tensor is on the CPU is what its owner wants to know first
-        raise TypeError("weights are of numpy arrays; expected arrays of a GPU, as the others")
+        place_of("x", x)  # for a torch tensor on the CPU this raises the more useful error
+        raise TypeError(
+            "weights are FFNWeights of numpy arrays; expected arrays on the GPU, as the other "
+            "arguments are"
+        )
     if checked.dtype == FLOAT64:
         raise TypeError("w.up has dtype float64; expected float32, bfloat16 or float16 on a GPU")
     return checked._place
@@ -151,12 +158,12 @@ def _check_routing(routing: object, x: Array, n_experts: int, place: Place | Non
     if factors.dtype != expected:
         raise TypeError(
             f"routing.weights has dtype {factors.dtype.name}; expected {expected.name} "
-            f"beside {x.dtype.name} x"
+            f"for x of dtype {x.dtype.name}"
         )
     if routing.n_experts is not None and routing.n_experts != n_experts:
         raise ValueError(
-            f"routing.n_experts is {routing.n_experts}; expected {n_experts}, the experts of the "
-            f"weights (a routing has as many as the logits that it was made of)"
+            f"routing.n_experts is {routing.n_experts}; expected {n_experts}, the number of "
+            f"experts in weights"
         )
     if ids.size and place is None:
         highest, lowest = int(ids.max()), int(ids.min())
@@ -170,7 +177,7 @@ def _check_routing(routing: object, x: Array, n_experts: int, place: Place | Non
 
 def _check_place(found: Place | None, place: Place) -> None:
     if found is None:
-        raise TypeError(f"routing is of numpy arrays; expected {place}, as the weights")
+        raise TypeError(f"routing is made of numpy arrays; expected {place}, as the weights are")
     if found != place:
         error = ValueError if found.library is place.library else TypeError
-        raise error(f"routing.experts is {found}; expected {place}, as the weights")
+        raise error(f"routing.experts is {found}; expected {place}, as the weights are")

@@ -1,13 +1,13 @@
-"""Values that can be copied and sent to another process: copy.copy, copy.deepcopy, pickle.
+"""The base class of values that can be copied and pickled.
 
-    copy.copy       another object of the same arrays
-    copy.deepcopy   arrays of its own; one array in two places stays one
-    pickle          likewise, by way of bytes
+    copy.copy       another object that refers to the same arrays
+    copy.deepcopy   an object with arrays of its own; an array that occurs twice is copied once
+    pickle          the same by way of bytes, also to another process
 
-_state returns what a value is made from. Everything that was derived from it, such as views and the
-tuples that the compiled core takes, is derived again. _remade runs the checks of a constructor,
-because kernels rely on the sizes and ids of a value, and a pickle may contain anything. Only their
-own library can copy arrays on a GPU; values that hold such arrays are refused with a sentence.
+_state returns the values that an object is made from. _remade makes an object from them, derives
+the rest again (views, the tuples for the compiled core), and runs the checks of the constructor:
+kernels rely on sizes and ids, and a pickle may contain anything. Arrays on a GPU can only be copied
+by their own library, so objects that hold such arrays raise TypeError.
 
 Tests: tests/values/test_copying.py.
 """
@@ -24,7 +24,10 @@ T = TypeVar("T", bound="Copied")
 
 
 class Copied:
-    """What is here serves dataclasses: the state is the fields, and the constructor checks them."""
+    """These methods are for dataclasses: the state is the fields, and the constructor checks it.
+
+    Other classes override _state and _remade.
+    """
 
     __slots__ = ()
 
@@ -49,8 +52,8 @@ class Copied:
                 if library is not None:
                     raise TypeError(
                         f"{kind.__name__}.{name} is a {library.noun}; expected numpy arrays for "
-                        f"copy.deepcopy and pickle (copy arrays of a GPU with their library, and "
-                        f"make the {kind.__name__} again)"
+                        f"copy.deepcopy and pickle (copy GPU arrays with their library, and make "
+                        f"the {kind.__name__} again)"
                     )
         return _remake, (kind, state)
 

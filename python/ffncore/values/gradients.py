@@ -1,7 +1,9 @@
-"""What backward passes return: FFNGrads, MoEGrads, ActivationGrads, and xielu's two numbers.
+"""The results of backward passes: FFNGrads, MoEGrads, ActivationGrads and XieluGrads.
 
-Names of gradients are those of FFNWeights, "x", "routing_weights", and "activation" for xielu's two
-parameters. Tests: tests/functional/test_backward.py, tests/functional/test_moe_backward.py.
+A gradient has the name of the argument that it belongs to: "x", "routing_weights", the fields of
+FFNWeights, and "activation" for the two trainable parameters of xielu. These are the names that
+needs= and out= take. Tests: tests/functional/test_backward.py,
+tests/functional/test_moe_backward.py.
 """
 
 from __future__ import annotations
@@ -16,14 +18,23 @@ from .weights import NAMES, FFNWeights
 
 
 class XieluGrads(NamedTuple):
-    """Gradients of xielu's two trainable parameters."""
+    """The gradients of the two trainable parameters of the activation xielu.
+
+    alpha_p  a float; on a GPU a float64 array without dimensions
+    alpha_n  likewise
+    """
 
     alpha_p: float
     alpha_n: float
 
 
 class ActivationGrads(NamedTuple):
-    """Gradients of fc.activation; up is None in the plain form, activation where not xielu."""
+    """The gradients that fc.activation_backward returns: a named tuple.
+
+    x           [...], the gradient of x
+    up          [...], the gradient of up; None if up was not passed
+    activation  XieluGrads with the activation xielu, else None
+    """
 
     x: Array
     up: MaybeArray
@@ -37,9 +48,16 @@ MOE_GRADIENTS = ("x", "routing_weights", *NAMES, "activation")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FFNGrads(Copied):
-    """Gradients of a block; None is what was not asked for.
+    """The gradients of a layer that fc.ffn_backward returns.
 
-    weights is an FFNWeights that mirrors the weights, activation holds xielu's two parameters.
+    x           [..., d_model], the gradient of x
+    weights     FFNWeights whose arrays are the gradients of the arrays of the same name
+    activation  XieluGrads with the activation xielu, else None
+
+    A gradient that was not requested (needs=) is None.
+
+    >>> grads = fc.ffn_backward(grad_y, saved)
+    >>> grads.weights.up.shape  # [d_ff, d_model]
     """
 
     x: MaybeArray = None
@@ -52,7 +70,7 @@ class FFNGrads(Copied):
         return f"{name}({', '.join(shapes + [f'activation={self.activation}'])})"
 
     def arrays(self) -> dict[str, Array]:
-        """The arrays that exist, by the names of needs=."""
+        """Return a dict from the names that needs= takes to arrays, without those that are None."""
         own = {} if self.x is None else {"x": self.x}
         return {**own, **(self.weights.arrays() if self.weights is not None else {})}
 
@@ -60,7 +78,7 @@ class FFNGrads(Copied):
 def mirror(
     grads: dict[str, Array], weights: FFNWeights | PackedWeights, out: object
 ) -> FFNWeights | None:
-    """The gradients of weights as FFNWeights: out's own where its arrays are these."""
+    """The gradients of weights as FFNWeights; out.weights itself if it holds these very arrays."""
     if not grads:
         return None
     given = out.weights if isinstance(out, FFNGrads) else None
@@ -76,10 +94,17 @@ def mirror(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MoEGrads(FFNGrads):
-    """Gradients of a mixture; None is what was not asked for.
+    """The gradients of a mixture of experts that fc.moe_backward returns.
 
-    weights is an FFNWeights that mirrors the experts, routing_weights is [..., k] as in the
-    routing, activation holds xielu's two parameters.
+    x                [..., d_model], the gradient of x along the experts, without the router's part
+    weights          FFNWeights whose arrays are the gradients of the experts' arrays
+    activation       XieluGrads with the activation xielu, else None
+    routing_weights  [..., k], the gradient of routing.weights, for fc.route_backward
+
+    A gradient that was not requested (needs=) is None.
+
+    >>> grads = fc.moe_backward(grad_y, moe_saved)
+    >>> grad_logits = fc.route_backward(grads.routing_weights, moe_saved.routing)
     """
 
     routing_weights: MaybeArray = None

@@ -1,10 +1,11 @@
-"""Weights in the kernels' own layout: packed once, run often.
+"""Packed weights: a copy in the layout that the kernels read, made once and used in many calls.
 
-    one block   one buffer
-    experts     one buffer; expert e begins at byte e * stride, and is laid out as a block alone
+    one layer   one buffer of bytes
+    experts     one buffer; expert e starts at byte e * stride and has the layout of a single layer
 
-The stride is a block's size, rounded up to a cache line; so an expert is read as a dense block is,
-and expert(e) is a view. Beside 16 bits, biases are packed as float32.
+The stride is the size of one expert, rounded up to a cache line. So kernels read an expert as they
+read a dense layer, and expert(e) is a view. If the matrices have 16 bits, the biases are packed as
+float32. csrc/ops knows the layout within a layer; here it is only bytes.
 
 Tests: tests/values/test_packed.py.
 """
@@ -27,50 +28,56 @@ from .weights import NAMES, Call, FFNWeights, check_expert
 
 
 class PackedSizes(NamedTuple):
-    """What a packed buffer does not say of itself."""
+    """The sizes that belong to a packed buffer."""
 
     d_model: int
     d_ff: int
     gated: bool
-    b_gate: bool  # whether there is one
+    b_gate: bool  # whether the layer has this bias
     b_up: bool
     b_down: bool
-    n_experts: int | None = None  # None: one block
+    n_experts: int | None = None  # None: a single layer
     stride: int = 0  # bytes from one expert to the next
 
     def stored(self) -> tuple[int, ...]:
-        """As files and pickles have them: without the last two for one block."""
+        """The entries that files and pickles have; for a single layer without the last two."""
         return tuple(self if self.n_experts is not None else self[:_FLAGS])  # type: ignore[arg-type]
 
     def of_one(self) -> PackedSizes:
-        """Of one of the experts."""
+        """The sizes of one expert."""
         return self._replace(n_experts=None, stride=0)
 
 
-# Sizes that one block has, too.
+# Entries of PackedSizes that a single layer has.
 _FLAGS = 6
 
 
 class PackedWeights(Copied):
-    """Weights in the kernels' own layout, made by fc.pack: pack once, run often.
+    """Weights in the layout that the kernels read, made by fc.pack or fc.load_packed.
 
-    The layout is the same for every instruction set. Accepted wherever FFNWeights are; the backward
-    pass through it gives no gradients of weights. With 16 bits x may be float32: half the memory to
-    read.
+    Packed weights are accepted wherever FFNWeights are, give the same bits, and are faster. A
+    backward pass through them computes gradients of x (and of the routing weights), but none of the
+    weights. They cannot be changed. The layout is the same for every instruction set.
+
+    dtype is the dtype of the matrices. If it has 16 bits, x may be float32, too, and a call reads
+    half as many bytes as with float32 weights.
+
+    >>> p = fc.pack(weights)
+    >>> y = fc.ffn(x, p, activation="silu")
     """
 
     __slots__ = ("_biases", "_buffer", "_call", "_sizes", "_struct", "_up_shape", "dtype")
 
     dtype: np.dtype[Any]  # of the matrices
-    _biases: dict[str, np.dtype[Any]]  # those that are there, as they were given
+    _biases: dict[str, np.dtype[Any]]  # dtypes of the original biases, for unpack
     _buffer: Array
     _sizes: PackedSizes
     _struct: _core.Weights  # what calls take
     _up_shape: tuple[int, ...]
-    _call: Call | None  # None: not for ffn's short way
+    _call: Call | None  # None: ffn's fast path does not apply
 
     def __init__(self) -> None:
-        raise TypeError("PackedWeights are made by fc.pack(weights)")
+        raise TypeError("PackedWeights cannot be constructed; expected a call of fc.pack(weights)")
 
     @classmethod
     def _make(
@@ -108,43 +115,49 @@ class PackedWeights(Copied):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the packed memory."""
+        """The number of bytes of the packed memory."""
         return int(self._buffer.nbytes)
 
     @property
     def d_model(self) -> int:
-        """Size of a row of x and of y."""
+        """The last dimension of x and y."""
         return self._sizes.d_model
 
     @property
     def d_ff(self) -> int:
-        """Hidden units, of each expert."""
+        """The number of hidden units of the layer, or of each expert."""
         return self._sizes.d_ff
 
     @property
     def gated(self) -> bool:
-        """Whether there is a gate."""
+        """Whether the layer has a gate."""
         return self._sizes.gated
 
     @property
     def n_experts(self) -> int | None:
-        """None: one block."""
+        """The number of experts; None for a single layer."""
         return self._sizes.n_experts
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(d_ff, d_model), the shape of up, of each expert."""
+        """(d_ff, d_model), the shape of up; for experts, that of each of them."""
         return self.d_ff, self.d_model
 
     def expert(self, e: int) -> PackedWeights:
-        """Expert number e as packed weights of one block: a view of this memory."""
+        """Return the packed weights of expert e, from 0 to n_experts - 1: a view of this memory.
+
+        Raises ValueError if there is no such expert, and TypeError if e is not an integer.
+        """
         e = check_expert(e, self.n_experts)
         stride = self._sizes.stride
         buffer = self._buffer[e * stride : (e + 1) * stride]
         return PackedWeights._make(buffer, self._sizes.of_one(), self._biases, self.dtype)
 
     def unpack(self) -> FFNWeights:
-        """The numbers that were packed, in new arrays; biases in the dtype that they had."""
+        """Return the packed numbers as FFNWeights of new arrays.
+
+        Matrices have the dtype of the packed ones, biases the dtype that they had before packing.
+        """
         d, f, n = self.d_model, self.d_ff, self.n_experts
         lead = () if n is None else (n,)
         shapes = {"up": (f, d), "down": (d, f)} | ({"gate": (f, d)} if self.gated else {})
@@ -159,7 +172,11 @@ class PackedWeights(Copied):
         return weights
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a file for fc.load_packed; one that is there is replaced."""
+        """Write the packed weights to a file that fc.load_packed reads.
+
+        An existing file is replaced as a whole: processes that have loaded the old one keep its
+        numbers. Raises OSError if the file cannot be written.
+        """
         biases = {name: dtype.name for name, dtype in self._biases.items()}
         sizes = list(self._sizes.stored())
         write(path, self._buffer, {"sizes": sizes, "biases": biases, "dtype": self.dtype.name})
@@ -192,7 +209,7 @@ class PackedWeights(Copied):
             arrays[name] = np.broadcast_to(number, d if name == "b_down" else f)
         n = sizes[_FLAGS] if len(sizes) > _FLAGS else None
         nbytes, expected, own_biases = _layout(FFNWeights(**arrays), n, kind)
-        # An expert's memory goes on to the next line.
+        # An expert's memory, a view of the whole buffer, extends to the next cache line.
         room = 1 if n is not None else LINE
         buffer = memory.array
         if (
@@ -208,12 +225,12 @@ class PackedWeights(Copied):
 
 
 def check_weights(weights: object) -> FFNWeights | PackedWeights:
-    """For every function that takes weights."""
+    """Check an argument that is to be weights, of one layer or of experts."""
     if isinstance(weights, PackedWeights):
         return weights
     if isinstance(weights, FFNWeights):
         if not hasattr(weights, "_views"):
-            raise ValueError("weights holds gradients of which some are None; expected all of them")
+            raise ValueError("weights are gradients, some of which are None; expected all of them")
         return weights
     layer = " (a layer object packs itself: layer.packed())" if hasattr(weights, "packed") else ""
     raise TypeError(
@@ -222,22 +239,23 @@ def check_weights(weights: object) -> FFNWeights | PackedWeights:
 
 
 def check_experts(weights: object) -> FFNWeights | PackedWeights:
-    """For functions that take those of experts."""
+    """Check an argument that is to be weights of experts."""
     checked = check_weights(weights)
     if checked.n_experts is None:
         raise ValueError(
-            "weights are those of one block; expected experts, a leading dimension on every array"
+            "weights are those of a single layer; expected weights of experts, with a leading "
+            "dimension on every array"
         )
     return checked
 
 
 def check_block(weights: object) -> FFNWeights | PackedWeights:
-    """For functions of one block."""
+    """Check an argument that is to be weights of one layer."""
     checked = check_weights(weights)
     if checked.n_experts is not None:
         raise ValueError(
-            f"weights holds {checked.n_experts} experts; expected one block (weights.expert(e)), "
-            f"or fc.moe with a routing"
+            f"weights are those of {checked.n_experts} experts; expected those of a single layer "
+            f"(weights.expert(e)), or a call of fc.moe with a routing"
         )
     return checked
 
@@ -245,23 +263,36 @@ def check_block(weights: object) -> FFNWeights | PackedWeights:
 def pack(
     weights: FFNWeights, *, dtype: object = None, out: PackedWeights | None = None
 ) -> PackedWeights:
-    """Weights, of one block or of experts -> the kernels' layout.
+    """Pack weights: copy them into the layout that the kernels read.
 
-    dtype  of the packed matrices, each number rounded once ("float32", "bfloat16", ...); default:
-           the weights' own. Beside 16 bits, biases keep what they are, but for float64, which
-           becomes float32. ValueError where a finite number would become infinite
-    out    PackedWeights of the same shape, dtype and biases, whose memory is filled again
+    Results have the same bits as with the unpacked weights, and calls are faster. Weights change in
+    training, so pack them for inference.
 
-    >>> p = fc.pack(weights, dtype="bfloat16")  # half the memory traffic, for float32 x too
+    weights  FFNWeights of numpy arrays, of one layer or of experts
+    dtype    the dtype of the packed matrices: "float32", "float64", "bfloat16", "float16" or a
+             numpy dtype; each number is rounded once. Default: the dtype of the weights. With a
+             dtype of 16 bits, float64 biases become float32 and other biases keep their dtype
+    out      PackedWeights of the same sizes, dtype and biases, whose memory is filled again
+
+    Returns the packed weights: out if it was passed, else new ones.
+
+    Raises ValueError if a finite number would become infinite in dtype, or if out has other sizes
+    or biases or overlaps the weights; TypeError for dtypes and types. In these cases nothing is
+    written.
+
+    >>> p = fc.pack(weights, dtype="bfloat16")  # halves the bytes to read; x may stay float32
     """
     checked = check_weights(weights)
     if isinstance(checked, PackedWeights):
         raise TypeError("weights are packed already; expected FFNWeights")
     if checked._place is not None:
-        raise TypeError(f"weights.up is {checked._place}; expected numpy arrays (packed for a CPU)")
+        raise TypeError(
+            f"weights.up is {checked._place}; expected numpy arrays, because packed weights are "
+            f"for the CPU"
+        )
     wanted = checked.dtype if dtype is None else as_dtype("dtype", dtype)
     _check_ranges(checked, wanted)
-    # One block at a time: a conversion then holds one block's numbers, not all experts'.
+    # One expert at a time, so that a conversion holds the numbers of one expert, not of all.
     first = _converted(checked if checked.n_experts is None else checked.expert(0), wanted)
     if out is None:
         nbytes, sizes, biases = _layout(first, checked.n_experts, wanted)
@@ -277,7 +308,7 @@ def pack(
 
 
 def _check_ranges(weights: FFNWeights, wanted: np.dtype[Any]) -> None:
-    """Before any work, so that out= is filled or left as it is."""
+    """Check all numbers before any are written, so that out= is filled wholly or not at all."""
     if wanted is weights.dtype:
         return
     n = weights.n_experts
@@ -290,12 +321,14 @@ def _check_ranges(weights: FFNWeights, wanted: np.dtype[Any]) -> None:
 
 
 def _dtype_beside(name: str, wanted: np.dtype[Any]) -> np.dtype[Any]:
-    """Of an array in weights of that dtype: biases need not be narrow."""
+    """The dtype of the array `name` in weights of dtype `wanted`: 16-bit weights have float32
+    biases.
+    """
     return FLOAT32 if name in NAMES[3:] and is_narrow(wanted) else wanted
 
 
 def _kernels_round(weights: FFNWeights, wanted: np.dtype[Any]) -> bool:
-    """Matrices of float32 are rounded to 16 bits while they are packed."""
+    """Whether the kernels round while they pack: float32 to 16 bits."""
     return weights.dtype is FLOAT32 and is_narrow(wanted)
 
 
@@ -309,7 +342,9 @@ def _converted(block: FFNWeights, wanted: np.dtype[Any]) -> FFNWeights:
 def _layout(
     block: FFNWeights, n_experts: int | None, dtype: np.dtype[Any]
 ) -> tuple[int, PackedSizes, dict[str, np.dtype[Any]]]:
-    """Of as many blocks as this one: bytes, sizes, dtypes of biases."""
+    """For n_experts layers like `block`, or one: the bytes of the buffer, the sizes that go with
+    it, and the dtypes of the biases.
+    """
     biases = {n: array.dtype for n in NAMES[3:] if (array := getattr(block, n)) is not None}
     sizes = _sizes_of(block)
     nbytes = _core.packed_bytes(dtype.name, block._core_weights())
@@ -320,7 +355,7 @@ def _layout(
 
 
 def _sizes_of(weights: FFNWeights) -> PackedSizes:
-    """Of each block of them."""
+    """The sizes of the layer, or of each expert, before they are packed."""
     biases = (getattr(weights, name) is not None for name in NAMES[3:])
     return PackedSizes(weights.d_model, weights.d_ff, weights.gated, *biases)
 
@@ -337,7 +372,7 @@ def _check_refill(out: object, weights: FFNWeights, dtype: np.dtype[Any]) -> Non
 
 
 def weights_inputs(weights: FFNWeights | PackedWeights) -> list[tuple[str, MaybeArray]]:
-    """What an output must not overlap, by name."""
+    """The names and arrays of weights that an output must not overlap."""
     if isinstance(weights, PackedWeights):
         return [("the packed weights", weights._buffer)]
     return [(f"w.{name}", array) for name, array in weights._views.items()]

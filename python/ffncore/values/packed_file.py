@@ -1,12 +1,15 @@
-"""Packed weights in a file: one safetensors file of one tensor of bytes.
+"""The file format of packed weights: a safetensors file with one tensor of bytes.
 
-    "packed"      uint8 [n], the kernels' layout, at a multiple of 4096 bytes in the file
-    __metadata__  what the bytes are: layout, sizes, biases, dtype
+    "packed"      uint8 [n], the bytes of PackedWeights, at a multiple of 4096 bytes in the file
+    __metadata__  what the bytes mean: number of the layout, sizes, biases, dtype
 
-The layout is the same for every instruction set. A file of another layout number is refused when it
-is read, and has to be packed again. The place in the file lets it be mapped into memory with the
-alignment that kernels want. Reading:
-models/load_packed.py. Tests: tests/values/test_packed_file.py.
+The tensor starts at a multiple of the page size, so that the file can be mapped into memory with
+the alignment that kernels want. The layout is the same for every instruction set. Its number
+changes when the layout does: a file with another number is refused, and the weights have to be
+packed again.
+
+This module writes the file, models/load_packed.py reads it. Tests:
+tests/values/test_packed_file.py.
 """
 
 from __future__ import annotations
@@ -19,16 +22,20 @@ from typing import Any
 
 from ..arrays.shapes import Array
 
-# Counts up whenever the bytes of the same weights change.
+# To be raised whenever the same weights pack to other bytes.
 LAYOUT = 1
 FORMAT = "ffncore packed weights"
 TENSOR = "packed"
-# A page: what mmap wants of an offset, and a multiple of a cache line.
+# mmap needs offsets that are multiples of a page, which is also a multiple of a cache line.
 PAGE = 4096
 
 
 def write(path: str | os.PathLike[str], buffer: Array, facts: dict[str, Any]) -> None:
-    """The file, whole or not at all: one that is mapped elsewhere keeps its bytes."""
+    """Write the file, wholly or not at all.
+
+    It is written under another name in the same folder, and then renamed. So a process that has
+    mapped the old file keeps the old bytes.
+    """
     n = int(buffer.nbytes)
     metadata = {"format": FORMAT, "layout": str(LAYOUT), "weights": json.dumps(facts)}
     described = {"dtype": "U8", "shape": [n], "data_offsets": [0, n]}

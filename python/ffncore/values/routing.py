@@ -1,9 +1,10 @@
-"""Which experts a token goes to, and with what weights: fc.Routing, and what its router keeps.
+"""fc.Routing: which experts each token goes to, and with what weights.
 
-    experts [..., k] int32, -1 for none        weights [..., k] float32 or float64
+    experts [..., k] int32, -1 for no expert       weights [..., k] float32 or float64
 
-A routing that a router of ffncore has made holds its parts: for some of its slots, the logits whose
-scores became weights. The backward pass goes through them.
+The k experts of a token are called its slots. A routing that was made by a router of this package
+also keeps parts for the backward pass: each Part holds the logits from which the weights of some
+slots were computed. fc.route makes one part for all slots, fc.sparsemixer one for each.
 Tests: tests/functional/test_routing.py, tests/values/test_copying.py.
 """
 
@@ -16,8 +17,8 @@ import numpy as np
 
 from ..arrays.dtypes import check_same_dtype, dtype_name
 from ..arrays.places import Made, Place, place_of, see
+from ..arrays.scalars import integer
 from ..arrays.shapes import Array, MaybeArray, as_array, check_shape
-from ..arrays.words import integer
 from .copied import Copied
 from .routing_options import (
     MOST_EXPERTS,
@@ -31,7 +32,7 @@ from .routing_options import (
 
 @dataclass(frozen=True)
 class Part(Copied):
-    """Slots whose weights are made of one array of logits."""
+    """Slots whose weights were computed from one array of logits."""
 
     logits: Array
     experts: Array  # [..., k]
@@ -49,18 +50,27 @@ class Part(Copied):
 
 
 class Routing(Copied):
-    """Experts of each token and their weights; as fc.route makes it, or your own.
+    """The experts of each token and their weights: made by fc.route, or from your own arrays.
 
-    experts    [..., k], any integer dtype; kept as int32. -1: no expert, which contributes nothing
-    weights    [..., k], float32 or float64
-    n_experts  E; None where nobody said it
+    experts    [..., k], any integer dtype: the numbers of the experts of each token, from 0 to
+               n_experts - 1, or -1 for no expert. The attribute is int32
+    weights    [..., k], float32 or float64: the factors of these experts' outputs
+    n_experts  the number of experts; None: not known, so that counts is not available
 
-    It is not changed after it is made, and holds the arrays given, not copies (experts of another
-    dtype or layout are copied). TypeError for dtypes, ValueError for shapes and for ids that are
-    not -1 to E - 1. torch CUDA tensors and CuPy arrays of one device will do, too, with weights of
-    float32; then ids are not looked at (see fc.moe).
+    The leading dimensions are those of x. A Routing cannot be changed. It refers to the arrays that
+    it was made from; only experts of another dtype or layout are copied.
 
-    >>> routing = fc.Routing(experts=ids, weights=weights, n_experts=64)
+    torch CUDA tensors and CuPy arrays of one device are accepted, too, with float32 weights. Then
+    the numbers of the experts are not checked (see fc.moe).
+
+    Raises ValueError for shapes that do not match and for numbers of experts that are out of range,
+    and TypeError for dtypes and types. A routing made in this way has no logits, so
+    fc.route_backward does not accept it.
+
+    See also: fc.route, fc.moe.
+
+    >>> routing = fc.Routing(experts=ids, weights=routing_weights, n_experts=16)
+    >>> y = fc.moe(x, routing, experts, activation="silu")
     """
 
     __slots__ = ("_arrays", "_kept", "_place", "_saved", "experts", "n_experts", "weights")
@@ -68,10 +78,10 @@ class Routing(Copied):
     experts: Array
     weights: Array
     n_experts: int | None
-    _saved: tuple[Part, ...] | None  # what route_backward needs; the weights in their order
-    _arrays: tuple[Array, Array]  # experts and weights to check against: on a GPU, their ghosts
+    _saved: tuple[Part, ...] | None  # parts for route_backward, in the order of the slots
+    _arrays: tuple[Array, Array]  # experts and weights for checks: on a GPU, their ghosts
     _place: Place | None
-    _kept: tuple[Any, ...]  # what keeps a GPU's memory: experts and weights
+    _kept: tuple[Any, ...]  # views of experts and weights that keep a GPU's memory alive
 
     def __init__(self, *, experts: object, weights: object, n_experts: int | None = None) -> None:
         if n_experts is not None:
@@ -133,14 +143,17 @@ class Routing(Copied):
 
     @property
     def top_k(self) -> int:
-        """Slots of a token."""
+        """The number of slots of each token: the last dimension of experts."""
         return int(self.experts.shape[-1])
 
     @property
     def counts(self) -> Array:
-        """How many tokens each expert has: [E], int64; empty slots (-1) are not counted."""
+        """The number of tokens of each expert, [n_experts] int64; slots of -1 are not counted.
+
+        Raises ValueError if n_experts is None.
+        """
         if self.n_experts is None:
-            raise ValueError("routing.n_experts is None; expected a number to count up to")
+            raise ValueError("routing.n_experts is None; expected the number of experts")
         if self._place is not None:
             counts: Array = self._place.library.counts(self._kept[0].reshape(-1), self.n_experts)
             return counts
@@ -169,7 +182,7 @@ def check_ids_shape(ids: Array) -> None:
 
 
 def see_ids(place: Place | None, value: Any, n_experts: int | None) -> Made:
-    """[..., k] expert ids as int32, C-contiguous; on a GPU their numbers are not looked at."""
+    """Expert ids [..., k] as int32, C-contiguous; on a GPU their values are not checked."""
     if place is None:
         ids = check_ids(value, n_experts)
         return Made(ids, ids)
@@ -182,7 +195,7 @@ def see_ids(place: Place | None, value: Any, n_experts: int | None) -> Made:
 
 
 def check_ids(value: object, n_experts: int | None) -> Array:
-    """[..., k] expert ids as int32, C-contiguous."""
+    """Expert ids [..., k] as int32, C-contiguous, each of them -1 or an existing expert."""
     ids = as_array("experts", value)
     check_ids_shape(ids)
     end = MOST_EXPERTS if n_experts is None else n_experts
@@ -191,7 +204,7 @@ def check_ids(value: object, n_experts: int | None) -> Array:
             if not -1 <= wrong < end:
                 of = "" if n_experts is None else f", of {n_experts} experts"
                 raise ValueError(f"experts has an entry {wrong}; expected -1 to {end - 1}{of}")
-    # Not by numpy alone: it makes another array where int32 is not the same object, as of a pickle.
+    # ascontiguousarray alone copies if the dtype is int32 but another object, as from a pickle.
     if ids.dtype == np.int32 and ids.flags.c_contiguous:
         return ids
     return np.ascontiguousarray(ids, np.int32)
@@ -199,14 +212,14 @@ def check_ids(value: object, n_experts: int | None) -> Array:
 
 @dataclass(frozen=True)
 class DevicePart(Copied):
-    """What route_backward needs."""
+    """A Part whose arrays are on a GPU."""
 
     logits: Made
-    experts: Made  # [..., k], int32 without gaps
+    experts: Made  # [..., k] int32, C-contiguous
     core: RouterCore
 
 
 def routing_inputs(routing: Routing) -> list[tuple[str, MaybeArray]]:
-    """Likewise."""
+    """The names and arrays of a routing that an output must not overlap."""
     experts, weights = routing._arrays
     return [("routing.experts", experts), ("routing.weights", weights)]

@@ -1,11 +1,12 @@
-"""Options of a router: checked, and as the compiled core takes them.
+"""The options of fc.route: their checks, and the tuple that the compiled core takes.
 
-    values to select by   v = s(z), or z (select_on="logits"), + e_score_correction_bias
-    groups                the topk_group best of n_group keep v, the others get group_mask_value
-    weights               c s / D over the chosen;  D = 1, or max(sum s + norm_eps, norm_min)
+    selection   the k largest of v = s(z), or of v = z with select_on="logits", each plus the
+                expert's e_score_correction_bias
+    groups      experts outside the topk_group best of n_group groups have v = group_mask_value
+    weights     c s / D for the chosen experts;  D = 1, or max(sum s + norm_eps, norm_min)
 
-An option that changes nothing in the case at hand raises: it was given in the belief that it does.
-Tests: tests/values/test_routing_errors.py.
+An option that would have no effect together with the others is an error, because whoever passes it
+expects an effect. Tests: tests/values/test_routing_errors.py.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ import numpy as np
 
 from .. import _core
 from ..arrays.dtypes import FLOAT32, FLOAT64, check_same_dtype, dtype_name
+from ..arrays.scalars import integer, known, number
 from ..arrays.shapes import Array, MaybeArray, aligned, as_array, check_shape
-from ..arrays.words import integer, known, number
 
-# The numbers are ffncore_score_fn and ffncore_group_score of ffncore.h.
+# The numbers are those of the enums ffncore_score_fn and ffncore_group_score in ffncore.h.
 SCORE_FNS = {"softmax": 0, "sigmoid": 1, "sqrtsoftplus": 2, "softmax_topk": 3}
 GROUP_SCORES = {"top2_sum": 0, "max": 1}
 SELECT_ON = {"scores": 0, "logits": 1}
@@ -30,12 +31,13 @@ SELECT_ON = {"scores": 0, "logits": 1}
 MOST_EXPERTS = 2**31 - 1
 
 
-# What kernels take for a router, without its bias.
+# A router as the kernels take it, without its bias: numbers from the tables above, and checked
+# values.
 RouterCore: TypeAlias = _core.Router
 
 
 class Options(NamedTuple):
-    """What fc.route takes beside logits, top_k and arrays, as it was given."""
+    """The options of fc.route that are not arrays, as the caller passed them."""
 
     score_fn: str = "softmax"
     select_on: str = "scores"
@@ -49,11 +51,11 @@ class Options(NamedTuple):
     group_mask_value: float = -math.inf
 
     def core(self, logits: Array, top_k: int, *, given: bool = False) -> RouterCore:
-        """For the core, once they are checked; given: the experts are chosen already."""
+        """The options for _core, checked for such logits; given: the caller chose the experts."""
         case = (logits.shape[-1], top_k, logits.dtype, given)
         try:
             return _cached(*case, *self)
-        except TypeError:  # an option has no hash; or it is of a wrong type, which raises again
+        except TypeError:  # an option has no hash, or a wrong type, which raises here again
             return self._checked(*case)
 
     def _checked(self, experts: int, top_k: int, dtype: np.dtype[Any], given: bool) -> RouterCore:
@@ -86,7 +88,7 @@ class Options(NamedTuple):
             )
         if self.score_fn == "softmax_topk" and not self.norm_topk_prob:
             raise ValueError(
-                "norm_topk_prob is False, but softmax_topk is normalized by what it is; "
+                "norm_topk_prob is False, but softmax_topk always normalizes the weights; "
                 "expected True"
             )
         for name in ("norm_eps", "norm_min"):
@@ -94,7 +96,7 @@ class Options(NamedTuple):
             if value < 0:
                 raise ValueError(f"{name} is {value}; expected a number not below 0")
             if value and not self.norm_topk_prob:
-                raise ValueError(f"{name} is {value} without norm_topk_prob; expected 0")
+                raise ValueError(f"{name} is {value} with norm_topk_prob=False; expected 0")
             if value and self.score_fn == "softmax_topk":
                 raise ValueError(f"{name} is {value}, which softmax_topk does not use; expected 0")
         return bool(self.norm_topk_prob)
@@ -110,30 +112,32 @@ class Options(NamedTuple):
             raise ValueError(f"topk_group is {best}; expected 1 to {groups}, which is n_group")
         if groups == 1:
             for name in self._given("group_score", "group_mask_value"):
-                raise ValueError(f"{name} is {getattr(self, name)!r} without groups; n_group=1")
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, but n_group is 1; expected it with groups"
+                )
         elif experts == groups and self.group_score == "top2_sum":
             raise ValueError(
-                f"n_group is {groups}, which leaves groups of one expert; expected two or more "
-                f"experts a group for group_score 'top2_sum'"
+                f"n_group is {groups}, which makes groups of one expert; expected at least two "
+                f"experts in a group for group_score 'top2_sum'"
             )
         left = best * (experts // groups)
         if top_k > left:
             where = f" in {best} of {groups} groups" if groups > 1 else ""
             raise ValueError(
-                f"top_k is {top_k}; expected 1 to {left}, as many as there are experts{where}"
+                f"top_k is {top_k}; expected 1 to {left}, the number of experts{where}"
             )
 
     def _check_chosen(self) -> None:
-        """Experts that are given are not selected: what selects them is not used."""
+        """Refuse options that select experts, because the caller passed experts."""
         selecting = ("select_on", "n_group", "topk_group", "group_score", "group_mask_value")
         for name in self._given(*selecting):
-            raise ValueError(f"{name} selects experts, which are given; expected one of both")
+            raise ValueError(f"{name} and experts are both given; expected only one of them")
 
     def _given(self, *names: str) -> list[str]:
         return [name for name in names if getattr(self, name) != Options._field_defaults[name]]
 
 
-# A layer asks the same at every call. typed: True is not 1 here.
+# A layer passes the same options in every call. typed: True must not be taken for 1.
 @functools.lru_cache(maxsize=1024, typed=True)
 def _cached(
     experts: int, top_k: int, dtype: np.dtype[Any], given: bool, *options: Any
@@ -142,7 +146,7 @@ def _cached(
 
 
 def stored(core: RouterCore) -> tuple[Any, ...]:
-    """As pickles have it: the numbers, in the order of Options."""
+    """The numbers of a router for a pickle, in the order of Options."""
     return (
         core.score_fn,
         int(core.select_on_logits),
@@ -153,7 +157,7 @@ def stored(core: RouterCore) -> tuple[Any, ...]:
 
 
 def check_core(core: Any, logits: Array) -> RouterCore:
-    """The router of what `stored` returned, or of what a pickle has in its place."""
+    """The router that `stored` describes; a pickle, which may contain anything, is checked."""
     values = Options._make(core)._asdict()
     tables = {"score_fn": SCORE_FNS, "select_on": SELECT_ON, "group_score": GROUP_SCORES}
     for option, table in tables.items():
@@ -163,12 +167,12 @@ def check_core(core: Any, logits: Array) -> RouterCore:
 
 
 def check_bias(value: object, logits: Array, *, given: bool) -> MaybeArray:
-    """e_score_correction_bias [E], of the dtype of logits, or None."""
+    """e_score_correction_bias [E], with the dtype of logits, or None."""
     if value is None:
         return None
     name = "e_score_correction_bias"
     if given:
-        raise ValueError(f"{name} selects experts, which are given; expected one of both")
+        raise ValueError(f"{name} and experts are both given; expected only one of them")
     bias = as_array(name, value)
     check_same_dtype(name, bias, check_logits_dtype("logits", logits), "logits")
     check_shape(name, bias, logits.shape[-1:], f"to match logits {logits.shape}")
@@ -176,7 +180,7 @@ def check_bias(value: object, logits: Array, *, given: bool) -> MaybeArray:
 
 
 def check_logits(value: object, name: str = "logits", rank: int = 1) -> Array:
-    """[..., E] of float32 or float64, with at least `rank` dimensions."""
+    """Logits [..., E], float32 or float64, with at least `rank` dimensions."""
     logits = as_array(name, value)
     check_logits_dtype(name, logits)
     if logits.ndim < rank:
@@ -190,7 +194,7 @@ def check_logits(value: object, name: str = "logits", rank: int = 1) -> Array:
 
 
 def check_logits_dtype(name: str, array: Array) -> np.dtype[Any]:
-    """Routing is in float32 (float64), beside 16 bits too."""
+    """float32 or float64: routing has no 16-bit dtypes, even where x has 16 bits."""
     for dtype in (FLOAT32, FLOAT64):
         if array.dtype == dtype:
             return dtype

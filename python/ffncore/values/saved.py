@@ -1,10 +1,16 @@
-"""What a forward pass keeps for the backward pass: its arguments, and gate and up where asked.
+"""Saved activations: what a forward pass keeps for the backward pass.
 
-    panels of 64 tokens, [f][64] each, gate's before up's; the last one is [f][rest, rounded up]
+These are the arguments of the call and, with save="preactivations", gate and up before the
+activation. On a CPU gate and up are stored in panels of 64 tokens,
 
-as tiles of the forward pass leave them. Every way through the backward pass reads this one layout.
-On a GPU they are [gated ? 2 : 1][rows, f]. The memory is used again when the last of a Saved is
-gone (arrays/memory.py). Tests: tests/values/test_saved.py, tests/values/test_moe_saved.py.
+    [f][64] each, those of gate before those of up; the last panel is [f][rest, rounded up to 16]
+
+because the tiles of the forward pass have this form, and every variant of the backward pass reads
+it. A mixture stores the rows of one expert after the other in this form. On a GPU they are [2 with
+gate, else 1][rows, f].
+
+The memory returns to a pool when the last view of it is gone (arrays/memory.py). Tests:
+tests/values/test_saved.py, tests/values/test_moe_saved.py.
 """
 
 from __future__ import annotations
@@ -24,31 +30,34 @@ from .packed import PackedWeights
 from .routing import Routing, check_ids
 from .weights import FFNWeights
 
-# Tokens of a panel, and what those of the last one are rounded up to.
+# The tokens of a panel, and the multiple to which those of the last panel are rounded up.
 _PANEL, _STEP = 64, 16
 
 
 def keeps_preactivations(save: object) -> bool:
-    """What save= says, tested."""
+    """Check save=, and return whether gate and up are to be kept."""
     if save not in ("preactivations", "input"):
         raise ValueError(f"save is {save!r}; expected 'preactivations' or 'input'")
     return save == "preactivations"
 
 
 class Saved(Copied):
-    """What ffn_forward keeps for ffn_backward. It can be looked at, and not changed.
+    """The saved activations of fc.ffn_forward, which fc.ffn_backward needs.
 
-    It holds references to x and the weights: changing those before the backward pass is the
-    caller's error. gate and up are copies of the preactivations (bias included), or None where
-    they were not saved.
+    A Saved is made by fc.ffn_forward alone, and cannot be changed. It refers to x and the weights
+    of the forward pass, which must not be changed before the backward pass. Its attribute x is the
+    x of the forward pass.
+
+    >>> y, saved = fc.ffn_forward(x, weights, activation="silu")
+    >>> saved.up.shape, saved.nbytes
     """
 
     __slots__ = ("_arguments", "_memory", "_panels", "x")
 
     x: Array
-    _arguments: LayerArguments  # with an x of its own: the shape of x may be changed in place
-    _panels: MaybeArray  # layout: ffncore_saved_bytes in ffncore.h; on a GPU, a ghost
-    _memory: Any  # what panels lie in: a CPU's, None
+    _arguments: LayerArguments  # holds its own view of x, whose shape may be changed in place
+    _panels: MaybeArray  # the layout is that of ffncore_saved_bytes in ffncore.h; on a GPU a ghost
+    _memory: Any  # the GPU array that the panels are in; None on a CPU
 
     def __init__(self) -> None:
         raise TypeError(f"{type(self).__name__} is made by {self._maker}")
@@ -57,7 +66,7 @@ class Saved(Copied):
 
     @staticmethod
     def _make(x: Any, arguments: LayerArguments, panels: Made | MaybeArray) -> Saved:
-        """x: what shows as .x; panels: what a backend's forward pass returned."""
+        """x: the attribute .x; panels: the result of a backend's forward pass."""
         arguments.keep()
         on_gpu, of_experts = arguments.place is not None, arguments.routing is not None
         made = object.__new__(_KINDS[on_gpu, of_experts])
@@ -88,7 +97,7 @@ class Saved(Copied):
 
     @property
     def weights(self) -> FFNWeights | PackedWeights:
-        """The weights of the forward pass."""
+        """The weights of the forward pass: FFNWeights or PackedWeights."""
         return self._arguments.weights
 
     @property
@@ -98,22 +107,25 @@ class Saved(Copied):
 
     @property
     def save(self) -> str:
-        """ "preactivations" or "input", as given to ffn_forward."""
+        """The save option of the forward pass: "preactivations" or "input"."""
         return "input" if self._panels is None else "preactivations"
 
     @property
     def nbytes(self) -> int:
-        """Memory held beside x and the weights."""
+        """The number of bytes held in addition to x and the weights."""
         return 0 if self._panels is None else int(self._panels.nbytes)
 
     @property
     def gate(self) -> MaybeArray:
-        """x gate^T + b_gate, [..., f]; None in a plain block and with save="input"."""
+        """The gate before its activation, x gate^T + b_gate: a copy, [..., d_ff].
+
+        None in a layer without a gate and with save="input".
+        """
         return self._preactivation(0) if self.weights.gated else None
 
     @property
     def up(self) -> MaybeArray:
-        """x up^T + b_up, [..., f]; None with save="input"."""
+        """The up-projection, x up^T + b_up: a copy, [..., d_ff]. None with save="input"."""
         return self._preactivation(1 if self.weights.gated else 0)
 
     def _preactivation(self, index: int) -> MaybeArray:
@@ -132,9 +144,12 @@ class Saved(Copied):
 
 
 class MoESaved(Saved):
-    """What moe_forward keeps for moe_backward; see Saved. One expert's rows are as a block's.
+    """The saved activations of fc.moe_forward, which fc.moe_backward needs.
 
-    gate and up are [..., k, f]: of each slot's expert, 0 where it has none.
+    It is a Saved with a routing. gate and up are [..., k, d_ff], those of the expert of each slot,
+    and 0 in slots without an expert.
+
+    >>> y, saved = fc.moe_forward(x, routing, experts, activation="silu")
     """
 
     __slots__ = ()
@@ -149,7 +164,7 @@ class MoESaved(Saved):
 
     @property
     def apply_router_weight_on_input(self) -> bool:
-        """Whether the routing weights multiply x, and not the experts' outputs."""
+        """Whether the routing weights multiply x instead of the outputs of the experts."""
         return self._arguments.on_input
 
     def _state(self) -> dict[str, Any]:
@@ -192,7 +207,7 @@ class MoESaved(Saved):
 
 
 class DeviceSaved(Saved):
-    """The same on a GPU, whose library has the arrays."""
+    """A Saved whose arrays are on a GPU."""
 
     __slots__ = ()
 
@@ -205,7 +220,7 @@ class DeviceSaved(Saved):
 
 
 class DeviceMoESaved(MoESaved):
-    """Likewise; rows are in the order of experts, then of tokens and slots."""
+    """A MoESaved whose arrays are on a GPU. Rows are sorted by expert, then by token and slot."""
 
     __slots__ = ()
 
@@ -219,7 +234,7 @@ class DeviceMoESaved(MoESaved):
         return rows.reshape(*shape[:-1], k, self.weights.d_ff)
 
 
-# By: on a GPU, of experts.
+# By whether the arrays are on a GPU, and whether the weights are those of experts.
 _KINDS: dict[tuple[bool, bool], type[Saved]] = {
     (False, False): Saved,
     (False, True): MoESaved,
@@ -229,20 +244,20 @@ _KINDS: dict[tuple[bool, bool], type[Saved]] = {
 
 
 def _checked(panels: Memory | None, arguments: LayerArguments) -> MaybeArray:
-    """What a forward pass with these arguments saves has this many bytes."""
+    """The array of panels from a pickle, checked for size and dtype."""
     if panels is None:
         return None
     array, x, nbytes = panels.array, arguments.seen, arguments.saved_bytes()
     if array.nbytes != nbytes or array.dtype != x.dtype:
         raise ValueError(
-            f"what was saved has {array.nbytes} bytes of {array.dtype}; expected {nbytes} bytes of "
-            f"{x.dtype} for x {x.shape}"
+            f"the saved activations have {array.nbytes} bytes of {array.dtype}; expected {nbytes} "
+            f"bytes of {x.dtype} for x {x.shape}"
         )
     return array
 
 
 def _rows_of(panels: Array, tokens: int, f: int) -> Array:
-    """[tokens, f], copied."""
+    """Copy panels into an array [tokens, f]."""
     rows = np.empty((tokens, f), panels.dtype)
     start = 0
     for first in range(0, tokens, _PANEL):

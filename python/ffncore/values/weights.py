@@ -1,16 +1,17 @@
-"""Weights of one feed-forward block, or of experts: blocks of one size, stacked.
+"""The weights of one feed-forward layer, or of E experts: layers of one size, stacked.
 
-    one block   gate, up  [f, d]       down  [d, f]       b_gate, b_up  [f]       b_down  [d]
+    one layer   gate, up  [f, d]       down  [d, f]       b_gate, b_up  [f]       b_down  [d]
     experts     gate, up  [E, f, d]    down  [E, d, f]    b_gate, b_up  [E, f]    b_down  [E, d]
 
-Matrices are [out, in] as in every PyTorch checkpoint, with any strides: a checkpoint that stores
-[in, out] is given as its transpose, a fused one through from_gate_up, and neither is copied.
+Here d is d_model and f is d_ff. Matrices are [out, in], as in PyTorch checkpoints, and may have any
+strides. Weights that are stored as [in, out] are passed as their transpose, and a fused gate_up
+array is split by from_gate_up; neither is copied.
 
-An FFNWeights is checked once, when it is made; what the compiled core takes is kept beside it, so
-that a call has nothing left to look at. It holds views of its own, because an array whose shape is
-changed in place afterwards must not change what the kernels read.
+An FFNWeights is checked once, when it is made. It also keeps the arguments of the compiled core, so
+that a call has nothing left to check. For the core it holds views of its own: a caller may change
+the shape of an array in place later, and this must not change what the kernels read.
 
-Packed for the kernels: packed.py. Tests: tests/values/test_weights.py.
+packed.py packs weights for the kernels. Tests: tests/values/test_weights.py.
 """
 
 from __future__ import annotations
@@ -24,14 +25,13 @@ import numpy as np
 from .. import _core
 from ..arrays.dtypes import FLOAT32, check_dtype, check_same_dtype, is_narrow
 from ..arrays.overlap import owners
-from ..arrays.places import Place, place_of
+from ..arrays.places import Place, place_of, see
 from ..arrays.shapes import (
     ALIGNED,
     MAX_ELEMENTS,
     Array,
     MaybeArray,
     aligned,
-    as_array,
     check_rank,
     check_shape,
     check_size,
@@ -43,7 +43,7 @@ NAMES = ("gate", "up", "down", "b_gate", "b_up", "b_down")
 
 
 class Call:
-    """What ffn looks at in weights, found out once."""
+    """Facts about the weights that every call of fc.ffn needs, found once."""
 
     __slots__ = ("case", "core", "d_model", "dtype", "inputs", "most_rows", "owners", "wide")
 
@@ -59,22 +59,39 @@ class Call:
         self.dtype = dtype
         self.wide = FLOAT32 if is_narrow(dtype) else dtype  # the other dtype that x may have
         self.d_model = shape[1]
-        self.case = case_index(gated, dtype)  # which form of an activation it takes
-        self.most_rows = MAX_ELEMENTS // max(shape)  # tokens that a call may have
+        self.case = case_index(gated, dtype)  # index into Activation._cores
+        self.most_rows = MAX_ELEMENTS // max(shape)  # the most tokens that a call may have
         self.inputs = inputs  # what out= must not overlap
         self.owners = owners(inputs)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class FFNWeights(Copied):
-    """Weights of a gated block, or of a plain one where gate is None; biases each optional.
+    """The weights of a feed-forward layer, or of E experts.
 
-    Matrices share one dtype; a bias has it too, or is float32 beside 16 bits. With a leading E on
-    every array it holds E experts, for fc.moe; expert(e) is one of them. torch CUDA tensors and
-    CuPy arrays are kept as they are: calls take them on their GPU, where the rows or the columns of
-    a matrix have to be contiguous.
+    gate    [d_ff, d_model]; None (the default) makes a plain layer, without a gate
+    up      [d_ff, d_model]
+    down    [d_model, d_ff]
+    b_gate  [d_ff], the bias of gate; None: no bias. Only with gate
+    b_up    [d_ff], the bias of up; None: no bias
+    b_down  [d_model], the bias of down; None: no bias
 
-    >>> w = fc.FFNWeights(gate=gate, up=up, down=down)  # gate, up [f, d], down [d, f]
+    For experts every array has a leading dimension n_experts; such weights are for fc.moe, and
+    expert(e) returns those of one expert. All arrays have one dtype: float32, float64, bfloat16 or
+    float16. The biases of 16-bit weights may also be float32. Arrays may have any strides. They are
+    not copied, so changing one changes the weights.
+
+    The attributes are the arrays, d_model, d_ff, n_experts (None for a single layer) and dtype.
+    They cannot be assigned to.
+
+    torch CUDA tensors and CuPy arrays of one device are accepted, too. Calls with such weights run
+    on that GPU, and need matrices whose rows or columns are contiguous.
+
+    Raises ValueError for shapes that do not match and for b_gate without gate, and TypeError for
+    dtypes and types.
+
+    >>> w = fc.FFNWeights(gate=gate, up=up, down=down)
+    >>> w.d_model, w.d_ff, w.gated
     """
 
     gate: MaybeArray = None
@@ -86,25 +103,24 @@ class FFNWeights(Copied):
     if TYPE_CHECKING:  # set by __post_init__; not fields
         d_model: int = field(init=False)
         d_ff: int = field(init=False)
-        n_experts: int | None = field(init=False)  # None: one block
+        n_experts: int | None = field(init=False)  # None: a single layer
         dtype: np.dtype[Any] = field(init=False)
         _up_shape: tuple[int, ...] = field(init=False)
-        _views: dict[str, Array] = field(init=False)  # of those that exist; on a GPU, ghosts
-        _place: Place | None = field(init=False)
-        _kept: tuple[Any, ...] = field(init=False)  # what keeps a GPU's memory
-        # What calls take. None: an array is not aligned; or on a GPU, there has been no call yet.
+        _views: dict[str, Array] = field(init=False)  # of the arrays by name; on a GPU their ghosts
+        _place: Place | None = field(init=False)  # the GPU, if any
+        _kept: tuple[Any, ...] = field(init=False)  # views that keep a GPU's memory alive
+        # What calls take; None if an array is not aligned, and on a GPU before the first call.
         _struct: Any = field(init=False)
-        _call: Call | None = field(init=False)  # None: not for ffn's short way
+        _call: Call | None = field(init=False)  # None: ffn's fast path does not apply
 
     def __post_init__(self) -> None:
-        place = place_of("w.up", self.up)
-        see = as_array if place is None else place.ghost
-        up = see("w.up", self.up)
-        dtype = check_dtype("w.up", up)
+        place = place_of("up", self.up)
+        up = see(place, "up", self.up)
+        dtype = check_dtype("up", up)
         if up.ndim != 3:
-            check_rank("w.up", up, 2, _MEANING["up"])
+            check_rank("up", up, 2, _MEANING["up"])
         if not all(up.shape):
-            raise ValueError(f"w.up has shape {up.shape}; expected at least 1 in each dimension")
+            raise ValueError(f"up has shape {up.shape}; expected at least 1 in each dimension")
         *lead, f, d = up.shape
         checked: dict[str, Array] = {"up": up}
         for name, shape in (
@@ -117,15 +133,11 @@ class FFNWeights(Copied):
             value = getattr(self, name)
             if value is None and name != "down":
                 continue
-            array = see(f"w.{name}", value)
-            check_same_dtype(f"w.{name}", array, dtype, "w.up", or_float32=name.startswith("b_"))
-            meaning = _MEANING[name] if not lead else f"[n_experts, {_MEANING[name][1:]}"
-            check_rank(f"w.{name}", array, len(shape), meaning)
-            check_shape(f"w.{name}", array, shape, f"to match w.up {up.shape}")
-            checked[name] = array
+            checked[name] = array = see(place, name, value)
+            _check_beside(name, array, shape, "up", up)
         if "b_gate" in checked and "gate" not in checked:
-            raise ValueError("w.b_gate is given and w.gate is None; expected w.gate too")
-        check_size(math.prod(lead) * f, d, "w.up's dimensions")
+            raise ValueError("b_gate is given and gate is None; expected gate, too")
+        check_size(math.prod(lead) * f, d, "the dimensions of up")
         for name, checked_array in checked.items():
             if place is None:
                 object.__setattr__(self, name, checked_array)
@@ -156,11 +168,21 @@ class FFNWeights(Copied):
         b_gate_up: MaybeArray = None,
         b_down: MaybeArray = None,
     ) -> FFNWeights:
-        """Weights whose gate and up are views of one fused array gate_up [2 f, d] (bias [2 f]), or
-        of experts' [E, 2 f, d] (bias [E, 2 f]).
+        """Make weights whose gate and up are views of one fused array; nothing is copied.
 
-        layout  "concat": two halves; "interleaved": rows alternate
-        order   "gate_first" or "up_first"
+        gate_up    [2 d_ff, d_model], of experts [n_experts, 2 d_ff, d_model]
+        down       [d_model, d_ff], of experts [n_experts, d_model, d_ff]
+        layout     "concat": gate and up are the two halves of the rows; "interleaved": their rows
+                   alternate
+        order      "gate_first" or "up_first"
+        b_gate_up  [2 d_ff], of experts [n_experts, 2 d_ff], in the same layout and order; None: no
+                   biases of gate and up
+        b_down     [d_model], of experts [n_experts, d_model]; None: no bias of down
+
+        Raises ValueError and TypeError as FFNWeights does, and ValueError if gate_up has an odd
+        number of rows.
+
+        >>> w = fc.FFNWeights.from_gate_up(gate_up, down, layout="interleaved")
         """
         for option, value, known in (
             ("layout", layout, ("concat", "interleaved")),
@@ -169,16 +191,20 @@ class FFNWeights(Copied):
             if value not in known:
                 raise ValueError(f"{option} is {value!r}; expected {known[0]!r} or {known[1]!r}")
         place = place_of("gate_up", gate_up)
-        see = as_array if place is None else place.ghost
-        fused = see("gate_up", gate_up)
+        fused = see(place, "gate_up", gate_up)
+        check_dtype("gate_up", fused)
         if fused.ndim != 3:
-            check_rank("gate_up", fused, 2, "[2 * d_ff, d_model]")
-        rows = fused.shape[-2]
+            check_rank("gate_up", fused, 2, _MEANING["gate_up"])
+        *lead, rows, d = fused.shape
         if rows % 2:
             raise ValueError(f"gate_up has shape {fused.shape}; expected an even number of rows")
-        if b_gate_up is not None:
-            bias = see("b_gate_up", b_gate_up)
-            check_shape("b_gate_up", bias, fused.shape[:-1], f"to match gate_up {fused.shape}")
+        for name, given, shape in (
+            ("down", down, (*lead, d, rows // 2)),
+            ("b_gate_up", b_gate_up, (*lead, rows)),
+            ("b_down", b_down, (*lead, d)),
+        ):
+            if name == "down" or given is not None:
+                _check_beside(name, see(place, name, given), shape, "gate_up", fused)
         pair = (slice(rows // 2), slice(rows // 2, None))
         if layout == "interleaved":
             pair = (slice(0, None, 2), slice(1, None, 2))
@@ -195,37 +221,43 @@ class FFNWeights(Copied):
 
     @classmethod
     def _partial(cls, arrays: dict[str, Array]) -> FFNWeights:
-        """Gradients of which some were not asked for: the rest is None. Never seen by a kernel."""
+        """Gradients in the form of weights; those that were not requested are None.
+
+        Kernels never read such an object.
+        """
         mirror = object.__new__(cls)
         mirror._set(**{name: arrays.get(name) for name in NAMES}, _place=None, _call=None)
         return mirror
 
     @property
     def gated(self) -> bool:
-        """Whether there is a gate."""
+        """Whether the layer has a gate."""
         return self.gate is not None
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(d_ff, d_model), of each expert."""
+        """(d_ff, d_model), the shape of up; for experts, that of each of them."""
         return self.d_ff, self.d_model
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays."""
+        """The number of bytes of all arrays together."""
         return sum(a.nbytes for a in self.arrays().values())
 
     def expert(self, e: int) -> FFNWeights:
-        """Expert number e as a block of its own: views of these arrays."""
+        """Return the weights of expert e, from 0 to n_experts - 1: views of these arrays.
+
+        Raises ValueError if there is no such expert, and TypeError if e is not an integer.
+        """
         e = check_expert(e, self.n_experts)
         return FFNWeights(**{name: array[e] for name, array in self.arrays().items()})
 
     def arrays(self) -> dict[str, Array]:
-        """The arrays that exist, by name."""
+        """Return a dict from names to arrays, without those that are None."""
         return {name: a for name in NAMES if (a := getattr(self, name)) is not None}
 
     def _core_weights(self) -> _core.Weights:
-        """What _core takes; elements that are not aligned are copied, anew for each call."""
+        """The arrays for _core. Arrays with unaligned elements are copied, anew for each call."""
         if self._place is not None:
             raise TypeError(f"the weights are {self._place}; expected numpy arrays here")
         if self._struct is not None:
@@ -246,21 +278,33 @@ class FFNWeights(Copied):
 
 
 _MEANING = {
+    "gate_up": "[2 * d_ff, d_model], or [n_experts, 2 * d_ff, d_model]",
     "gate": "[d_ff, d_model]",
     "up": "[d_ff, d_model], or [n_experts, d_ff, d_model]",
     "down": "[d_model, d_ff]",
+    "b_gate_up": "[2 * d_ff]",
     "b_gate": "[d_ff]",
     "b_up": "[d_ff]",
     "b_down": "[d_model]",
 }
 
 
+def _check_beside(
+    name: str, array: Array, shape: tuple[int, ...], other: str, matrix: Array
+) -> None:
+    """dtype and shape of an argument have to match those of another one, a matrix."""
+    check_same_dtype(name, array, check_dtype(other, matrix), other, or_float32=name[:2] == "b_")
+    meaning = _MEANING[name] if matrix.ndim == 2 else f"[n_experts, {_MEANING[name][1:]}"
+    check_rank(name, array, len(shape), meaning)
+    check_shape(name, array, shape, f"to match {other} {matrix.shape}")
+
+
 def check_expert(e: object, n_experts: int | None) -> int:
-    """The number of an expert that is there."""
+    """e as an int, checked to be the number of an existing expert."""
     if n_experts is None:
-        raise ValueError("the weights are those of one block; expected experts")
+        raise ValueError("the weights are those of a single layer; expected weights of experts")
     if isinstance(e, bool) or not isinstance(e, (int, np.integer)):
-        raise TypeError(f"e is of type {type(e).__name__}; expected an expert's number")
+        raise TypeError(f"e is of type {type(e).__name__}; expected the number of an expert")
     if not 0 <= e < n_experts:
         raise ValueError(f"e is {e}; expected an expert from 0 to {n_experts - 1}")
     return int(e)

@@ -1,4 +1,4 @@
-"""The kernels of libffncore.so, through the compiled module _core."""
+"""The backend for the CPU: the kernels of libffncore.so, called through the module _core."""
 
 from .layer import backward, forward
 from .routing import route, route_backward

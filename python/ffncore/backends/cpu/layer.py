@@ -1,8 +1,8 @@
-"""Both passes of a layer on a CPU, dense or a mixture.
+"""The forward and the backward pass of a layer on the CPU, dense or a mixture of experts.
 
-Leading dimensions are merged to rows, in place where strides allow it, else in blocks
-(arrays/rows.py). What sums over all tokens, or fills one array for all of them, runs as one block:
-a forward pass that saves, a backward pass with gradients of weights, and every mixture.
+Leading dimensions are merged to rows: in place if the strides allow it, else copied in blocks
+(arrays/rows.py). A forward pass that saves, a backward pass with gradients of weights, and every
+mixture run as one block, because they sum over all tokens or fill one array for all of them.
 Tests: tests/functional/test_functional.py, tests/functional/test_moe.py.
 """
 
@@ -16,11 +16,11 @@ from ...arrays.places import Made
 from ...arrays.rows import over_rows
 from ...arrays.shapes import Array, MaybeArray
 from ...values.arguments import LayerArguments
-from ...values.asked import Asked
+from ...values.request import GradientRequest
 
 
 def forward(layer: LayerArguments, y: Made, keep: bool) -> MaybeArray:
-    """Writes y; returns what the backward pass needs where it is to be kept."""
+    """Write y. Return the saved activations if keep is true, else None."""
     weights, activation = layer.weights._core_weights(), layer.core
     panels = reusable(layer.saved_bytes()).view(layer.seen.dtype) if keep else None
     if layer.routing is None:
@@ -40,10 +40,12 @@ def forward(layer: LayerArguments, y: Made, keep: bool) -> MaybeArray:
     return panels
 
 
-def backward(layer: LayerArguments, asked: Asked, panels: MaybeArray) -> tuple[float, float] | None:
-    """Writes what is asked for; returns xielu's two numbers where they are."""
+def backward(
+    layer: LayerArguments, request: GradientRequest, panels: MaybeArray
+) -> tuple[float, float] | None:
+    """Write the requested gradients. Return those of xielu's parameters, or None."""
     weights, activation = layer.weights._core_weights(), layer.core
-    grads, add, xielu = asked.arrays, asked.accumulate, asked.xielu
+    grads, add, xielu = request.arrays, request.accumulate, request.xielu
     outputs = [grads.get("x")]
     cut = 0
     if layer.routing is None:
@@ -51,7 +53,7 @@ def backward(layer: LayerArguments, asked: Asked, panels: MaybeArray) -> tuple[f
         def run(x: Array, dy: Array, dx: MaybeArray, *_: MaybeArray) -> tuple[float, float] | None:
             return _core.ffn_backward(x, dy, weights, activation, panels, add, dx, grads, xielu)
 
-        if asked.wanted == ("x",) and panels is None:
+        if request.wanted == ("x",) and panels is None:
             cut = layer.seen.ndim - 1
     else:
         ids, factors, on_input = layer.ids, _factors(layer), layer.on_input
@@ -63,7 +65,7 @@ def backward(layer: LayerArguments, asked: Asked, panels: MaybeArray) -> tuple[f
             )
 
         outputs.append(grads.get("routing_weights"))
-    found = over_rows(run, (layer.seen, asked.grad), outputs, cut=cut, keep=add)
+    found = over_rows(run, (layer.seen, request.grad), outputs, cut=cut, keep=add)
     return found[0] if found else None
 
 

@@ -1,6 +1,9 @@
-"""Routing and its backward pass on a CPU: logits [..., E] -> experts, weights [..., k].
+"""Routing and its backward pass on the CPU.
 
-Formulas: csrc/kernels/route.inl and reference.route. Tests: tests/functional/test_routing.py.
+    logits [..., E] -> experts [..., k] int32, weights [..., k] with the dtype of logits
+
+The formulas are in csrc/kernels/route.inl and reference.route. Tests:
+tests/functional/test_routing.py.
 """
 
 from __future__ import annotations
@@ -18,14 +21,14 @@ from ...values.routing_options import RouterCore
 
 
 def route(
-    place: Place | None,  # noqa: ARG001 (of a GPU)
+    place: Place | None,  # noqa: ARG001 (for GPUs)
     logits: Made,
     k: int,
     core: RouterCore,
     bias: MaybeArray,
     experts: Made | None,
 ) -> tuple[Array, Array, Part]:
-    """experts and weights [..., k], and what the backward pass needs."""
+    """Return experts [..., k], weights [..., k], and the part for route_backward."""
     given = None if experts is None else experts.ghost
     ids, weights = weigh(logits.ghost, k, core, bias, given)
     return ids, weights, Part(logits.ghost.view(), ids, core)
@@ -39,7 +42,7 @@ def weigh(
     experts: MaybeArray = None,
     log_sum_exp: MaybeArray = None,
 ) -> tuple[Array, Array]:
-    """(experts, weights); log_sum_exp [...] is filled where it is given."""
+    """Return (experts, weights); log_sum_exp [...], if any, is filled."""
     shape = (*logits.shape[:-1], k)
     ids = np.empty(shape, np.int32) if experts is None else experts
     weights = np.empty(shape, logits.dtype)
@@ -57,11 +60,11 @@ def weigh(
 
 
 def route_backward(
-    place: Place | None,  # noqa: ARG001 (of a GPU)
+    place: Place | None,  # noqa: ARG001 (for GPUs)
     part: Part,
     grad_weights: Made,
 ) -> Array:
-    """grad_logits [..., E]"""
+    """Return grad_logits [..., E]."""
     grad_logits = np.empty(part.logits.shape, part.logits.dtype)
 
     def run(grad: Array, experts: Array, logits: Array, out: Array) -> None:

@@ -1,6 +1,6 @@
-"""The kernels of libffncore_cuda.so, through cffi.
+"""The backend for CUDA GPUs: the kernels of libffncore_cuda.so, called through cffi.
 
-It is imported by the first call whose arrays are on a GPU.
+The first call with arrays on a GPU imports it.
 """
 
 from .layer import backward, forward

@@ -1,9 +1,10 @@
-"""Both passes of a layer on a GPU, dense or a mixture: one code, because the C ABI has one.
+"""The forward and the backward pass of a layer on a GPU, dense or a mixture of experts.
 
-What a call allocates is its library's, and is released in the order of the stream: so nobody waits.
-An x or grad_y whose leading dimensions cannot be merged is copied, an output is written by way of a
-copy. Ghosts stand for arrays of the GPU (arrays/places.py).
-Tests: tests/backends/test_device.py, tests/backends/test_device_moe.py.
+The C ABI has one function for both, in which a dense layer is a mixture with one expert. A call
+allocates memory from the array library, which releases it in the order of the stream, so that
+nothing waits for the GPU. If the leading dimensions of x or grad_y cannot be merged, the array is
+copied; an output is then written by way of a new array. Arrays are described by their ghosts
+(arrays/places.py). Tests: tests/backends/test_device.py, tests/backends/test_device_moe.py.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from ...arrays.rows import merges, row_count
 from ...arrays.shapes import MaybeArray
 from ...values.activation import NUMBERS, ActivationCore
 from ...values.arguments import LayerArguments
-from ...values.asked import Asked
+from ...values.request import GradientRequest
 from ...values.weights import NAMES
 from .library import Cuda, cuda
 from .weights import experts_struct
 
 
 def forward(layer: LayerArguments, y: Made, keep: bool) -> Made | None:
-    """Writes y; returns what the backward pass needs where it is to be kept."""
+    """Write y. Return the saved activations if keep is true, else None."""
     place, library, w = _place(layer), cuda(), layer.weights
     panels = None
     if keep:
@@ -39,21 +40,23 @@ def forward(layer: LayerArguments, y: Made, keep: bool) -> Made | None:
     return panels
 
 
-def backward(layer: LayerArguments, asked: Asked, panels: MaybeArray) -> tuple[Any, Any] | None:
-    """Writes what is asked for; returns xielu's two numbers where they are, on the GPU."""
-    place, library, grads = _place(layer), cuda(), asked.arrays
-    numbers = place.make((2,), FLOAT64, zero=True) if asked.xielu else None
+def backward(
+    layer: LayerArguments, request: GradientRequest, panels: MaybeArray
+) -> tuple[Any, Any] | None:
+    """Write the requested gradients. Return those of xielu's parameters, on the GPU, or None."""
+    place, library, grads = _place(layer), cuda(), request.arrays
+    numbers = place.make((2,), FLOAT64, zero=True) if request.xielu else None
     args, held = _arguments(layer, library, "backward")
-    rows = place.rows(asked.grad_y, asked.grad)
+    rows = place.rows(request.grad_y, request.grad)
     args.grad_y = library.matrix(rows.ghost)
     args.saved = library.address(panels)
-    args.accumulate = asked.accumulate
+    args.accumulate = request.accumulate
     by_name = {name: grads[name] for name in NAMES if name in grads}
     args.grad_experts = library.gradients(by_name, layer.routing is None)
     outputs = []
     for name in ("x", "routing_weights"):
         if name in grads:
-            output = _Output(place, Made(asked.own[name], grads[name]), asked.accumulate)
+            output = _Output(place, Made(request.own[name], grads[name]), request.accumulate)
             outputs.append(output)
             setattr(args, f"grad_{name}", library.matrix(output.rows))
     if numbers:
@@ -72,7 +75,7 @@ def _place(layer: LayerArguments) -> Place:
 
 
 def _arguments(layer: LayerArguments, library: Cuda, which: str) -> tuple[Any, Any]:
-    """The struct that both passes share, and what has to live until the call has returned."""
+    """The struct for the C function, and the arrays that have to live until it has returned."""
     place = _place(layer)
     x = place.rows(layer.x, layer.seen)
     args = library.struct(
@@ -106,10 +109,10 @@ def _run(library: Cuda, place: Place, which: str, args: Any) -> None:
 
 
 class _Output:
-    """An output [..., d] as the rows that a pass writes, or (keep) adds to.
+    """An output [..., d] as rows [T, d], which a pass writes, or adds to with keep.
 
-    Where leading dimensions cannot be merged, an array between has such rows: finish brings its
-    numbers over.
+    If the leading dimensions cannot be merged, the rows are those of a temporary array, which
+    finish copies to the output.
     """
 
     def __init__(self, place: Place, output: Made, keep: bool) -> None:
@@ -117,7 +120,7 @@ class _Output:
         self._library, self._output = place.library, array
         self._between: Any = None
         if not merges(seen):
-            # With the old numbers, so that sums are rounded once.
+            # The copy has the old values, so that their sums with the new ones are rounded once.
             self._between, seen = place.copy(array) if keep else place.make(seen.shape, seen.dtype)
         self.rows = seen.reshape(row_count(seen.shape), seen.shape[-1])
 

@@ -1,8 +1,9 @@
-"""libffncore_cuda.so through cffi: opened at the first call, structs from ghosts, errors.
+"""The shared library libffncore_cuda.so, through cffi: its structs, its functions and its errors.
 
-The declarations are those of ffncore.h and ffncore_cuda.h, which are in the package. A struct keeps
-addresses alone: whoever fills one holds on to the arrays until the call has returned.
-Tests: tests/backends/test_device.py, tests/backends/test_device_errors.py.
+It is opened by the first call. cffi reads the declarations from ffncore.h and ffncore_cuda.h, which
+are in the package. A struct only holds addresses, so that its user has to keep the arrays alive
+until the call has returned. Tests: tests/backends/test_device.py,
+tests/backends/test_device_errors.py.
 """
 
 from __future__ import annotations
@@ -23,17 +24,19 @@ PACKAGE = Path(__file__).parents[2]
 LIBRARY = PACKAGE / "libffncore_cuda.so"
 
 
-# ffncore_dtype.
+# The numbers of the enum ffncore_dtype in ffncore.h.
 _CODES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
 
 
 @functools.cache
 def _types(ffi: Any, kind: str) -> tuple[Any, int]:
-    """A pointer to a struct, and the struct's size: cffi reads a name anew each time."""
+    """The type of pointers to a struct, and its size; cached, because cffi parses names anew."""
     return ffi.typeof(f"ffncore_{kind} *"), ffi.sizeof(f"ffncore_{kind}")
 
 
 class Cuda(NamedTuple):
+    """The opened library, and functions that fill its structs."""
+
     ffi: Any
     lib: Any
 
@@ -50,7 +53,7 @@ class Cuda(NamedTuple):
         raise errors.get(status, RuntimeError)(sentence)
 
     def struct(self, kind: str, /, **fields: Any) -> Any:
-        """With its size, and every field that is not given 0."""
+        """A new struct with its size; fields that are not passed are 0."""
         pointer, size = _types(self.ffi, kind)
         made = self.ffi.new(pointer)
         made.size = size
@@ -59,7 +62,7 @@ class Cuda(NamedTuple):
         return made
 
     def call(self, place: Place) -> Any:
-        """Where a call runs: on the current stream; without workspace yet."""
+        """The struct with the device and the current stream of a call, without workspace yet."""
         stream = self.ffi.cast("void *", place.library.stream(place.device))
         return self.struct("cuda_call", stream=stream, device=place.device)
 
@@ -85,14 +88,14 @@ class Cuda(NamedTuple):
         return _CODES[name_of(dtype)]
 
     def experts(self, arrays: dict[str, Array]) -> Any:
-        """Weights [E, ...] by name, or of one block."""
+        """The struct for weights [E, ...] by name, or those of one layer."""
         dense = arrays["up"].ndim == 2 if "up" in arrays else False
         made = self.struct("experts", count=1 if dense else next(iter(arrays.values())).shape[0])
         self._fill(made, {n: a[None] for n, a in arrays.items()} if dense else arrays)
         return made[0]
 
     def gradients(self, arrays: dict[str, Array], dense: bool) -> Any:
-        """The same for any of them, or none."""
+        """The struct for gradients by name: those of all weights, of some, or of none."""
         made = self.struct("experts")
         self._fill(made, {n: a[None] for n, a in arrays.items()} if dense else arrays)
         return made[0]
@@ -108,13 +111,13 @@ class Cuda(NamedTuple):
 
 
 def declarations(header: str) -> str:
-    """As cffi wants it: without what only a C++ compiler sees, and without # lines."""
+    """A header for cffi: without the parts for C++ and without preprocessor lines."""
     text = re.sub(r"(?ms)^#ifdef __cplusplus$.*?^#endif$", "", header)
     return "\n".join(line for line in text.splitlines() if not line.startswith("#"))
 
 
 def status() -> str:
-    """Whether the library is there and can run, in a few words."""
+    """A few words on whether the library was built and can run, for fc.show_config."""
     if not LIBRARY.exists():
         return "not built"
     try:
@@ -128,13 +131,13 @@ def status() -> str:
 
 @functools.cache
 def cuda() -> Cuda:
-    """The library, once it is known that a device can run it. RuntimeError says what is missing."""
+    """Open the library. Raises RuntimeError if it was not built or no device can run it."""
     import cffi
 
     if not LIBRARY.exists():
         raise RuntimeError(
-            "this ffncore was built without its CUDA part; build it from source where nvcc >= 12.4 "
-            "is, with -Ccmake.define.FFNCORE_CUDA=ON"
+            "this ffncore was built without its CUDA part; expected a build from source with nvcc "
+            ">= 12.4 and -Ccmake.define.FFNCORE_CUDA=ON"
         )
     ffi = cffi.FFI()
     for header in ("ffncore.h", "ffncore_cuda.h"):
@@ -143,7 +146,7 @@ def cuda() -> Cuda:
         opened = Cuda(ffi, ffi.dlopen(str(LIBRARY)))
     except OSError as error:
         raise RuntimeError(
-            f"ffncore's CUDA part does not load; expected a library of this machine: {error}"
+            f"ffncore's CUDA part cannot be loaded; expected a library for this machine: {error}"
         ) from None
     opened.check(opened.lib.ffncore_cuda_devices(ffi.new("int32_t *")))
     return opened

@@ -1,6 +1,9 @@
-"""Routing and its backward pass on a GPU: logits [..., E] -> experts, weights [..., k].
+"""Routing and its backward pass on a GPU.
 
-The results are arrays of the logits' library. Tests: tests/backends/test_device_routing.py.
+    logits [..., E] -> experts [..., k] int32, weights [..., k]
+
+Logits, weights and gradients are float32. The results are arrays of the same library as the logits.
+Tests: tests/backends/test_device_routing.py.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ def route(
     bias: MaybeArray,
     experts: Made | None,
 ) -> tuple[Any, Any, DevicePart]:
-    """experts and weights [..., k], and what the backward pass needs."""
+    """Return experts [..., k], weights [..., k], and the part for route_backward."""
     library = cuda()
     rows = place.rows(*logits)
     shape = (*logits.ghost.shape[:-1], k)
@@ -50,7 +53,7 @@ def route(
 
 
 def route_backward(place: Place, part: DevicePart, grad_weights: Made) -> Array:
-    """grad_logits [..., E]"""
+    """Return grad_logits [..., E]."""
     library = cuda()
     grad = place.rows(*grad_weights)
     logits = place.rows(*part.logits)

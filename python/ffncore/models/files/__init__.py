@@ -1,1 +1,1 @@
-"""The files of a checkpoint: config.json with its defaults, safetensors, their index."""
+"""Readers for the files of a checkpoint: config.json, safetensors files and their index."""

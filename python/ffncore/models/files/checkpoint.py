@@ -1,14 +1,15 @@
-"""The tensors of a checkpoint by name: one safetensors file, or many with their index.
+"""Checkpoint: the tensors of a model by name, from one safetensors file or from many with an index.
 
-Names are read once, from the header of the one file or from the index. A file of many is opened
-where a tensor in it is asked for, so that one that is missing or damaged matters to the layers that
-have a tensor in it, and to no others. Nothing outside the folder is opened. A tensor comes in the
-dtype in which it is stored unless another one is given. Tests: tests/models/test_checkpoint.py.
+Names are read once, from the header of the single file or from the index. Of many files, each is
+opened when one of its tensors is needed, so that a missing or damaged file only matters to layers
+with tensors in it. Files outside the folder are never opened. A tensor is read in the dtype in
+which it is stored, unless another one is requested. Tests: tests/models/test_checkpoint.py.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,22 +21,23 @@ from .config import Config, read_config
 from .json_text import brief, read_object, repeats, shown
 from .safetensors import Entry, SafetensorsFile
 
-# (prefix, number) -> what follows "layers.N." in the names of a layer's tensors
+# From the prefix and the number of a layer to the rest of its tensors' names, after "layers.N.".
 Groups = dict[tuple[str, int], list[str]]
 
-# Behind a path like "google/gemma-2-2b".
+# The end of the error for a path like "google/gemma-2-2b".
 _HUB = " (a model's name on a hub is no path: download it, and pass the folder)"
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
-# A layer of more digits is no layer; and int() takes no text of any length.
+# Longer numbers are not those of layers, and int() raises ValueError for very long ones.
 _MOST_DIGITS = 9
 
 
 class Checkpoint:
-    """The tensors of one model, by name: one file, or many with their index."""
+    """The tensors of one model by name, in one file or in many with an index."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        found = _find(self.path)
+        found = _find(self.path, os.fspath(path))
         self._folder = found.parent
         self._open: dict[str, SafetensorsFile | ValueError | FileNotFoundError] = {}
         self._groups: dict[str, Groups] = {}
@@ -67,11 +69,11 @@ class Checkpoint:
 
     @property
     def names_file(self) -> Path:
-        """The file that says which tensors there are."""
+        """The file that lists the names of the tensors."""
         return self._single.path if self._index is None else self._index
 
     def layers(self, layer: str) -> Groups:
-        """The names that start with `layer` ("layers.{}.", say) behind any prefix, by layer."""
+        """The names that start with `layer`, such as "layers.{}.", after any prefix, by layer."""
         if layer not in self._groups:
             self._groups[layer] = self._grouped(layer)
         return self._groups[layer]
@@ -92,16 +94,20 @@ class Checkpoint:
         }
 
     def entry(self, name: str) -> Entry:
-        """ValueError or FileNotFoundError where the tensor is damaged or not in its file."""
+        """The Entry of a tensor.
+
+        Raises ValueError if the tensor is damaged or not in its file, FileNotFoundError if there is
+        no such file.
+        """
         return self._file_of(name).entry(name)
 
     def place(self, name: str) -> str:
-        """The file and the tensor, as a sentence about it begins."""
+        """The file and the name of a tensor, with which an error message about it begins."""
         file = self._single.path if self._index is None else self._folder / self._listed[name]
         return f"{file}: {shown(name)}"
 
     def read(self, name: str, dtype: str | None) -> np.ndarray[Any, Any]:
-        """An array of the caller's own. `dtype`: convert; None: as stored."""
+        """Read a tensor into a new array of `dtype`; None: the dtype in which it is stored."""
         tensor = self._file_of(name).read(name)
         if dtype is None:
             return tensor
@@ -120,18 +126,21 @@ class Checkpoint:
         if not isinstance(file, SafetensorsFile):
             raise type(file)(f"{file}; {shown(name)} should be in it")
         if name not in file:
-            raise ValueError(f"{file.path} has no {shown(name)}, which {self._index} says is in it")
+            raise ValueError(
+                f"{file.path} has no tensor {shown(name)}; expected one, because {self._index} "
+                f"lists it there"
+            )
         return file
 
     def _opened(self, file: str) -> SafetensorsFile | ValueError | FileNotFoundError:
-        """The file, or why there is none: it is tried once, however many tensors it should hold."""
+        """Open a file, or return the error, so that it is tried once for all its tensors."""
         if not file or os.path.basename(file) != file:  # noqa: PTH119  # as text: nothing else is looked at
             return ValueError(
-                f"{self._index} names {brief(file)}; expected a file of the same folder"
+                f"{self._index} names {brief(file)}; expected a file in the same folder"
             )
         path = self._folder / file
         if not os.path.lexists(path):
-            return FileNotFoundError(f"{self._index} names {brief(file)}, which is not there")
+            return FileNotFoundError(f"{self._index} names {brief(file)}, which does not exist")
         try:
             return SafetensorsFile(path)
         except ValueError as error:
@@ -139,16 +148,16 @@ class Checkpoint:
 
 
 def _is_number(text: str) -> bool:
-    """As names are written: 0 or 17, and not 017."""
+    """Whether text is a number as names have it: 0 or 17, but not 017."""
     short = text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS
     return short and (text[0] != "0" or text == "0")
 
 
-def _find(path: Path) -> Path:
-    """The one file, or the index of many."""
+def _find(path: Path, given: str) -> Path:
+    """The one file, or the index of many; given: the path as the caller wrote it."""
     if not os.path.exists(path):  # noqa: PTH110  # false, too, for a name that no file can have
-        a_file = path.is_absolute() or path.suffix in (".safetensors", ".json")
-        hub = _HUB if len(path.parts) == 2 and not a_file else ""
+        a_file = path.suffix in (".safetensors", ".json") or os.path.exists(path.parent)  # noqa: PTH110
+        hub = _HUB if _HUB_NAME.fullmatch(given) and not a_file else ""
         raise FileNotFoundError(
             f"{path} does not exist; expected a folder or a .safetensors file{hub}"
         )
@@ -161,8 +170,8 @@ def _find(path: Path) -> Path:
     files = [single] if os.path.lexists(single) else sorted(path.glob("*.safetensors"))
     if len(files) != 1:
         raise ValueError(
-            f"{path} holds {len(files)} .safetensors files and no "
-            f"model.safetensors.index.json; expected one model"
+            f"{path} has {len(files)} .safetensors files and no model.safetensors.index.json; "
+            f"expected one file, or an index"
         )
     return files[0]
 
@@ -171,6 +180,6 @@ def _weight_map(index: Path) -> dict[str, Any]:
     whole = read_object(index)
     listed = whole.get("weight_map")
     if not isinstance(listed, dict) or repeats(whole, "weight_map"):
-        found = "two" if repeats(whole, "weight_map") else "no object"
-        raise ValueError(f"{index} has {found} of the name weight_map; expected one object")
+        found = "two entries" if repeats(whole, "weight_map") else "no object"
+        raise ValueError(f"{index} has {found} weight_map; expected one object")
     return listed

@@ -1,9 +1,9 @@
-"""config.json: what it says about a layer, or what the model's own code takes where it is silent.
+"""config.json of a checkpoint: its keys, their types and their defaults.
 
-A key that is absent has the default of the family's configuration class (defaults.py), or,
-where that has none, is asked for by name. One that is there has to be of the kind that the code
-computes with: "8" is no 8, true is no 1, and null stands for nothing. Of a model of several parts
-the text part counts. Tests: tests/models/test_config_json.py.
+A missing key has the default of the model's configuration class (defaults.py); if the class has no
+default, it is an error that names the key. The value of a key has to be of the type that the code
+needs: "8" is not 8, true is not 1, and null is an error. If a model has several parts, such as text
+and vision, the keys are those of its text part. Tests: tests/models/test_config_json.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .json_text import brief, read_object
 
 
 class Config:
-    """The keys of one config.json, checked where they are asked for."""
+    """The keys of one config.json, each of which is checked when it is read."""
 
     def __init__(self, path: Path, whole: Mapping[str, Any]) -> None:
         self.path = path
@@ -38,25 +38,27 @@ class Config:
         self._defaults: Mapping[str, Any] = DEFAULTS.get(name, {})
 
     def names_model(self) -> bool:
-        """Whether model_type is there at all, whatever it says."""
+        """Whether the file has a model_type, of any value."""
         return "model_type" in self.whole or "model_type" in self._own
 
     def reads(self, key: str) -> bool:
-        """Whether the code of this model_type reads the key; of an unknown one it may."""
+        """Whether the code of this model reads the key; for an unknown model_type, whether the
+        file has it.
+        """
         return key in self._defaults if self.knows else key in self._own
 
     def integer(self, key: str, least: int, most: int | None = None, of: str = "") -> int:
-        """`of` says what `most` is."""
+        """The integer of a key, from `least` to `most`; `of` says what `most` is."""
         value = self._value(key)
         if type(value) is not int or value < least or (most is not None and value > most):
-            expected = f"a whole number of at least {least}"
+            expected = f"an integer of at least {least}"
             if most is not None:
                 expected += f" and at most {most}, {of}"
             raise self.wrong(key, expected)
         return value
 
     def number(self, key: str) -> float:
-        """Above 0 and finite."""
+        """The number of a key, finite and above 0."""
         value = self._value(key)
         if type(value) not in (int, float) or not 0 < value < math.inf:
             raise self.wrong(key, "a finite number above 0")
@@ -72,7 +74,7 @@ class Config:
         return value
 
     def text(self, key: str, known: tuple[str, ...] = ()) -> str:
-        """Any text, or one that is known."""
+        """The text of a key, which is one of `known`, if there are any."""
         value = self._value(key)
         if type(value) is not str or (known and value not in known):
             raise self.wrong(key, " or ".join(map(repr, known)) if known else "a name")
@@ -80,12 +82,12 @@ class Config:
         return synonyms.get(value, value)
 
     def require(self, key: str, value: str) -> None:
-        """The only value of the key that is computed here, where the key is there or is read."""
+        """Check that a key has the only value that ffncore computes, if it exists or is read."""
         if key in self._own or key in self._defaults:
             self.text(key, (value,))
 
     def quantisation(self) -> str | None:
-        """quant_method, where the file names one."""
+        """The quant_method of the file, or None."""
         for part in (self.whole, self._own):
             told = part.get("quantization_config")
             if isinstance(told, dict) and isinstance(told.get("quant_method"), str):
@@ -98,8 +100,8 @@ class Config:
         default = self._defaults.get(key)
         if default is None:
             raise ValueError(
-                f"{self.path} has no {key}, for which {brief(self.model_type)} has no default; "
-                f"expected it there"
+                f"{self.path} has no {key}, for which model_type {brief(self.model_type)} has no "
+                f"default; expected a value"
             )
         return default
 
@@ -110,5 +112,5 @@ class Config:
 
 
 def read_config(path: Path) -> Config:
-    """The file, or an empty Config where there is none."""
+    """Read the file; if it does not exist, return an empty Config."""
     return Config(path, read_object(path) if os.path.lexists(path) else {})

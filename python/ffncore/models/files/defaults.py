@@ -1,10 +1,10 @@
-"""What a family's code takes where config.json is silent: the keys that its blocks read, by model.
+"""DEFAULTS: the keys of config.json that feed-forward layers depend on, and their defaults.
 
-DEFAULTS[model_type] holds every key that the model code of transformers 5 reads for a feed-forward
-layer and that changes its numbers, with the default of the configuration class; None where it must
-be told: the class has no default, or there is no class in transformers (kimi_k2). Sizes and numbers
-of experts are told by the tensors' shapes. tests/conformance compares the table with the classes.
-Tests: tests/models/test_config_json.py.
+DEFAULTS[model_type] has every key that the model's code in transformers 5 reads for such a layer,
+with the default of the configuration class. None means that config.json has to have the key,
+because the class has no default or transformers has no class (kimi_k2). Sizes and numbers of
+experts are not here: they follow from the shapes of tensors. tests/conformance compares the table
+with the classes. Tests: tests/models/test_config_json.py.
 """
 
 from __future__ import annotations
@@ -80,11 +80,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "llama4_text": _LLAMA4,
 }
 
-# Models of several parts: what stands beside text_config is not the text model's.
+# Models of several parts: only the keys in text_config belong to the text model.
 NESTED = frozenset({"gemma3", "llama4"})
 
-# Values that a configuration class takes for another one. Old Gemma files say gelu and mean tanh.
+# Values that a configuration class replaces: old Gemma files have gelu where they mean gelu_tanh.
 SYNONYMS = {("gemma", "hidden_act"): {"gelu": "gelu_pytorch_tanh"}}
 
-# Activations that stand in the model code; a key of that name is not read.
+# Activations that are fixed in the model's code, which reads no key for them.
 FIXED = {"esm": "gelu", "gpt_oss": "silu"}

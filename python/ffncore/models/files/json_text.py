@@ -1,11 +1,11 @@
-"""JSON objects of files: what is wrong with one is told in a sentence that names the file.
+"""Reads JSON objects from files; every error is one sentence that names the file.
 
     read_object(path)             a whole file
-    parse_object(bytes, where)    a part of one, which `where` names in the sentence
+    parse_object(bytes, where)    a part of a file; error messages begin with `where`
 
-JSON lets a name stand twice in one object, and Python keeps the last one. Such an object is a
-Repeating, which knows the names, so that only what they stand for is refused. Tests:
-tests/models/test_safetensors.py, tests/models/test_checkpoint.py.
+In JSON an object may have a name twice, and Python keeps only the last value. Such an object
+becomes a Repeating, which knows these names, so that a reader can refuse their values alone.
+Tests: tests/models/test_safetensors.py, tests/models/test_checkpoint.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 
 class Repeating(dict[str, Any]):
-    """An object in which names stand more than once."""
+    """An object that has some names more than once."""
 
     repeated: frozenset[str]
 
@@ -36,42 +36,42 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 
 
 def check_file(path: str | os.PathLike[str]) -> None:
-    """A file, or a link to one."""
+    """Raise an error unless the path is a file, or a link to one."""
     if os.path.isfile(path):  # noqa: PTH113  # Path.is_file raises for names that are too long
         return
     if os.path.isdir(path):  # noqa: PTH112
         raise ValueError(f"{path} is a folder; expected a file")
     if os.path.lexists(path):
-        raise ValueError(f"{path} is no file, nor does it lead to one; expected a file")
+        raise ValueError(f"{path} is neither a file nor a link to a file; expected a file")
     raise FileNotFoundError(f"{path} does not exist; expected a file")
 
 
 def unreadable(path: str | os.PathLike[str], error: OSError) -> ValueError:
-    return ValueError(f"{path} cannot be read: {error.strerror}; expected a file that can be")
+    return ValueError(f"{path} cannot be read: {error.strerror}; expected a readable file")
 
 
 def parse_object(data: bytes, where: str) -> dict[str, Any]:
-    # A header of 92,000 tensors is 300,000 objects without a cycle, which the collector would walk
-    # through again and again: half of the time.
+    # A header of 92,000 tensors makes 300,000 objects without a cycle. The garbage collector would
+    # walk through them again and again, which takes half of the time.
     collects = gc.isenabled()
     gc.disable()
     try:
         text = data.decode("utf-8")
         value = json.loads(text)
-        # Each name has its colon. Where there are more of them, some may be lost.
+        # Each name has one colon. If there are more colons than names, a name may be repeated.
         if text.count(":") != _names_in(value):
             value = json.loads(text, object_pairs_hook=_object)
     except UnicodeDecodeError:
         raise ValueError(f"{where} is not in UTF-8; expected JSON") from None
     except RecursionError:
         raise ValueError(f"{where} is nested too deeply; expected a JSON object") from None
-    except ValueError as error:  # numbers of more digits than Python converts, too
+    except ValueError as error:  # also for numbers with more digits than Python converts
         raise ValueError(f"{where} is not JSON: {error}") from None
     finally:
         if collects:
             gc.enable()
     if not isinstance(value, dict):
-        raise ValueError(f"{where} holds a JSON {_KINDS[type(value)]}; expected an object")
+        raise ValueError(f"{where} is a JSON {_KINDS[type(value)]}; expected an object")
     return value
 
 
@@ -80,7 +80,7 @@ _KINDS[type(None)] = "null"
 
 
 def _names_in(value: Any) -> int:
-    """Of an object and of the objects in it, as deep as a header is."""
+    """The number of names in an object and in its values, which is as deep as a header goes."""
     if not isinstance(value, dict):
         return 0
     return len(value) + sum(len(part) for part in value.values() if isinstance(part, dict))
@@ -97,7 +97,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def brief(value: object) -> str:
-    """As much of a value as a sentence can hold."""
+    """A value as text, shortened so that it fits into an error message."""
     try:
         text = ascii(value)
     except RecursionError:
@@ -106,10 +106,10 @@ def brief(value: object) -> str:
 
 
 def shown(name: str) -> str:
-    """A tensor's name as a sentence can hold it: whatever a damaged file calls it."""
+    """A tensor's name for an error message, also if a damaged file has a strange one."""
     return name if len(name) <= 200 and name.isprintable() else brief(name)
 
 
 def repeats(value: dict[str, Any], name: str) -> bool:
-    """Whether the name stands more than once in the object."""
+    """Whether the object has the name more than once."""
     return isinstance(value, Repeating) and name in value.repeated

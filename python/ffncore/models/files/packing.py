@@ -1,7 +1,8 @@
-"""Quantised weights: who packed a layer, told by its tensors' names and dtypes and by config.json.
+"""Recognises quantised layers by the names and dtypes of their tensors and by config.json.
 
-Packed layers are not read yet. They are recognised, so that codes are not counted as parameters and
-scales are not taken for weights. Tests: tests/models/test_packing.py.
+Quantised ("packed") layers are not supported. They are recognised, so that the error can name the
+quantisation, codes are not counted as parameters, and scales are not taken for weights.
+Tests: tests/models/test_packing.py.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
-# quant_method of config.json, as people write it.
+# From quant_method in config.json to the usual spelling.
 _METHODS = {
     "gptq": "GPTQ",
     "awq": "AWQ",
@@ -25,7 +26,8 @@ _METHODS = {
     "modelopt": "ModelOpt",
 }
 
-# Names that only a packed layer has; the first row that fits. Scales alone tell less than codes.
+# Patterns of names that only quantised layers have; the first one that matches counts. Names of
+# scales are left out where several quantisations share them.
 _NAMES = tuple(
     (packing, re.compile(pattern))
     for packing, pattern in (
@@ -42,11 +44,11 @@ _NAMES = tuple(
     )
 )
 
-_ANY = re.compile("|".join(pattern.pattern for _, pattern in _NAMES))  # most names fit none
+_ANY = re.compile("|".join(pattern.pattern for _, pattern in _NAMES))  # most names match none
 
 _SCALE = re.compile(r"(weight|_proj)_scale(s|_2)?$")
 
-# dtypes in which codes are stored; the others that we lack (int64, say) hold something else.
+# The dtypes in which codes are stored. Tensors of other dtypes, such as int64, are not weights.
 _CODES = frozenset(
     ("uint8", "int8", "int32", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
     + ("F8_E8M0", "F6_E2M3", "F6_E3M2", "F4")
@@ -54,10 +56,10 @@ _CODES = frozenset(
 
 
 def packing(dtypes: Mapping[str, str], method: str | None) -> tuple[str, str] | None:
-    """Who packed a layer, and a tensor that shows it; None for plain weights.
+    """The name of a layer's quantisation and of a tensor that shows it; None for plain weights.
 
-    dtypes  of the layer's tensors, by name
-    method  quant_method of config.json
+    dtypes  the dtypes of the layer's tensors by name
+    method  quant_method in config.json, or None
     """
     suspects = [name for name in dtypes if _ANY.search(name)]
     shows = None

@@ -1,12 +1,11 @@
-"""One safetensors file: names, shapes and dtypes from its header, tensors where they are asked for.
+"""SafetensorsFile: the header of one safetensors file, and its tensors when they are needed.
 
-    8 bytes        n, the header's length, little-endian
+    8 bytes        n, the length of the header, little-endian
     n bytes        JSON: name -> {"dtype": "F32", "shape": [2, 3], "data_offsets": [begin, end]}
     the rest       the tensors, C-contiguous and little-endian, at those offsets
 
-Each tensor is checked when it is used, and for itself: another one that is damaged is no reason to
-refuse it. The header as a whole has to be there and be a JSON object. Tests:
-tests/models/test_safetensors.py.
+The header has to be complete and a JSON object. Each tensor is checked when it is used, alone, so
+that a damaged tensor does not prevent reading the others. Tests: tests/models/test_safetensors.py.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ import numpy as np
 
 from .json_text import Repeating, brief, check_file, parse_object, repeats, shown, unreadable
 
-# The format's own limit: what is beyond it is no header.
+# The limit that the format itself has.
 MOST_HEADER_BYTES = 100_000_000
 
-# Bits of an element, and numpy's name of its type where both know it ("" where numpy does not).
+# The bits of an element and the name of numpy's dtype; "" if numpy has none.
 DTYPES: dict[str, tuple[int, str]] = {
     "F64": (64, "float64"),
     "F32": (32, "float32"),
@@ -52,22 +51,26 @@ DTYPES: dict[str, tuple[int, str]] = {
     "F4": (4, ""),
 }
 
-# numpy 1.26 makes no array of more; a layer has three.
+# The limit of numpy 1.26. The tensors of layers have at most three axes.
 _MOST_AXES = 32
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor as the header describes it, checked."""
+    """The description of a tensor in the header, checked."""
 
     shape: tuple[int, ...]
-    dtype: str  # numpy's name, or the format's where numpy has none
-    begin: int  # in the file
+    dtype: str  # the name of numpy's dtype, or that of the format if numpy has none
+    begin: int  # offset in the file
     end: int
 
 
 class SafetensorsFile:
-    """A file that stays open until close(). ValueError for what is no safetensors file."""
+    """A safetensors file, which stays open until close().
+
+    Raises FileNotFoundError if there is no such file, and ValueError if it is not a safetensors
+    file.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -82,7 +85,7 @@ class SafetensorsFile:
         except BaseException:
             self.close()
             raise
-        self._entries: dict[str, Entry] = {}  # those that were asked for
+        self._entries: dict[str, Entry] = {}  # those that have been checked
         self._crossing: frozenset[str] | None = None
 
     def close(self) -> None:
@@ -95,17 +98,17 @@ class SafetensorsFile:
         return name in self._header
 
     def entry(self, name: str) -> Entry:
-        """ValueError where the header describes no tensor that could be read."""
+        """The Entry of a tensor; ValueError if the header has none that could be read."""
         found = self._entries.get(name)
         if found is None:
             found = self._checked(name)
             if name in self._overlapping():
-                raise self._wrong(name, "shares bytes with another tensor; expected its own")
+                raise self._wrong(name, "shares bytes with another tensor; expected separate ones")
             self._entries[name] = found
         return found
 
     def read(self, name: str) -> np.ndarray[Any, Any]:
-        """A new array, which is the caller's. The dtype must be one that numpy knows."""
+        """Read a tensor into a new array. Its dtype has to be one that numpy has."""
         entry = self.entry(name)
         if 0 in entry.shape:
             raise self._wrong(
@@ -140,7 +143,7 @@ class SafetensorsFile:
         done = 0
         try:
             self._file.seek(begin)
-            while done < length:  # one read gives at most 2 GiB
+            while done < length:  # one call reads at most 2 GiB
                 count = self._file.readinto(view[done:])
                 if not count:
                     break
@@ -172,7 +175,7 @@ class SafetensorsFile:
             )
         if not known:
             raise self._wrong(
-                name, f"has the unknown dtype {brief(dtype)}; expected one of safetensors"
+                name, f"has the unknown dtype {brief(dtype)}; expected a dtype of safetensors"
             )
         if len(shape) > _MOST_AXES:
             raise self._wrong(name, f"has {len(shape)} dimensions; expected at most {_MOST_AXES}")
@@ -190,13 +193,13 @@ class SafetensorsFile:
         return Entry(tuple(shape), numpy_name or dtype, self._data + begin, self._data + end)
 
     def _overlapping(self) -> frozenset[str]:
-        """The tensors that share bytes, of those that are sound by themselves."""
+        """The tensors that share bytes with others, among those that are not damaged otherwise."""
         if self._crossing is None:
             self._crossing = frozenset() if self._in_order() else self._sweep()
         return self._crossing
 
     def _in_order(self) -> bool:
-        """Whether each tensor begins where another one ends, as files are written."""
+        """Whether each tensor begins where another one ends, which is how files are written."""
         try:
             places = sorted([self._header[name]["data_offsets"] for name in self])
             return all(a[1] == b[0] for a, b in pairwise(places))
@@ -213,7 +216,7 @@ class SafetensorsFile:
             if entry.begin < entry.end:
                 sound.append((entry.begin, entry.end, name))
         crossing: set[str] = set()
-        furthest, owner = 0, ""  # of the tensors that begin earlier
+        furthest, owner = 0, ""  # the largest end of the tensors so far, and its tensor
         for begin, end, name in sorted(sound):
             if begin < furthest:
                 crossing |= {name, owner}
@@ -235,8 +238,7 @@ def _numpy_dtype(name: str) -> np.dtype[Any]:
             from ml_dtypes import bfloat16
         except ImportError:
             raise ImportError(
-                "reading a checkpoint in bfloat16 needs ml_dtypes; "
-                'pip install "ffncore[models]" brings it'
+                "reading a checkpoint in bfloat16 needs ml_dtypes; pip install ml_dtypes brings it"
             ) from None
         return np.dtype(bfloat16)  # type: ignore[no-any-return]
     return np.dtype(name)

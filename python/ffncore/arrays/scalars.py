@@ -1,6 +1,7 @@
-"""Arguments that are no arrays: names out of a list, whole numbers, finite numbers.
+"""Checks of arguments that are not arrays: names from a list, integers, and finite numbers.
 
-Tests: tests/values/test_errors.py, tests/values/test_routing_errors.py.
+Each function returns the checked value, and raises TypeError or ValueError with the name of the
+argument. Tests: tests/values/test_errors.py, tests/values/test_routing_errors.py.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .dtypes import FLOAT64
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name."""
+    """The end of an error message about an unknown name: the nearest known one, or all of them."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     if close:
@@ -26,7 +27,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def check_names(argument: str, names: object, known: tuple[str, ...]) -> tuple[str, ...]:
-    """A tuple of known names, for needs=."""
+    """A tuple of names, all of them known, such as needs=."""
     if isinstance(names, str) or not hasattr(names, "__iter__"):
         raise TypeError(
             f"{argument} is of type {type(names).__name__}; expected a tuple of names like ('x',)"
@@ -43,6 +44,7 @@ def check_names(argument: str, names: object, known: tuple[str, ...]) -> tuple[s
 
 
 def known(name: str, value: object, table: dict[str, int]) -> int:
+    """The number that a table has for a name."""
     if not isinstance(value, str):
         raise TypeError(f"{name} is of type {type(value).__name__}; expected a name")
     if value not in table:
@@ -51,13 +53,14 @@ def known(name: str, value: object, table: dict[str, int]) -> int:
 
 
 def integer(name: str, value: object) -> int:
+    """An int from an integer of Python or numpy."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} is of type {type(value).__name__}; expected an integer")
     return int(value)
 
 
 def number(name: str, value: object, dtype: np.dtype[Any] = FLOAT64) -> float:
-    """Finite, and neither zero nor infinity in dtype where it is not that here."""
+    """A finite float that does not become 0 or infinity in dtype, unless it is 0."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} is of type {type(value).__name__}; expected a number")
     result = float(value)

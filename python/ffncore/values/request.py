@@ -1,6 +1,11 @@
-"""The arguments of a backward pass, checked once: which gradients are wanted, and their arrays.
+"""The arguments of a backward pass, checked once: which gradients to compute, and where to.
 
-A backend takes an Asked as it is, and writes to its arrays. Names of gradients: gradients.py.
+    grad_y      [..., d], like x and y
+    needs       names of gradients (gradients.py), or None for all that exist
+    out         arrays to write gradients to, or None for new ones
+    accumulate  whether to add to these arrays
+
+The result is a GradientRequest. A backend relies on its checks and writes to its arrays.
 Tests: tests/functional/test_backward.py, tests/values/test_errors.py.
 """
 
@@ -16,8 +21,8 @@ from ..arrays.dtypes import check_dtype, check_same_dtype
 from ..arrays.memory import empty
 from ..arrays.overlap import check_apart, check_out
 from ..arrays.places import see
+from ..arrays.scalars import check_names
 from ..arrays.shapes import Array, MaybeArray, check_shape
-from ..arrays.words import check_names
 from .arguments import LayerArguments
 from .gradients import GRADIENTS, MOE_GRADIENTS, FFNGrads, XieluGrads
 from .packed import PackedWeights, weights_inputs
@@ -26,13 +31,14 @@ from .saved import Saved
 from .weights import NAMES, FFNWeights
 
 
-class Asked:
-    """What a backward pass is asked for.
+class GradientRequest:
+    """The checked arguments of a backward pass.
 
-    grad_y, grad  the gradient of y as it was given, and as checks see it
-    wanted        names of gradients
-    arrays        by name, as checks see them: those of out, else new ones
-    own           by name, as the caller has them; the same dict where these are the same arrays
+    grad_y  the gradient of y as the caller passed it
+    grad    the same for checks: grad_y itself, or its ghost on a GPU (arrays/places.py)
+    wanted  names of the gradients to compute
+    arrays  from names to arrays, for checks and kernels: those of out, else new ones
+    own     from names to arrays, for the caller; on a CPU it is the same dict as arrays
     """
 
     __slots__ = ("_old", "accumulate", "arrays", "grad", "grad_y", "own", "place", "wanted")
@@ -76,7 +82,7 @@ class Asked:
         return "activation" in self.wanted
 
     def numbers(self, found: tuple[Any, Any] | None) -> XieluGrads | None:
-        """xielu's two, from what the pass returned."""
+        """The gradients of xielu's parameters: those found, plus those of out to accumulate."""
         if found is None or not self.xielu:
             return None
         if not self.accumulate or self._old is None:
@@ -87,7 +93,7 @@ class Asked:
     def _check_out(
         self, out: object, like: dict[str, Array], arguments: LayerArguments, panels: MaybeArray
     ) -> None:
-        """out= as arrays by name, and its numbers."""
+        """Check out=, and take its arrays by name and its numbers."""
         if isinstance(out, FFNGrads):
             entries: dict[str, Any] = {**out.arrays(), "activation": out.activation}
         elif isinstance(out, Mapping):
@@ -98,13 +104,15 @@ class Asked:
         old = entries.pop("activation", None)
         if old is not None:
             if not isinstance(old, tuple) or len(old) != 2:
-                raise TypeError("out.activation is no pair of numbers; expected (alpha_p, alpha_n)")
+                raise TypeError(
+                    "out.activation is not a pair of numbers; expected (alpha_p, alpha_n)"
+                )
             self._old = XieluGrads(*old)
         inputs: list[tuple[str, MaybeArray]] = [
             ("grad_y", self.grad),
             ("x", arguments.seen),
             *weights_inputs(arguments.weights),
-            ("what was saved", panels),
+            ("the saved activations", panels),
         ]
         if arguments.routing is not None:
             inputs += routing_inputs(arguments.routing)
@@ -114,7 +122,7 @@ class Asked:
             label = f"out.{name}"
             if name not in self.wanted:
                 raise ValueError(
-                    f"{label} is given, but needs is {self.wanted}; expected {name!r} in it"
+                    f"{label} is given, but needs is {self.wanted}; expected {name!r} in needs"
                 )
             reason = f"to match {'w.' + name if name in NAMES else name}"
             seen = check_out(
@@ -136,7 +144,7 @@ _NO_ARRAY = np.empty(())
 
 
 def _like(arguments: LayerArguments) -> dict[str, Array]:
-    """The gradients that exist for a call, by name: arrays of the same shape and dtype."""
+    """For each gradient that a call can give, by name, an array of its shape and dtype."""
     found = {"x": arguments.seen}
     if arguments.routing is not None:
         found["routing_weights"] = arguments.routing._arrays[1]
@@ -162,13 +170,13 @@ def _check_needs(
             continue
         if isinstance(arguments.weights, PackedWeights):
             raise ValueError(
-                f"needs has {name!r}, but packed weights give the gradient of "
-                f"{' and '.join(exist)} alone"
+                f"needs has {name!r}, but packed weights give only the gradient of "
+                f"{' and '.join(exist)}"
             )
         if name == "activation":
             raise ValueError(
                 f"needs has 'activation', but {arguments.activation.name} has no trainable "
                 f"parameters"
             )
-        raise ValueError(f"needs has {name!r}, but the block has no w.{name}")
+        raise ValueError(f"needs has {name!r}, but the weights have no {name}")
     return tuple(dict.fromkeys(wanted))

@@ -1,0 +1,1 @@
+"""Other libraries that compute the same layer, each in a process of its own."""
