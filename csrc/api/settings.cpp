@@ -93,7 +93,7 @@ ffncore_status ffncore_debug_plan(int64_t token_chunk, int64_t ff_chunk, int64_t
 }
 
 ffncore_status ffncore_debug_streams(int32_t panels, int64_t ahead) {
-    override_streams({panels, ahead});
+    override_streams(panels, ahead);
     return FFNCORE_OK;
 }
 

@@ -1,4 +1,6 @@
-// How weights are best read from memory on this machine, where few tokens wait for them.
+// How few tokens read weights on this machine. They wait for memory, so how many streams a thread
+// reads side by side, and whether it prefetches in software, decide their speed. Both differ from
+// one family of CPUs to another and were measured (streams.cpp has the table).
 #pragma once
 #include <cstdint>
 
@@ -6,11 +8,14 @@ namespace ffncore {
 
 struct Streams {
     int panels;    // packed panels that a thread reads side by side, at most
-    int64_t ahead; // bytes that are prefetched ahead in each of them; 0: no prefetch
+    int64_t ahead; // packed panels: bytes that are prefetched ahead in each of them; 0: none
+    bool raw;      // raw weights: whether the rows that are transposed next are prefetched
 };
 
-// By the machine's table, but for what FFNCORE_PREFETCH (bytes ahead) or override_streams says.
+// Those of this machine, unless FFNCORE_PREFETCH (0: no prefetch; else the bytes ahead) or
+// override_streams says otherwise.
 Streams streams();
-void override_streams(const Streams &streams); // a negative number: the machine's own
+// For tests and measurements. A negative number keeps the machine's own.
+void override_streams(int panels, int64_t ahead);
 
 } // namespace ffncore

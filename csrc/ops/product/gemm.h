@@ -172,7 +172,8 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
         }
     }
 
-    // One tile of rows and the panels of a strip, as many side by side as there are kernels for.
+    // One tile of rows times the packed panels of a strip, as many side by side as there are
+    // kernels for. Each panel is a stream of its own from memory, with its own chains of fma.
     void groups(const Block &block) const {
         const A &a = a_[block.term];
         const B &b = b_[block.term];
@@ -180,32 +181,38 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
         const Strip<T> strip{rows, block.steps, rows.count, s_.a};
         TileArgs<T> t = tile_args(a, rows, strip);
         t.panel = b.panel_stride();
-        t.ahead = w_.ahead;
+        t.ahead = w_.streams.ahead;
         t.c_panel = (w_.carry.sums ? w_.carry_rows : rows.count) * w_.panel;
-        const auto &kernels = w_.pairs              ? k_.pairs.group
-                              : b.type() != kOwn<T> ? k_.of[b.type()].group
-                                                    : k_.group;
-        for (int64_t p = block.panels.first; p < block.panels.end();) {
-            int64_t n = std::min<int64_t>(block.panels.end() - p, w_.strip);
+        const GroupTiles<T> &kernels = b.groups(k_);
+        for (int64_t p = block.panels.first, n; p < block.panels.end(); p += n) {
+            n = std::min<int64_t>(block.panels.end() - p, w_.strip);
             while (n > 1 && (p % b.share() || !kernels[n][rows.count])) --n;
             const Panel panel = b.get(k_, p, block.steps, s_.b);
             Tile tile{rows, p, columns_of(p)};
+            const int64_t vectors = vectors_of(tile.cols);
             if (n == 1) {
-                one_tile(block, t, panel, tile, vectors_of(tile.cols));
-            } else {
-                t.b = panel.data;
-                t.ldb = panel.ld;
-                t.ldc = w_.panel;
-                t.c = sums(block, tile, block.later);
-                t.add = block.add;
-                kernels[n][rows.count](t);
-                for (int64_t g = 0; g < n; ++g) {
-                    tile.panel = p + g;
-                    tile.cols = columns_of(p + g);
-                    finish(block, tile, vectors_of(tile.cols));
-                }
+                t.prefetch =
+                    w_.streams.ahead ? (const char *)panel.data + w_.streams.ahead : nullptr;
+                t.prefetch_step = b.line_step();
+                t.prefetch_run = kRunLength * b.line_step();
+                one_tile(block, t, panel, tile, vectors);
+                continue;
             }
-            p += n;
+            t.b = panel.data;
+            t.ldb = panel.ld;
+            t.ldc = w_.panel;
+            t.c = sums(block, tile, block.later);
+            t.add = block.add;
+            const auto each = [&](const auto &use) {
+                for (tile.panel = p; tile.panel < p + n; ++tile.panel) {
+                    tile.cols = columns_of(tile.panel);
+                    use();
+                }
+            };
+            if constexpr (AnnouncedTiles<Epilogue>)
+                if (block.last) each([&] { epilogue_.begin(tile); });
+            kernels[n][rows.count](t);
+            each([&] { finish(block, tile, vectors); });
         }
     }
 
@@ -372,7 +379,9 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
                                        : later < w_.depth   ? b.turn(p, 0, later)
                                        : p + 1 < order_.end ? b.turn(p + 1, 0, 0)
                                                             : t;
-            t.ahead = ((const char *)next.b - (const char *)t.b) / element_bytes(b.type());
+            t.ahead = 0;
+            if (w_.streams.raw)
+                t.ahead = ((const char *)next.b - (const char *)t.b) / element_bytes(b.type());
             t.a = rows.a0;
             t.row = rows.row;
             t.c = c + v * k_.width;

@@ -188,10 +188,10 @@ template <class T> struct Rows {
         walk.rows_outer = false;
         walk.strip = blocks.strip;
         walk.full_panels = true;
+        walk.streams = build.call.streams;
         if constexpr (std::is_same_v<Panels, PackedPanels<T>>)
             if (const int64_t most = widest_group(b[0], blocks.rows)) {
                 walk.groups = true;
-                walk.ahead = build.call.streams.ahead;
                 walk.strip = blocks.strip = most;
             }
         walk.carry = part.carry;
@@ -206,14 +206,11 @@ template <class T> struct Rows {
         return {k, walk, a, b, terms, blocks.rows, size, gather};
     }
 
-    // The most panels that so many tokens take side by side; 0: one tile takes one.
+    // The most panels that so many tokens take side by side; 0: a tile takes one.
     int64_t widest_group(const PackedPanels<T> &b, int64_t tokens) const {
         if (tokens > kGroupRows || b.leaves) return 0;
-        const auto &kernels = b.pairs           ? k->pairs.group
-                              : b.of != kOwn<T> ? k->of[b.of].group
-                                                : k->group;
         int64_t most = std::min(kMaxGroup, build.call.streams.panels);
-        while (most > 0 && !kernels[most][tokens]) --most;
+        while (most > 0 && !b.groups(*k)[most][tokens]) --most;
         return most;
     }
 
