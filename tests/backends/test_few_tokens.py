@@ -59,7 +59,7 @@ def test_16_bit_weights_with_float32_x(isa, dtype, streams, rng):
     if dtype.itemsize != 2:
         pytest.skip("of 16 bits")
     w = make_weights(rng, 530, 161, dtype=dtype)
-    packed, x = fc.pack(w), normal(rng, 8, 530)
+    packed, x = fc.pack(w), normal(rng, 8, 530, dtype=np.float32)
     all_rows = fc.ffn(np.concatenate([x, x]), packed, activation="silu")
     for panels in (1, 8):
         streams(panels, 0)
