@@ -26,30 +26,17 @@ INSTALL = {
     "kt-kernel": "pip install kt-kernel ml_dtypes  (in an environment of its own; then "
     "--python kt-kernel=PATH/bin/python)",
 }
-BLOCK = 1048573  # a prime, so that each expert starts at another place of the block
 GPT_OSS = {"alpha": 1.702, "limit": 7.0, "up_offset": 1.0}
 
 
 def weights(shape, dtype="float32"):
     """By name, the same in every process."""
-    import numpy as np
-
-    def tiled(seed, *size):
-        """A block of random numbers is repeated, which fills gigabytes quickly."""
-        block = peer_layers.normal(seed, (BLOCK,), dtype, size[-1] ** -0.5)
-        array = np.empty(size, block.dtype)
-        flat = array.reshape(-1)
-        for start in range(0, flat.size, BLOCK):
-            part = flat[start : start + BLOCK]
-            part[:] = block[: part.size]
-        return array
-
     e, d, f = shape["n_experts"], shape["d"], shape["f"]
     halves = 2 if shape["gated"] else 1
     bias = shape["bias"]
     return {
-        "gate_up": tiled(1, e, halves * f, d),
-        "down": tiled(2, e, d, f),
+        "gate_up": peer_layers.tiled(1, (e, halves * f, d), dtype),
+        "down": peer_layers.tiled(2, (e, d, f), dtype),
         "b_gate_up": peer_layers.normal(3, (e, halves * f), dtype) if bias else None,
         "b_down": peer_layers.normal(4, (e, d), dtype) if bias else None,
     }

@@ -54,19 +54,27 @@ ENOUGH = 3  # quiet rounds of a peer; with fewer of them, all its rounds count
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def start(names, pythons, threads):
-    """The workers of the peers that are installed; prints a line for each other one."""
-    workers = [
-        Worker(
-            name,
-            threads,
-            python=pythons.get(name, sys.executable),
-            layers=LAYERS,
-            environment=ENVIRONMENT.get(name),
-            pin=True,
-        )
-        for name in names
-    ]
+def start(names, pythons, threads, stack):
+    """The workers of the peers that are installed; prints a line for each other one. `stack` closes
+    them.
+    """
+    workers = []
+    for name in names:
+        python = pythons.get(name, sys.executable)
+        try:
+            worker = Worker(
+                name,
+                threads,
+                python=python,
+                layers=LAYERS,
+                environment=ENVIRONMENT.get(name),
+                pin=True,
+            )
+        except OSError as error:
+            print(f"{name}: {python} cannot be started: {error.strerror}")
+            continue
+        stack.callback(worker.close)
+        workers.append(worker)
     present, versions = [], {}
     for worker in workers:
         hello = worker.read()
@@ -74,8 +82,9 @@ def start(names, pythons, threads):
             present.append(worker)
             versions[worker.name] = hello["version"]
         else:
-            print(f"{worker.name}: not installed; {hello.get('absent', hello.get('error'))}")
-            worker.close()
+            absent = "absent" in hello
+            why = hello["absent"] if absent else hello["error"]
+            print(f"{worker.name}: {'not installed' if absent else 'cannot be started'}; {why}")
     return present, versions
 
 
@@ -242,9 +251,7 @@ def main(argv=None):
     args = parse(argv)
     limits = Limits(active_isa(), args.dtype, args.threads)
     with ExitStack() as stack:
-        workers, versions = start(args.peers, args.python, args.threads)
-        for worker in workers:
-            stack.callback(worker.close)
+        workers, versions = start(args.peers, args.python, args.threads, stack)
         file = stack.enter_context(args.json.open("a", encoding="utf-8")) if args.json else None
 
         def keep(row):

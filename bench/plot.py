@@ -263,7 +263,7 @@ def main(argv=None):
                 readme = root / "README.md"
                 text = insert(readme.read_text("utf-8"), table(rows, only=SHORT))
                 readme.write_text(text, "utf-8")
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"plot: {error}", file=sys.stderr)
         return 2
     return 0

@@ -79,7 +79,7 @@ void add_struct(py::module_ &m, const char *name, const Lists &...lists) {
 void add_weights(py::module_ &m) {
     const auto none = py::none();
     py::class_<Weights>(m, "Weights")
-        .def(py::init([](py::object gate, py::object up, py::object down, py::object b_gate,
+        .def(py::init([](py::object gate, py::array up, py::array down, py::object b_gate,
                          py::object b_up, py::object b_down) {
                  return Weights({gate, up, down, b_gate, b_up, b_down});
              }),

@@ -14,6 +14,7 @@ from ffncore.bench import measure, mixture_shapes, mixtures, printing, shapes
 from ffncore.bench import plan as plans
 from ffncore.bench import rows as bench_rows
 from ffncore.bench.limits import Limits
+from ffncore.bench.peers import peer_layers
 from ffncore.cli import bench as command
 
 TINY = "16x24:silu:gated:bias:6/2"
@@ -120,8 +121,14 @@ def test_experts_are_different_and_of_the_right_size():
     assert sum(a.size for a in weights.arrays().values()) == shape.parameters
     assert {a.dtype.name for a in weights.arrays().values()} == {"float16"}
     assert 0.9 < np.std(weights.up.astype(np.float32)) * 64**0.5 < 1.1
-    block = np.arange(7.0)
-    assert mixtures.tiled((3, 5), block).reshape(-1).tolist() == [*range(7), *range(7), 0]
+
+
+def test_a_block_of_numbers_is_repeated(monkeypatch):
+    monkeypatch.setattr(peer_layers, "BLOCK", 7)
+    flat = peer_layers.tiled(1, (3, 5), "float32").reshape(-1)
+    assert flat[:7].tolist() == flat[7:14].tolist()
+    assert flat[14] == flat[0]
+    assert len(set(flat[:7].tolist())) == 7
 
 
 def test_plan():
@@ -382,9 +389,7 @@ def test_a_worker_runs_a_mixture(monkeypatch):
     limits = Limits("avx2", "float32", 1, machine)
     args = peers.parse(["--shapes", TINY, "--tokens", "3", "--routing", "zipf", "--rounds", "1"])
     with ExitStack() as stack:
-        workers, _ = peers.start(["ffncore", "numpy"], {}, 1)
-        for worker in workers:
-            stack.callback(worker.close)
+        workers, _ = peers.start(["ffncore", "numpy"], {}, 1, stack)
         rows = list(peers.run_shape(workers, tiny("16x24:silu:gated:6/2"), "train", args, limits))
     assert [row["peer"] for row in rows] == ["ffncore", "numpy"]
     for row in rows:

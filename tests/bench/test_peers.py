@@ -160,3 +160,13 @@ def test_arguments_of_the_tool(capsys):
 def test_peers_that_disagree_are_found():
     agree = tool("peers").agree
     assert agree({"ffncore": [1.0, 2.0], "a": [1.0, 2.0001], "b": [1.0, 2.1]}) == ["b"]
+
+
+def test_a_worker_that_has_ended_can_be_closed():
+    worker = Worker("numpy", 1)
+    worker.read()
+    worker.process.kill()
+    worker.process.wait()
+    assert worker.ask(do="setup") == {"error": "the process has ended"}
+    worker.close()
+    assert worker.process.stdin.closed

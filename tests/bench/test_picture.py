@@ -51,6 +51,14 @@ def test_many_token_counts_take_lines(tmp_path, monkeypatch):
     assert len({axes.get_position().y0 for axes, *_ in panels}) == 2
 
 
+@pytest.mark.parametrize("name", ["out.xyz", "out", "folder.png"])
+def test_a_file_that_cannot_be_drawn_is_refused_before_the_run(name, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "folder.png").mkdir()
+    assert command.run(arguments("--quick", "--picture", str(tmp_path / name))) == 2
+    assert capsys.readouterr().out.startswith(f"bench: --picture is {tmp_path / name}")
+
+
 def test_nothing_to_draw(tmp_path):
     with pytest.raises(ValueError, match="there is no row to draw"):
         picture.draw([], "a machine", tmp_path / "out.png")

@@ -399,7 +399,7 @@ void test_refusals() {
     refuse("x.dtype is 4", backward, b, [](auto &a) { a.x.dtype = 4; });
     refuse("grad_y has dtype", backward, b, [](auto &a) { a.grad_y.dtype = FFNCORE_FLOAT64; });
     refuse("grad_up has dtype", backward, b, [](auto &a) { a.grad_up.dtype = FFNCORE_FLOAT16; });
-    refuse("grad_y has shape", backward, b, [](auto &a) { a.grad_y.data = nullptr; });
+    refuse("grad_y is absent", backward, b, [](auto &a) { a.grad_y.data = nullptr; });
     refuse("grad_x has shape", backward, b, [](auto &a) { a.grad_x.rows = 3; });
     refuse("grad_down has shape", backward, b, [](auto &a) { a.grad_down.rows = 4; });
     refuse("grad_b_down has length", backward, b, [](auto &a) { a.grad_b_down.length = 4; });

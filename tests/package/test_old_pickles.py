@@ -1,5 +1,6 @@
 """Old pickles can be loaded, and the objects compute the same as new ones."""
 
+import importlib
 import pickle
 
 import numpy as np
@@ -9,6 +10,7 @@ from support import BFLOAT16, same_bits
 from support_copying import ALL
 
 import ffncore as fc
+from ffncore import reference
 
 OLD = old_pickles.read()
 
@@ -21,6 +23,12 @@ def test_every_type_that_users_hold_is_there():
     kinds = {name.partition("-")[0] for name in OLD}
     expected = {name for name in fc.__all__ if is_value(getattr(fc, name))}
     assert expected <= kinds
+
+
+def test_types_that_have_moved_are_found_where_pickles_look_for_them():
+    dense = importlib.import_module("ffncore.reference.dense")
+    assert dense.Gradients is reference.Gradients
+    assert dense.XieluParameters is reference.XieluParameters
 
 
 def is_value(kind):

@@ -43,7 +43,7 @@ class Against:
                 if "version" not in hello:
                     raise PeerError(f"--against {name} cannot be started: {_why(hello)}")
                 self.versions[name] = hello["version"]
-        except PeerError:
+        except BaseException:
             self.close()
             raise
 

@@ -41,11 +41,10 @@ from .measure import (
     timed,
 )
 from .mixture_shapes import MoEShape, make_routing, moe_cost
-from .peers.peer_layers import normal
+from .peers.peer_layers import normal, tiled
 from .plan import Plan
 from .shapes import LARGEST_FOOTPRINT
 
-BLOCK = 1048573  # a prime, so that each expert starts at another place of the block
 BESIDE_TOKENS = 512  # from here on matrix products take the time, and FLOPs can be compared
 
 
@@ -88,8 +87,8 @@ def make_experts(shape: MoEShape, name: str) -> fc.FFNWeights:
     bias, gate = shape.bias, shape.gated
     e, d, f = shape.n_experts, shape.d, shape.f
 
-    def matrix(seed: int, rows: int, columns: int) -> Array:
-        return tiled((e, rows, columns), normal(seed, (BLOCK,), name, columns**-0.5))
+    def matrix(seed: int, rows: int, columns: int) -> Any:
+        return tiled(seed, (e, rows, columns), name)
 
     return fc.FFNWeights(
         gate=matrix(1, f, d) if gate else None,
@@ -99,15 +98,6 @@ def make_experts(shape: MoEShape, name: str) -> fc.FFNWeights:
         b_up=normal(5, (e, f), name) if bias else None,
         b_down=normal(6, (e, d), name) if bias else None,
     )
-
-
-def tiled(size: tuple[int, ...], block: Array) -> Array:
-    array = np.empty(size, block.dtype)
-    flat = array.reshape(-1)
-    for start in range(0, flat.size, block.size):
-        part = flat[start : start + block.size]
-        part[:] = block[: part.size]
-    return array
 
 
 def one_expert(weights: fc.FFNWeights, e: int) -> fc.FFNWeights:

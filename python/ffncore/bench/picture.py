@@ -30,6 +30,18 @@ def pyplot() -> Any:
     return matplotlib.pyplot
 
 
+def check_picture(path: Path) -> None:
+    """ValueError if there is no matplotlib, or if it cannot write such a file."""
+    pyplot()
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix[1:] not in known:
+        raise ValueError(f"--picture is {path}; expected a name that ends in .{', .'.join(known)}")
+    if path.is_dir():
+        raise ValueError(f"--picture is {path}, a folder; expected the name of a file")
+
+
 def wrapped(text: str, figure: Any) -> str:
     """Lines that fit the figure in a font of 7 points."""
     return "\n".join(textwrap.wrap(text, int(20 * figure.get_figwidth())))

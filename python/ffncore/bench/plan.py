@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 
+import ffncore as fc
+
 from ..arrays.dtypes import as_dtype, is_narrow
 from . import against, shapes
 from .mixture_shapes import MOE_TOKENS, ROUTINGS, MoEShape, find_shapes
-from .picture import pyplot
+from .picture import check_picture
 
 PARTS = ("cases", "calls", "activations")
 
@@ -43,9 +45,14 @@ class Plan:
             if given and "cases" not in self.parts:
                 raise ValueError(f"--parts has no cases; expected them for {option} {given}")
         if args.picture is not None:
-            pyplot()  # raises where there is no matplotlib, before minutes of measuring
+            check_picture(args.picture)  # before minutes of measuring
         self.isa: str | None = args.isa
+        known = fc.available_isas()
+        if self.isa is not None and self.isa not in known:
+            raise ValueError(f"--isa is {self.isa!r}; expected one of {', '.join(known)}")
         self.threads: int | None = args.threads
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"--threads is {self.threads}; expected at least 1")
         self.seconds = args.seconds if args.seconds is not None else 0.25 if quick else 0.6
 
     def _check_against(self) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-Row = dict[str, Any]
+from .measure import Row
 
 
 def describe(row: Row) -> str:

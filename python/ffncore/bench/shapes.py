@@ -46,10 +46,6 @@ class Shape:
         return fc.Activation(self.activation, **options) if options else self.activation
 
     @property
-    def form(self) -> str:
-        return "gated" if self.gated else "plain"
-
-    @property
     def matrices(self) -> int:
         return 3 if self.gated else 2
 

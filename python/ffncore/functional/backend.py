@@ -13,7 +13,7 @@ from ..arrays.shapes import MaybeArray
 from ..backends import cpu
 from ..values.arguments import LayerArguments
 from ..values.request import GradientRequest
-from ..values.routing_options import RouterCore
+from ..values.routing_options import CoreRouter
 
 
 class Backend(Protocol):
@@ -30,7 +30,7 @@ class Backend(Protocol):
         place: Any,
         logits: Made,
         k: int,
-        core: RouterCore,
+        core: CoreRouter,
         bias: MaybeArray,
         experts: Made | None,
     ) -> tuple[Any, Any, Any]:

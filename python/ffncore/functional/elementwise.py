@@ -18,7 +18,7 @@ from ..arrays.dtypes import check_dtype, check_same_dtype
 from ..arrays.overlap import check_apart, check_out
 from ..arrays.rows import over_rows
 from ..arrays.shapes import Array, MaybeArray, as_array, check_shape, check_size
-from ..values.activation import KINDS, ActivationCore, as_core
+from ..values.activation import KINDS, CoreActivation, as_core
 from ..values.gradients import ActivationGrads, XieluGrads
 
 
@@ -127,7 +127,7 @@ def activation_backward(
 
 def _operands(
     x: object, up: object, activation: object
-) -> tuple[Array, MaybeArray, ActivationCore]:
+) -> tuple[Array, MaybeArray, CoreActivation]:
     """Check the arguments of both passes: x [...], up of the same shape or None, activation."""
     first = as_array("x", x)
     dtype = check_dtype("x", first)

@@ -21,7 +21,7 @@ from ..arrays.dtypes import FLOAT64
 from ..arrays.scalars import known, number
 from ..arrays.shapes import Array, check_shape
 from ..values.routing import Part, Routing
-from ..values.routing_options import Options, RouterCore, check_logits
+from ..values.routing_options import CoreRouter, Options, check_logits
 from .routing import backward_of_part, weigh
 
 CONVENTIONS = {"hf": 0, "megatron": 1, "switch": 2}
@@ -158,7 +158,7 @@ def router_z_loss_backward(grad: float, logits: Array) -> Array:
     return np.asarray(_softmax(logits) * slope[..., None])
 
 
-def _softmax_core(logits: Array) -> RouterCore:
+def _softmax_core(logits: Array) -> CoreRouter:
     return Options(norm_topk_prob=False).core(logits, 1, given=True)
 
 

@@ -28,8 +28,8 @@ from ..backends.cpu import routing as kernels
 from ..values.routing import Part as Part
 from ..values.routing import Routing, see_ids
 from ..values.routing_options import (
+    CoreRouter,
     Options,
-    RouterCore,
     check_bias,
     check_logits,
     check_logits_dtype,
@@ -141,7 +141,7 @@ def route(
 def weigh(
     logits: Array,
     k: int,
-    core: RouterCore,
+    core: CoreRouter,
     experts: MaybeArray = None,
     log_sum_exp: MaybeArray = None,
 ) -> tuple[Array, Array]:

@@ -17,6 +17,8 @@ import numpy.typing as npt
 from ..arrays.shapes import Array
 from ..values.activation import as_activation
 from ..values.weights import NAMES, FFNWeights
+from .activations import Gradients as Gradients  # pickles name it by this module
+from .activations import XieluParameters as XieluParameters
 from .activations import activation as _activation
 from .activations import activation_backward
 

@@ -89,7 +89,7 @@ _SPECIAL = ("alpha", "gate_softcap", "negative_slope", "alpha_p", "alpha_n", "be
 
 
 # An activation as the kernels take it: ffncore_activation of ffncore.h.
-ActivationCore: TypeAlias = _core.Activation
+CoreActivation: TypeAlias = _core.Activation
 
 # The options that are numbers, with the names of ffncore_activation in ffncore.h.
 NUMBERS = (
@@ -153,7 +153,7 @@ class Activation(Copied):
     beta: float | None
     eps: float | None
     if TYPE_CHECKING:  # set by __init__; not options, so not fields
-        _cores: tuple[ActivationCore | None, ...]  # by case_index; None: does not fit
+        _cores: tuple[CoreActivation | None, ...]  # by case_index; None: does not fit
 
     def __init__(
         self,
@@ -320,7 +320,7 @@ def as_activation(activation: object) -> Activation:
     return known if known is not None else _PLAIN[canonical_name(activation)]
 
 
-def as_core(activation: object, gated: bool, dtype: np.dtype[Any] = FLOAT64) -> ActivationCore:
+def as_core(activation: object, gated: bool, dtype: np.dtype[Any] = FLOAT64) -> CoreActivation:
     """An activation for _core; ValueError if an option needs a gate or a wider dtype."""
     checked = as_activation(activation)
     core = checked._cores[case_index(gated, dtype)]

@@ -21,7 +21,7 @@ from ..arrays.overlap import check_apart, check_out
 from ..arrays.places import Made, Place, no_gpu_array, place_of, see
 from ..arrays.rows import row_count
 from ..arrays.shapes import Array, check_size, check_width
-from .activation import Activation, ActivationCore, as_activation, as_core
+from .activation import Activation, CoreActivation, as_activation, as_core
 from .packed import PackedWeights, check_block, check_experts, check_weights, weights_inputs
 from .routing import Routing, routing_inputs
 from .weights import FFNWeights
@@ -48,7 +48,7 @@ class LayerArguments:
     )
 
     activation: Activation
-    core: ActivationCore
+    core: CoreActivation
     factors: Array
     ids: Array
     on_input: bool

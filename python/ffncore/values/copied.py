@@ -5,7 +5,7 @@
     pickle          the same by way of bytes, also to another process
 
 _state returns the values that an object is made from. _remade makes an object from them, derives
-the rest again (views, the tuples for the compiled core), and runs the checks of the constructor:
+the rest again (views, the structs of the compiled core), and runs the checks of the constructor:
 kernels rely on sizes and ids, and a pickle may contain anything. Arrays on a GPU can only be copied
 by their own library, so objects that hold such arrays raise TypeError.
 

@@ -22,7 +22,7 @@ from ..arrays.shapes import Array, MaybeArray, as_array, check_shape
 from .copied import Copied
 from .routing_options import (
     MOST_EXPERTS,
-    RouterCore,
+    CoreRouter,
     check_core,
     check_logits,
     check_logits_dtype,
@@ -36,7 +36,7 @@ class Part(Copied):
 
     logits: Array
     experts: Array  # [..., k]
-    core: RouterCore
+    core: CoreRouter
 
     def _state(self) -> dict[str, Any]:
         return super()._state() | {"core": stored(self.core)}
@@ -216,7 +216,7 @@ class DevicePart(Copied):
 
     logits: Made
     experts: Made  # [..., k] int32, C-contiguous
-    core: RouterCore
+    core: CoreRouter
 
 
 def routing_inputs(routing: Routing) -> list[tuple[str, MaybeArray]]:

@@ -1,4 +1,4 @@
-"""The options of fc.route: their checks, and the tuple that the compiled core takes.
+"""The options of fc.route: their checks, and the struct that the compiled core takes.
 
     selection   the k largest of v = s(z), or of v = z with select_on="logits", each plus the
                 expert's e_score_correction_bias
@@ -33,7 +33,22 @@ MOST_EXPERTS = 2**31 - 1
 
 # A router as the kernels take it, without its bias: numbers from the tables above, and checked
 # values.
-RouterCore: TypeAlias = _core.Router
+CoreRouter: TypeAlias = _core.Router
+
+
+class RouterCore(NamedTuple):
+    """The numbers of a router in a pickle, in the order of Options."""
+
+    score_fn: int
+    select_on_logits: int
+    norm_topk_prob: bool
+    norm_eps: float
+    norm_min: float
+    routed_scaling_factor: float
+    n_group: int
+    topk_group: int
+    group_score: int
+    group_mask_value: float
 
 
 class Options(NamedTuple):
@@ -50,7 +65,7 @@ class Options(NamedTuple):
     group_score: str = "top2_sum"
     group_mask_value: float = -math.inf
 
-    def core(self, logits: Array, top_k: int, *, given: bool = False) -> RouterCore:
+    def core(self, logits: Array, top_k: int, *, given: bool = False) -> CoreRouter:
         """The options for _core, checked for such logits; given: the caller chose the experts."""
         case = (logits.shape[-1], top_k, logits.dtype, given)
         try:
@@ -58,7 +73,7 @@ class Options(NamedTuple):
         except TypeError:  # an option has no hash, or a wrong type, which raises here again
             return self._checked(*case)
 
-    def _checked(self, experts: int, top_k: int, dtype: np.dtype[Any], given: bool) -> RouterCore:
+    def _checked(self, experts: int, top_k: int, dtype: np.dtype[Any], given: bool) -> CoreRouter:
         score = known("score_fn", self.score_fn, SCORE_FNS)
         select = known("select_on", self.select_on, SELECT_ON)
         group_score = known("group_score", self.group_score, GROUP_SCORES)
@@ -141,22 +156,17 @@ class Options(NamedTuple):
 @functools.lru_cache(maxsize=1024, typed=True)
 def _cached(
     experts: int, top_k: int, dtype: np.dtype[Any], given: bool, *options: Any
-) -> RouterCore:
+) -> CoreRouter:
     return Options(*options)._checked(experts, top_k, dtype, given)
 
 
-def stored(core: RouterCore) -> tuple[Any, ...]:
-    """The numbers of a router for a pickle, in the order of Options."""
-    return (
-        core.score_fn,
-        int(core.select_on_logits),
-        bool(core.norm_topk_prob),
-        *(core.norm_eps, core.norm_min, core.routed_scaling_factor),
-        *(core.n_group, core.topk_group, core.group_score, core.group_mask_value),
-    )
+def stored(core: CoreRouter) -> RouterCore:
+    """The router for a pickle."""
+    named = {name: getattr(core, name) for name in RouterCore._fields}
+    return RouterCore(**named | {"norm_topk_prob": bool(core.norm_topk_prob)})
 
 
-def check_core(core: Any, logits: Array) -> RouterCore:
+def check_core(core: Any, logits: Array) -> CoreRouter:
     """The router that `stored` describes; a pickle, which may contain anything, is checked."""
     values = Options._make(core)._asdict()
     tables = {"score_fn": SCORE_FNS, "select_on": SELECT_ON, "group_score": GROUP_SCORES}

@@ -17,14 +17,14 @@ from ...arrays.places import Made, Place
 from ...arrays.rows import over_rows
 from ...arrays.shapes import Array, MaybeArray
 from ...values.routing import Part
-from ...values.routing_options import RouterCore
+from ...values.routing_options import CoreRouter
 
 
 def route(
     place: Place | None,  # noqa: ARG001 (for GPUs)
     logits: Made,
     k: int,
-    core: RouterCore,
+    core: CoreRouter,
     bias: MaybeArray,
     experts: Made | None,
 ) -> tuple[Array, Array, Part]:
@@ -37,7 +37,7 @@ def route(
 def weigh(
     logits: Array,
     k: int,
-    core: RouterCore,
+    core: CoreRouter,
     bias: MaybeArray = None,
     experts: MaybeArray = None,
     log_sum_exp: MaybeArray = None,

@@ -15,7 +15,7 @@ from ...arrays.dtypes import FLOAT64
 from ...arrays.places import Made, Place
 from ...arrays.rows import merges, row_count
 from ...arrays.shapes import MaybeArray
-from ...values.activation import NUMBERS, ActivationCore
+from ...values.activation import NUMBERS, CoreActivation
 from ...values.arguments import LayerArguments
 from ...values.request import GradientRequest
 from ...values.weights import NAMES
@@ -129,6 +129,6 @@ class _Output:
             self._library.write(self._output, self._between)
 
 
-def _activation(library: Cuda, core: ActivationCore) -> Any:
+def _activation(library: Cuda, core: CoreActivation) -> Any:
     fields = {name: getattr(core, name) for name in ("kind", "clamp", *NUMBERS)}
     return library.struct("activation", **fields)[0]

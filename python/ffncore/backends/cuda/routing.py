@@ -17,7 +17,7 @@ from ...arrays.places import Made, Place
 from ...arrays.rows import row_count
 from ...arrays.shapes import Array, MaybeArray
 from ...values.routing import DevicePart
-from ...values.routing_options import RouterCore
+from ...values.routing_options import CoreRouter, stored
 from .library import Cuda, cuda
 
 INT32 = np.dtype(np.int32)
@@ -27,7 +27,7 @@ def route(
     place: Place,
     logits: Made,
     k: int,
-    core: RouterCore,
+    core: CoreRouter,
     bias: MaybeArray,
     experts: Made | None,
 ) -> tuple[Any, Any, DevicePart]:
@@ -76,12 +76,5 @@ def _flat(array: Array) -> Array:
     return array.reshape(row_count(array.shape), array.shape[-1])
 
 
-# Of ffncore_router, which RouterCore has under the same names.
-_FIELDS = (
-    *("score_fn", "select_on_logits", "norm_topk_prob", "norm_eps", "norm_min"),
-    *("routed_scaling_factor", "n_group", "topk_group", "group_score", "group_mask_value"),
-)
-
-
-def _router(library: Cuda, core: RouterCore) -> Any:
-    return library.struct("router", **{name: getattr(core, name) for name in _FIELDS})[0]
+def _router(library: Cuda, core: CoreRouter) -> Any:
+    return library.struct("router", **stored(core)._asdict())[0]

@@ -7,6 +7,7 @@ Tests: tests/bench/test_peers.py.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -73,7 +74,8 @@ class Worker:
         self.process.send_signal(signal.SIGCONT)
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and a question is not sent yet
+            self.process.stdin.close()
         self.process.wait()
         self.process.stdout.close()
 
