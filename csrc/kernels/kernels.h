@@ -58,10 +58,9 @@ template <class T> struct TileArgs {
     const T *start; // the sums of the block's earlier steps, laid out as c; nullptr: zero
     bool add;       // c += sum, else c = sum
     bool stream;    // c = sum, written in whole lines past the caches; see Kernels::stream
-    // Of a group of packed panels: from one to the next, in elements; and from one tile's sums to
-    // the next one's.
-    int64_t panel, c_panel;
-    int64_t ahead; // bytes that are prefetched ahead in each of them; 0: no prefetch
+    // Of a group of packed panels: the elements from one to the next, and from the sums of one tile
+    // to those of the next; the bytes that are prefetched ahead in each panel, 0 for none.
+    int64_t panel, c_panel, ahead;
     T *keep; // Access::tile[2]: receives b widened, [depth][two vectors]
     // Each step of k prefetches a part of what is needed next into L2: the line at
     // prefetch + (k % 16) * prefetch_step + (k / 16) * prefetch_run + (segment of k) *

@@ -47,14 +47,6 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
     }
 
   private:
-    // What the tiles of a panel prefetch into L2, each its part; with the distances in bytes from
-    // one tile to the next, from one step of k to the next, and from one run to the next.
-    struct Ahead {
-        const char *data = nullptr;
-        int64_t tile = 0, step = 0, run = 0;
-        bool soon = false; // fetch_soon()
-    };
-
     void strip(RowRange rows, PanelRange panels) const {
         const int64_t partial = w_.partial_sum();
         Block block{};
@@ -139,7 +131,7 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
             if constexpr (TurnsInRegisters<B, T>)
                 turns = b.turns(tiles) && height <= kMaxTurned && a.contiguous();
             Panel panel = turns ? Panel{} : get(block, b, p);
-            const Ahead ahead = fetch_plan(order_.after(block, p), panel, block.steps.count, tiles);
+            const Ahead ahead = order_.fetch_plan(block, p, panel, tiles);
             Tile tile{{}, p, columns_of(p)};
             const int64_t vectors = vectors_of(tile.cols);
             int64_t i = 0;
@@ -151,7 +143,7 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
                 if (p == block.panels.first && !a.copies() && w_.rows_outer) {
                     fetch_rows(block, a, rows.end(), 0, t);
                 } else if (w_.slice < kBlock) {
-                    fetch_slice(block, (p - block.panels.first) * tiles + i, tiles, t);
+                    order_.fetch_slice(block, (p - block.panels.first) * tiles + i, tiles, t);
                 } else if (t.jump != t.segment * t.step) {
                     fetch_across(rows.count, t);
                 } else if (ahead.soon) {
@@ -188,31 +180,18 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
             n = std::min<int64_t>(block.panels.end() - p, w_.strip);
             while (n > 1 && (p % b.share() || !kernels[n][rows.count])) --n;
             const Panel panel = b.get(k_, p, block.steps, s_.b);
-            Tile tile{rows, p, columns_of(p)};
+            const Tile tile{rows, p, columns_of(p)};
             const int64_t vectors = vectors_of(tile.cols);
-            if (n == 1) {
-                t.prefetch =
-                    w_.streams.ahead ? (const char *)panel.data + w_.streams.ahead : nullptr;
-                t.prefetch_step = b.line_step();
-                t.prefetch_run = kRunLength * b.line_step();
-                one_tile(block, t, panel, tile, vectors);
+            if (n > 1) {
+                t.b = panel.data;
+                t.ldb = panel.ld;
+                sum_block(block, t, tile, vectors, kernels[n][rows.count], n);
                 continue;
             }
-            t.b = panel.data;
-            t.ldb = panel.ld;
-            t.ldc = w_.panel;
-            t.c = sums(block, tile, block.later);
-            t.add = block.add;
-            const auto each = [&](const auto &use) {
-                for (tile.panel = p; tile.panel < p + n; ++tile.panel) {
-                    tile.cols = columns_of(tile.panel);
-                    use();
-                }
-            };
-            if constexpr (AnnouncedTiles<Epilogue>)
-                if (block.last) each([&] { epilogue_.begin(tile); });
-            kernels[n][rows.count](t);
-            each([&] { finish(block, tile, vectors); });
+            if (w_.streams.ahead) t.prefetch = (const char *)panel.data + w_.streams.ahead;
+            t.prefetch_step = b.line_step();
+            t.prefetch_run = kRunLength * b.line_step();
+            one_tile(block, t, panel, tile, vectors);
         }
     }
 
@@ -220,29 +199,6 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
         if constexpr (CopiesStrips<B, T>)
             if (b.copies()) return {s_.b + (p - block.panels.first) * kBlock * w_.panel, w_.panel};
         return b.get(k_, p, block.steps, s_.b);
-    }
-
-    Ahead fetch_plan(const Later<B> &next, const Panel &panel, int64_t depth, int64_t tiles) const {
-        if constexpr (ReadInOrder<B>) {
-            const char *data = next.b ? next.b->line(next.panel, next.steps.first) : nullptr;
-            if (b_->line_step() != b_->line_bytes()) { // the lines of B lie far apart
-                if (panel.ld == w_.panel) return {};   // but this panel is a copy
-                return {data ? data : (const char *)panel.data, 0, 0, 0, true};
-            }
-            if (!data || depth == 0) return {};
-            // Where one tile reads a whole panel, memory is the limit, and a short distance is
-            // best. (With 8 rows of float, prefetching a panel ahead, 128 KB, took 7 % longer, and
-            // no prefetch 50 % longer.)
-            constexpr int64_t kNear = 8 << 10;
-            if (tiles == 1 && order_.one_by_one())
-                return {(const char *)panel.data + kNear, 0, b_->line_step(),
-                        kRunLength * b_->line_step(), false};
-            const int64_t all = next.steps.count * b_->line_step();
-            const int64_t bytes = all / (tiles * next.share); // every tile prefetches the same part
-            return {data + next.part * tiles * bytes, bytes, bytes / depth,
-                    kRunLength * bytes / depth, false};
-        }
-        return {};
     }
 
     // Prefetches the rows from r on while a tile is computed: those of gate with the first panel,
@@ -256,24 +212,6 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
             t.prefetch = m.at(r, block.steps.first);
             t.prefetch_step = m.row * m.bytes(); // one line of each row
             t.prefetch_run = kRunLength * m.bytes();
-        }
-    }
-
-    // Tile i of a slice prefetches its part of the next slice, whose rows are as long as the strip
-    // is wide.
-    void fetch_slice(const Block &block, int64_t i, int64_t tiles, TileArgs<T> &t) const {
-        if constexpr (ReadInOrder<B>) {
-            const Later<B> next = order_.after_slice(block);
-            const int64_t depth = block.steps.count;
-            if (!next.b || depth == 0) return;
-            const PanelRange panels = block.panels;
-            const int64_t row =
-                std::min(panels.end() * w_.panel, w_.cols) - panels.first * w_.panel;
-            const int64_t bytes = row * next.b->line_bytes() / w_.panel;
-            const int64_t part = next.steps.count * bytes / (panels.count * tiles), at = i * part;
-            t.prefetch = next.b->line(next.panel, next.steps.first + at / bytes) + at % bytes;
-            t.prefetch_step = part / depth;
-            t.prefetch_run = kRunLength * part / depth;
         }
     }
 
@@ -342,15 +280,28 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
                 if (out.holds<T>()) return tiles(panel, vectors)[n](t);
                 return (w_.pairs ? k_.pairs.rounded : k_.of[out.type].rounded)[vectors][n](t);
             }
+        sum_block(block, t, tile, vectors, tiles(panel, vectors)[n * unit_]);
+    }
+
+    // Sums a block of a tile, or of n tiles side by side from this one on.
+    template <class Kernel>
+    void sum_block(const Block &block, TileArgs<T> &t, const Tile &tile, int64_t vectors,
+                   const Kernel &kernel, int64_t n = 1) const {
         t.ldc = w_.panel;
         t.c = sums(block, tile, block.later);
         t.add = block.add;
         if (block.resumes) t.start = parts(block, tile);
         if (block.rests) t.c = parts(block, tile), t.add = false;
+        const auto each = [&](const auto &use) {
+            for (Tile at = tile; at.panel < tile.panel + n; ++at.panel) {
+                at.cols = columns_of(at.panel);
+                use(at);
+            }
+        };
         if constexpr (AnnouncedTiles<Epilogue>)
-            if (block.last && !block.rests) epilogue_.begin(tile);
-        tiles(panel, vectors)[n * unit_](t);
-        if (!block.rests) finish(block, tile, vectors);
+            if (block.last && !block.rests) each([&](const Tile &at) { epilogue_.begin(at); });
+        kernel(t);
+        if (!block.rests) each([&](const Tile &at) { finish(block, at, vectors); });
     }
 
     // Called when a block of a tile is done: adds a partial sum that has ended, and hands the tile

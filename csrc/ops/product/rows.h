@@ -193,6 +193,11 @@ template <class T> struct Rows {
             if (const int64_t most = widest_group(b[0], blocks.rows)) {
                 walk.groups = true;
                 walk.strip = blocks.strip = most;
+            } else if (blocks.rows <= tile && blocks.strip < b[0].share()) {
+                // A packed panel has the columns of two tiles. Block by block both of them read a
+                // line of it, before the line has left the caches.
+                walk.strip = blocks.strip = b[0].share();
+                walk.step = kBlock / b[0].terms();
             }
         walk.carry = part.carry;
         walk.carry_rows = tokens;
