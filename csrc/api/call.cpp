@@ -5,6 +5,7 @@
 #include <cstdio>
 
 #include "../core/cpu.h"
+#include "../core/streams.h"
 #include "../core/threads.h"
 #include "../kernels/math64.h"
 
@@ -54,13 +55,14 @@ Call<T> call_of(const ffncore_activation &a, const Weights<T> &w, const ffncore_
     const double weights = double(w.d) * double(w.f) * (w.gated ? 3 : 2);
     const bool small = weights * double(x.rows) < kAloneMultiplyAdds &&
                        weights * double(element_bytes(w.type)) < kAloneBytes;
-    return {kernels<T>(x.dtype), activation_params(a, w.gated), threads_for(small), l2_bytes()};
+    return {kernels<T>(x.dtype), activation_params(a, w.gated), threads_for(small), l2_bytes(),
+            streams()};
 }
 
 template <class T>
 Call<T> elementwise_call(const ffncore_activation &a, bool gated, const ffncore_matrix &m) {
     return {kernels<T>(m.dtype), activation_params(a, gated),
-            threads_for(m.rows * m.cols < kAloneElements), l2_bytes()};
+            threads_for(m.rows * m.cols < kAloneElements), l2_bytes(), streams()};
 }
 
 int packing_threads(int64_t bytes) { return threads_for(double(bytes) < kAloneBytes); }

@@ -3,6 +3,7 @@
 #include "../include/ffncore.h"
 
 #include "../core/cpu.h"
+#include "../core/streams.h"
 #include "../core/threads.h"
 #include "../core/workspace.h"
 #include "../ops/product/gemm.h"
@@ -88,6 +89,11 @@ ffncore_status ffncore_debug_plan(int64_t token_chunk, int64_t ff_chunk, int64_t
                                   int32_t tokens_in_rows, int32_t always) {
     plan_override = {token_chunk, ff_chunk, token_slice, tokens_in_rows};
     set_threads_always(always);
+    return FFNCORE_OK;
+}
+
+ffncore_status ffncore_debug_streams(int32_t panels, int64_t ahead) {
+    override_streams(panels, ahead);
     return FFNCORE_OK;
 }
 

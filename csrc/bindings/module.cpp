@@ -212,6 +212,10 @@ PYBIND11_MODULE(core, m) {
         },
         py::arg("token_chunk") = 0, py::arg("ff_chunk") = 0, py::arg("token_slice") = 0,
         py::arg("tokens_in_rows") = -1, py::arg("threads_always") = false);
+    m.def(
+        "debug_streams",
+        [](int32_t panels, int64_t ahead) { check(ffncore_debug_streams(panels, ahead)); },
+        py::arg("panels") = -1, py::arg("ahead") = -1);
     m.def("debug_flops", &ffncore_debug_flops);
     m.def("measure", [](const std::string &what, const std::string &isa, const std::string &dtype,
                         int64_t bytes, double seconds, int threads) {

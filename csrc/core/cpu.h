@@ -1,4 +1,4 @@
-// What this machine has, and which kernels run on it. Only this file reads the environment
+// What this machine has, and which kernels run on it. This file and streams.h read the environment
 // (FFNCORE_ISA, FFNCORE_NUM_THREADS, FFNCORE_VERBOSE).
 #pragma once
 #include <cstdint>

@@ -355,6 +355,9 @@ void ffncore_clear_workspace(void);
  * too. */
 ffncore_status ffncore_debug_plan(int64_t token_chunk, int64_t ff_chunk, int64_t token_slice,
                                   int32_t tokens_in_rows, int32_t threads_always);
+/* Replaces how few tokens read packed weights: the panels that a thread reads side by side, and the
+ * bytes that it prefetches ahead in each (0: none); -1: as the library chooses. */
+ffncore_status ffncore_debug_streams(int32_t panels, int64_t ahead);
 /* FLOPs that the products have computed since the last call of this function. Where tokens are
  * rows, they include the hidden units that only pad a panel. */
 int64_t ffncore_debug_flops(void);

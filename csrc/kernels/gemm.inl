@@ -47,8 +47,9 @@ template <class F, int NV, class C> inline void stream_row(C *c, const typename 
 }
 
 // S is the type that B holds: T or a 16-bit type. C is T, or the 16-bit type of a gradient that
-// sums over one block.
-template <class F, class S, Order order, int NV, int MR, Form form = kRows, class C = typename F::T>
+// sums over one block. G panels of packed weights are read side by side.
+template <class F, class S, Order order, int NV, int MR, Form form = kRows, class C = typename F::T,
+          int G = 1>
 void tile(const TileArgs<typename F::T> &t) {
     using T = typename F::T;
     using V = typename F::V;
@@ -56,6 +57,8 @@ void tile(const TileArgs<typename F::T> &t) {
     constexpr int64_t kRun = 16; // floats in a cache line: a run of k is one line of a row of A
     // Steps of k at a time: two where the order of the sum goes by pairs, or B holds 16 bits.
     constexpr int kTogether = order == kOddFirst || sizeof(S) == 2 ? 2 : 1;
+    // Tiles that a packed panel has columns for.
+    constexpr int kShare = kPanelBytes / (int)sizeof(T) / (NV * F::W);
     const int64_t row = t.row, step = t.step, ldb = t.ldb;
     const S *b = (const S *)t.b;
     // Without a prefetch address the loop prefetches c, which is needed soon anyway; so it has no
@@ -69,12 +72,12 @@ void tile(const TileArgs<typename F::T> &t) {
     const T *start = t.start;
     int64_t k0 = 0, s = 0;
     do {
-        V acc[MR][NV];
+        V acc[G * MR][NV];
 #pragma GCC unroll 16
-        for (int r = 0; r < MR; ++r)
+        for (int r = 0; r < G * MR; ++r)
 #pragma GCC unroll 4
             for (int v = 0; v < NV; ++v) acc[r][v] = F::zero();
-        if (start)
+        if (G == 1 && start)
 #pragma GCC unroll 16
             for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
@@ -92,6 +95,31 @@ void tile(const TileArgs<typename F::T> &t) {
                 constexpr int next = ahead.kValue;
                 const T *a0_at = a0 + next * step, *a1_at = a1 + next * step;
                 if (next) __asm__("" : "+r"(a0_at), "+r"(a1_at));
+                const auto a_at = [&](int r) __attribute__((always_inline)) {
+                    return F::set1(r < half ? a0_at[r * row] : a1_at[(r - half) * row]);
+                };
+                if constexpr (G > 1) {
+                    V av[MR];
+#pragma GCC unroll 16
+                    for (int r = 0; r < MR; ++r) av[r] = a_at(r);
+#pragma GCC unroll 16
+                    for (int g = 0; g < G; ++g)
+#pragma GCC unroll 4
+                        for (int v = 0; v < NV; ++v) {
+                            const S *at =
+                                b + g / kShare * t.panel +
+                                (g % kShare * NV + v) * F::W * (form == kRows ? 1 : kLaneStep<S>);
+                            V bv;
+                            if constexpr (form == kRows)
+                                bv = F::load(at + next * ldb);
+                            else
+                                bv = load_step<F, next>(at);
+#pragma GCC unroll 16
+                            for (int r = 0; r < MR; ++r)
+                                acc[g * MR + r][v] = F::fma(av[r], bv, acc[g * MR + r][v]);
+                        }
+                    return;
+                }
                 V bv[NV];
 #pragma GCC unroll 4
                 for (int v = 0; v < NV; ++v) {
@@ -103,12 +131,22 @@ void tile(const TileArgs<typename F::T> &t) {
                 }
 #pragma GCC unroll 16
                 for (int r = 0; r < MR; ++r) {
-                    const V av = F::set1(r < half ? a0_at[r * row] : a1_at[(r - half) * row]);
+                    const V av = a_at(r);
 #pragma GCC unroll 4
                     for (int v = 0; v < NV; ++v) acc[r][v] = F::fma(av, bv[v], acc[r][v]);
                 }
             };
             const auto fetch = [&]() __attribute__((always_inline)) {
+                if constexpr (G > 1) {
+                    if (t.ahead)
+#pragma GCC unroll 16
+                        for (int g = 0; g < G; g += kShare) {
+                            const S *line = b + g / kShare * t.panel;
+                            __builtin_prefetch((const char *)line + t.ahead, 0, 2);
+                            __builtin_prefetch((const char *)line + t.ahead + 64, 0, 2);
+                        }
+                    return;
+                }
                 __builtin_prefetch(prefetch, 0, 2);
                 if (NV == 2) __builtin_prefetch(prefetch + 64, 0, 2);
                 prefetch += fetch_step;
@@ -154,19 +192,21 @@ void tile(const TileArgs<typename F::T> &t) {
         }
 
         C *c = (C *)t.c;
-        if constexpr (sizeof(S) == sizeof(T))
+        if constexpr (sizeof(S) == sizeof(T) && G == 1)
             if (t.stream) {
 #pragma GCC unroll 16
                 for (int r = 0; r < MR; ++r, c += t.ldc) stream_row<F>(c, acc[r]);
                 return;
             }
 #pragma GCC unroll 16
-        for (int r = 0; r < MR; ++r, c += t.ldc)
+        for (int g = 0; g < G; ++g, c = (C *)t.c + g * t.c_panel)
+#pragma GCC unroll 16
+            for (int r = 0; r < MR; ++r, c += t.ldc)
 #pragma GCC unroll 4
-            for (int v = 0; v < NV; ++v) {
-                const V sum = add ? F::add(F::load(c + v * F::W), acc[r][v]) : acc[r][v];
-                F::store(c + v * F::W, sum);
-            }
+                for (int v = 0; v < NV; ++v) {
+                    const V mine = acc[g * MR + r][v];
+                    F::store(c + v * F::W, add ? F::add(F::load(c + v * F::W), mine) : mine);
+                }
         add = true;
     } while (k0 < t.depth);
 }
@@ -223,6 +263,21 @@ template <int Most, class Fill> inline void for_heights(const Fill &fill) {
         fill(Constant<Most>{});
         for_heights<Most - 1>(fill);
     }
+}
+
+// Groups of two vectors a panel whose accumulators fill the registers as those of a tile of `Most`
+// rows do. Where a packed panel has the columns of two tiles (AVX2), a group takes whole panels, as
+// each of its cache lines would be read twice otherwise.
+template <class F, class S, Order order, Form form, int Most>
+void fill_groups(GroupTiles<typename F::T> &group) {
+    constexpr int share = kPanelBytes / (int)sizeof(typename F::T) / (2 * F::W);
+    for_heights<kGroupRows>([&](auto rows) {
+        for_heights<kMaxGroup>([&](auto panels) {
+            constexpr int MR = rows.kValue, G = panels.kValue;
+            if constexpr (G > 1 && G % share == 0 && G * MR <= Most && G != 5 && G != 7)
+                group[G][MR] = tile<F, S, order, 2, MR, form, typename F::T, G>;
+        });
+    });
 }
 
 } // namespace

@@ -94,6 +94,7 @@ const KernelTable *add_pairs(KernelTable &table) {
     add_tiles<2>(table.bf16);
     add_tiles<3>(table.bf16);
     add_tiles<4>(table.bf16);
+    fill_groups<PairF32, float, kRising, kRows, kTileRows[1]>(table.bf16.pairs.group);
     table.bf16.pairs.pack = pack_pairs<F32>;
     table.bf16.pairs.pack_tiles = pack_pair_tiles<F32>;
     table.bf16.pairs.join_rows = join_rows<F32>;

@@ -58,13 +58,22 @@ template <class T> struct TileArgs {
     const T *start; // the sums of the block's earlier steps, laid out as c; nullptr: zero
     bool add;       // c += sum, else c = sum
     bool stream;    // c = sum, written in whole lines past the caches; see Kernels::stream
-    T *keep;        // Access::tile[2]: receives b widened, [depth][two vectors]
+    // Of a group of packed panels: the elements from one to the next, and from the sums of one tile
+    // to those of the next; the bytes that are prefetched ahead in each panel, 0 for none.
+    int64_t panel, c_panel, ahead;
+    T *keep; // Access::tile[2]: receives b widened, [depth][two vectors]
     // Each step of k prefetches a part of what is needed next into L2: the line at
     // prefetch + (k % 16) * prefetch_step + (k / 16) * prefetch_run + (segment of k) *
     // prefetch_jump, and in tiles of two vectors the line after it. nullptr: no prefetch.
     const char *prefetch;
     int64_t prefetch_step, prefetch_run, prefetch_jump;
 };
+
+// Few tokens times packed weights take several panels side by side, each a stream of its own from
+// memory with its own chains of fma. group[n][rows]: tiles of two vectors for n panels; nullptr
+// where the registers are too few, or n is not of use.
+constexpr int kMaxGroup = 8, kGroupRows = 7;
+template <class T> using GroupTiles = void (*[kMaxGroup + 1][kGroupRows + 1])(const TileArgs<T> &);
 
 // A few tokens times raw weights, for W outputs (a vector):
 // c[r][i] (+)= sum_k a[r * row + k] * b[i * ldb + k]. The rows of b are contiguous in k and are
@@ -180,6 +189,7 @@ template <class T> struct Access {
     // stored in TileArgs::keep. rounded: tiles of a gradient, of two vectors and of the widest
     // kind, which round the sum of their one block.
     void (*tile[3][kMaxRows + 1])(const TileArgs<T> &);
+    GroupTiles<T> group; // of packed panels
     void (*rounded[kMaxVectors + 1][kMaxRows + 1])(const TileArgs<T> &);
     // Convert a packed panel to its numbers [depth][32], and back; part: from pairs of steps.
     void (*widen)(const void *panel, int64_t depth, T *dst);
@@ -191,7 +201,8 @@ template <class T> struct Access {
 // T; the odd term is added first (pairs.inl). On a level without such an instruction all pointers
 // are nullptr.
 template <class T> struct Pairs {
-    void (*tile[kMaxVectors + 1][kMaxRows + 1])(const TileArgs<T> &);    // as Kernels::tile
+    void (*tile[kMaxVectors + 1][kMaxRows + 1])(const TileArgs<T> &); // as Kernels::tile
+    GroupTiles<T> group;
     void (*rounded[kMaxVectors + 1][kMaxRows + 1])(const TileArgs<T> &); // as Access::rounded
     // As in Access, for bfloat16; depth counts numbers, not pairs.
     void (*pack)(const void *src, int64_t row, int64_t step, int64_t rows, int64_t depth, T *dst,
@@ -209,6 +220,7 @@ template <class T> struct Kernels {
     int vectors;                   // of the widest tile; a token panel has vectors * width tokens
     int max_rows[kMaxVectors + 1]; // rows of the highest tile, for each width in vectors
     void (*tile[kMaxVectors + 1][kMaxRows + 1])(const TileArgs<T> &); // [vectors][rows]
+    GroupTiles<T> group;                                              // of panels of T
     Access<T> of[kElements]; // empty for types that an arithmetic does not have
     Pairs<T> pairs;
 

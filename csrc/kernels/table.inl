@@ -54,6 +54,7 @@ template <class F, class S, Order order, int... Rows> void fill_access(Access<ty
             a.tile[1][height.kValue] = tile<F, S, order, 2, height.kValue, kPanel>;
             a.tile[2][height.kValue] = tile<F, S, order, 2, height.kValue, kKeptPanel>;
         });
+        fill_groups<F, S, order, kPanel, rows[1]>(a.group);
         fill_rounded<F, S, order, 2, rows[1]>(a.rounded);
         fill_rounded<F, S, order, widest, rows[widest - 1]>(a.rounded);
     }
@@ -77,6 +78,7 @@ template <class F, Order order, int... Rows> void fill_kernels(Kernels<typename 
         fill_tiles<F, order, 3, rows[2]>(k);
         fill_tiles<F, order, 4, rows[3]>(k);
     }
+    if constexpr (order == kRising) fill_groups<F, typename F::T, order, kRows, rows[1]>(k.group);
     k.stream = stream;
     k.drain = F32::drain;
     k.act_forward = act_forward<F>;

@@ -201,5 +201,8 @@ def debug_plan(
     tokens_in_rows: int = -1,
     threads_always: bool = False,
 ) -> None: ...  # see ffncore_debug_plan in ffncore.h
+def debug_streams(
+    panels: int = -1, ahead: int = -1
+) -> None: ...  # see ffncore_debug_streams in ffncore.h
 def debug_flops() -> int: ...  # since the last call
 def measure(what: str, isa: str, dtype: str, bytes: int, seconds: float, threads: int) -> float: ...

@@ -84,10 +84,12 @@ concept ReadInOrder = requires(const B &b, int64_t panel, int64_t k) {
     { b.line_step() } -> std::same_as<int64_t>;
 };
 
-// A panel in memory holds the columns of `share()` panels of tiles.
+// A panel in memory holds the columns of `share()` panels of tiles. The next one begins
+// `panel_stride()` elements later.
 template <class B>
 concept SharesPanels = requires(const B &b) {
     { b.share() } -> std::same_as<int64_t>;
+    { b.panel_stride() } -> std::same_as<int64_t>;
 };
 
 // Can be transposed in registers, because its rows are contiguous in k. turns: whether this is to

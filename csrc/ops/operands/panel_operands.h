@@ -46,6 +46,14 @@ template <class T> struct PackedPanels {
                 of != kOwn<T>, of != kOwn<T>, leaves};
     }
     int64_t share() const { return kPanel<T> / width; }
+    // From one packed panel to the next, in elements; an element is a pair for `pairs`.
+    int64_t panel_stride() const {
+        return packed_depth(of, depth) * kPanel<T> / (pairs ? terms() : 1);
+    }
+    // The tiles for several panels.
+    const GroupTiles<T> &groups(const Kernels<T> &k) const {
+        return pairs ? k.pairs.group : of == kOwn<T> ? k.group : k.of[of].group;
+    }
     int64_t line_bytes() const { return packed_step<T>(of) * terms(); }
     int64_t line_step() const { return line_bytes(); }
     const char *line(int64_t p, int64_t k) const {

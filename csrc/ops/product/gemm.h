@@ -47,14 +47,6 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
     }
 
   private:
-    // What the tiles of a panel prefetch into L2, each its part; with the distances in bytes from
-    // one tile to the next, from one step of k to the next, and from one run to the next.
-    struct Ahead {
-        const char *data = nullptr;
-        int64_t tile = 0, step = 0, run = 0;
-        bool soon = false; // fetch_soon()
-    };
-
     void strip(RowRange rows, PanelRange panels) const {
         const int64_t partial = w_.partial_sum();
         Block block{};
@@ -71,6 +63,11 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
                 block.later = at >= partial;
                 block.ends =
                     block.later && last_term && (end || in_partial + steps.count == partial);
+                if constexpr (SharesPanels<B>)
+                    if (w_.groups) {
+                        groups(block);
+                        continue;
+                    }
                 if (w_.rows_outer && !w_.rows_stay)
                     rows_outer(block);
                 else if (w_.slice < kBlock)
@@ -134,7 +131,7 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
             if constexpr (TurnsInRegisters<B, T>)
                 turns = b.turns(tiles) && height <= kMaxTurned && a.contiguous();
             Panel panel = turns ? Panel{} : get(block, b, p);
-            const Ahead ahead = fetch_plan(order_.after(block, p), panel, block.steps.count, tiles);
+            const Ahead ahead = order_.fetch_plan(block, p, panel, tiles);
             Tile tile{{}, p, columns_of(p)};
             const int64_t vectors = vectors_of(tile.cols);
             int64_t i = 0;
@@ -146,7 +143,7 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
                 if (p == block.panels.first && !a.copies() && w_.rows_outer) {
                     fetch_rows(block, a, rows.end(), 0, t);
                 } else if (w_.slice < kBlock) {
-                    fetch_slice(block, (p - block.panels.first) * tiles + i, tiles, t);
+                    order_.fetch_slice(block, (p - block.panels.first) * tiles + i, tiles, t);
                 } else if (t.jump != t.segment * t.step) {
                     fetch_across(rows.count, t);
                 } else if (ahead.soon) {
@@ -167,33 +164,41 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
         }
     }
 
+    // One tile of rows times the packed panels of a strip, as many side by side as there are
+    // kernels for. Each panel is a stream of its own from memory, with its own chains of fma.
+    void groups(const Block &block) const {
+        const A &a = a_[block.term];
+        const B &b = b_[block.term];
+        const RowRange rows = block.rows;
+        const Strip<T> strip{rows, block.steps, rows.count, s_.a};
+        TileArgs<T> t = tile_args(a, rows, strip);
+        t.panel = b.panel_stride();
+        t.ahead = w_.streams.ahead;
+        t.c_panel = (w_.carry.sums ? w_.carry_rows : rows.count) * w_.panel;
+        const GroupTiles<T> &kernels = b.groups(k_);
+        for (int64_t p = block.panels.first, n; p < block.panels.end(); p += n) {
+            n = std::min<int64_t>(block.panels.end() - p, w_.strip);
+            while (n > 1 && (p % b.share() || !kernels[n][rows.count])) --n;
+            const Panel panel = b.get(k_, p, block.steps, s_.b);
+            const Tile tile{rows, p, columns_of(p)};
+            const int64_t vectors = vectors_of(tile.cols);
+            if (n > 1) {
+                t.b = panel.data;
+                t.ldb = panel.ld;
+                sum_block(block, t, tile, vectors, kernels[n][rows.count], n);
+                continue;
+            }
+            if (w_.streams.ahead) t.prefetch = (const char *)panel.data + w_.streams.ahead;
+            t.prefetch_step = b.line_step();
+            t.prefetch_run = kRunLength * b.line_step();
+            one_tile(block, t, panel, tile, vectors);
+        }
+    }
+
     Panel get(const Block &block, const B &b, int64_t p) const {
         if constexpr (CopiesStrips<B, T>)
             if (b.copies()) return {s_.b + (p - block.panels.first) * kBlock * w_.panel, w_.panel};
         return b.get(k_, p, block.steps, s_.b);
-    }
-
-    Ahead fetch_plan(const Later<B> &next, const Panel &panel, int64_t depth, int64_t tiles) const {
-        if constexpr (ReadInOrder<B>) {
-            const char *data = next.b ? next.b->line(next.panel, next.steps.first) : nullptr;
-            if (b_->line_step() != b_->line_bytes()) { // the lines of B lie far apart
-                if (panel.ld == w_.panel) return {};   // but this panel is a copy
-                return {data ? data : (const char *)panel.data, 0, 0, 0, true};
-            }
-            if (!data || depth == 0) return {};
-            // Where one tile reads a whole panel, memory is the limit, and a short distance is
-            // best. (With 8 rows of float, prefetching a panel ahead, 128 KB, took 7 % longer, and
-            // no prefetch 50 % longer.)
-            constexpr int64_t kNear = 8 << 10;
-            if (tiles == 1 && order_.one_by_one())
-                return {(const char *)panel.data + kNear, 0, b_->line_step(),
-                        kRunLength * b_->line_step(), false};
-            const int64_t all = next.steps.count * b_->line_step();
-            const int64_t bytes = all / (tiles * next.share); // every tile prefetches the same part
-            return {data + next.part * tiles * bytes, bytes, bytes / depth,
-                    kRunLength * bytes / depth, false};
-        }
-        return {};
     }
 
     // Prefetches the rows from r on while a tile is computed: those of gate with the first panel,
@@ -207,24 +212,6 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
             t.prefetch = m.at(r, block.steps.first);
             t.prefetch_step = m.row * m.bytes(); // one line of each row
             t.prefetch_run = kRunLength * m.bytes();
-        }
-    }
-
-    // Tile i of a slice prefetches its part of the next slice, whose rows are as long as the strip
-    // is wide.
-    void fetch_slice(const Block &block, int64_t i, int64_t tiles, TileArgs<T> &t) const {
-        if constexpr (ReadInOrder<B>) {
-            const Later<B> next = order_.after_slice(block);
-            const int64_t depth = block.steps.count;
-            if (!next.b || depth == 0) return;
-            const PanelRange panels = block.panels;
-            const int64_t row =
-                std::min(panels.end() * w_.panel, w_.cols) - panels.first * w_.panel;
-            const int64_t bytes = row * next.b->line_bytes() / w_.panel;
-            const int64_t part = next.steps.count * bytes / (panels.count * tiles), at = i * part;
-            t.prefetch = next.b->line(next.panel, next.steps.first + at / bytes) + at % bytes;
-            t.prefetch_step = part / depth;
-            t.prefetch_run = kRunLength * part / depth;
         }
     }
 
@@ -251,7 +238,8 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
         if (w_.carry.sums)
             return (later ? w_.carry.partial : w_.carry.sums) +
                    (tile.panel * w_.carry_rows + tile.rows.first) * unit_ * w_.panel;
-        if (terms_ == 1 && w_.depth <= w_.step) return s_.tile;
+        if (terms_ == 1 && w_.depth <= w_.step)
+            return s_.tile + (w_.groups ? in_strip(block, tile, 0) : 0);
         return (later ? s_.partial : s_.sums) + in_strip(block, tile, 0);
     }
     int64_t in_strip(const Block &block, const Tile &tile, int64_t panels_before) const {
@@ -292,15 +280,28 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
                 if (out.holds<T>()) return tiles(panel, vectors)[n](t);
                 return (w_.pairs ? k_.pairs.rounded : k_.of[out.type].rounded)[vectors][n](t);
             }
+        sum_block(block, t, tile, vectors, tiles(panel, vectors)[n * unit_]);
+    }
+
+    // Sums a block of a tile, or of n tiles side by side from this one on.
+    template <class Kernel>
+    void sum_block(const Block &block, TileArgs<T> &t, const Tile &tile, int64_t vectors,
+                   const Kernel &kernel, int64_t n = 1) const {
         t.ldc = w_.panel;
         t.c = sums(block, tile, block.later);
         t.add = block.add;
         if (block.resumes) t.start = parts(block, tile);
         if (block.rests) t.c = parts(block, tile), t.add = false;
+        const auto each = [&](const auto &use) {
+            for (Tile at = tile; at.panel < tile.panel + n; ++at.panel) {
+                at.cols = columns_of(at.panel);
+                use(at);
+            }
+        };
         if constexpr (AnnouncedTiles<Epilogue>)
-            if (block.last && !block.rests) epilogue_.begin(tile);
-        tiles(panel, vectors)[n * unit_](t);
-        if (!block.rests) finish(block, tile, vectors);
+            if (block.last && !block.rests) each([&](const Tile &at) { epilogue_.begin(at); });
+        kernel(t);
+        if (!block.rests) each([&](const Tile &at) { finish(block, at, vectors); });
     }
 
     // Called when a block of a tile is done: adds a partial sum that has ended, and hands the tile
@@ -329,7 +330,9 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
                                        : later < w_.depth   ? b.turn(p, 0, later)
                                        : p + 1 < order_.end ? b.turn(p + 1, 0, 0)
                                                             : t;
-            t.ahead = ((const char *)next.b - (const char *)t.b) / element_bytes(b.type());
+            t.ahead = 0;
+            if (w_.streams.raw)
+                t.ahead = ((const char *)next.b - (const char *)t.b) / element_bytes(b.type());
             t.a = rows.a0;
             t.row = rows.row;
             t.c = c + v * k_.width;

@@ -1,6 +1,7 @@
-// The order in which a product reads B: which block comes next, so that it can be prefetched.
+// The order in which a product reads B: which block comes next, and what the tiles prefetch of it.
 #pragma once
 #include "../operands/operand.h"
+#include "fetch.h"
 #include "walk.h"
 
 namespace ffncore {
@@ -26,6 +27,14 @@ template <class B> struct Later {
     int64_t panel = 0;
     Steps steps{};
     int64_t part = 0, share = 1;
+};
+
+// What the tiles of a panel prefetch into L2, each its part; with the distances in bytes from one
+// tile to the next, from one step of k to the next, and from one run to the next.
+struct Ahead {
+    const char *data = nullptr;
+    int64_t tile = 0, step = 0, run = 0;
+    bool soon = false; // fetch_soon()
 };
 
 template <class T, class B> struct Order {
@@ -71,6 +80,48 @@ template <class T, class B> struct Order {
             later.steps.first = later.steps.first / kBlock * kBlock;
         later.steps.count = walk.slice;
         return later;
+    }
+
+    // For the tiles of a panel and a block.
+    Ahead fetch_plan(const Block &block, int64_t p, const Panel &panel, int64_t tiles) const {
+        if constexpr (ReadInOrder<B>) {
+            const Later<B> next = after(block, p);
+            const int64_t line = b->line_step(), depth = block.steps.count;
+            const char *data = next.b ? next.b->line(next.panel, next.steps.first) : nullptr;
+            if (line != b->line_bytes()) {             // the lines of B lie far apart
+                if (panel.ld == walk.panel) return {}; // but this panel is a copy
+                return {data ? data : (const char *)panel.data, 0, 0, 0, true};
+            }
+            if (!data || depth == 0) return {};
+            // Where one tile reads a whole panel, memory is the limit.
+            if (tiles == 1 && one_by_one()) {
+                if (!walk.streams.ahead) return {};
+                return {(const char *)panel.data + walk.streams.ahead, 0, line, kRunLength * line};
+            }
+            const int64_t all = next.steps.count * line;
+            const int64_t bytes = all / (tiles * next.share); // every tile prefetches the same part
+            return {data + next.part * tiles * bytes, bytes, bytes / depth,
+                    kRunLength * bytes / depth};
+        }
+        return {};
+    }
+
+    // Tile i of a slice prefetches its part of the next slice, whose rows are as long as the strip
+    // is wide.
+    void fetch_slice(const Block &block, int64_t i, int64_t tiles, TileArgs<T> &t) const {
+        if constexpr (ReadInOrder<B>) {
+            const Later<B> next = after_slice(block);
+            const int64_t depth = block.steps.count;
+            if (!next.b || depth == 0) return;
+            const PanelRange panels = block.panels;
+            const int64_t row =
+                std::min(panels.end() * walk.panel, walk.cols) - panels.first * walk.panel;
+            const int64_t bytes = row * next.b->line_bytes() / walk.panel;
+            const int64_t part = next.steps.count * bytes / (panels.count * tiles), at = i * part;
+            t.prefetch = next.b->line(next.panel, next.steps.first + at / bytes) + at % bytes;
+            t.prefetch_step = part / depth;
+            t.prefetch_run = kRunLength * part / depth;
+        }
     }
 };
 

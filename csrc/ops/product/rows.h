@@ -188,6 +188,17 @@ template <class T> struct Rows {
         walk.rows_outer = false;
         walk.strip = blocks.strip;
         walk.full_panels = true;
+        walk.streams = build.call.streams;
+        if constexpr (std::is_same_v<Panels, PackedPanels<T>>)
+            if (const int64_t most = widest_group(b[0], blocks.rows)) {
+                walk.groups = true;
+                walk.strip = blocks.strip = most;
+            } else if (blocks.rows <= tile && blocks.strip < b[0].share()) {
+                // A packed panel has the columns of two tiles. Block by block both of them read a
+                // line of it, before the line has left the caches.
+                walk.strip = blocks.strip = b[0].share();
+                walk.step = kBlock / b[0].terms();
+            }
         walk.carry = part.carry;
         walk.carry_rows = tokens;
         walk.finish = part.last;
@@ -198,6 +209,14 @@ template <class T> struct Rows {
                             .sums = (sliced ? 2 : sums) * strip,
                             .partial = sums && walk.long_sum() ? strip : 0});
         return {k, walk, a, b, terms, blocks.rows, size, gather};
+    }
+
+    // The most panels that so many tokens take side by side; 0: a tile takes one.
+    int64_t widest_group(const PackedPanels<T> &b, int64_t tokens) const {
+        if (tokens > kGroupRows || b.leaves) return 0;
+        int64_t most = std::min(kMaxGroup, build.call.streams.panels);
+        while (most > 0 && !b.groups(*k)[most][tokens]) --most;
+        return most;
     }
 
     // The panels of a strip that is read by slices: at most a page (4096 bytes) of each row of B,

@@ -6,6 +6,7 @@
 //   slices   of a block, if slice < kBlock
 //   tiles    of the strip: rows first, or panels first
 #pragma once
+#include "../../core/streams.h"
 #include "../schedule/buffers.h"
 
 namespace ffncore {
@@ -30,6 +31,8 @@ template <class T> struct Walk {
     int64_t carry_rows = 0;   // rows of the arrays of carry
     int64_t before = 0;       // steps of the sum in earlier chunks
     bool finish = true;       // this chunk has the last block of the sum
+    bool groups = false;      // one tile of rows: the panels of a strip are read side by side
+    Streams streams{};        // how this machine reads weights for few tokens
     bool full_panels = false; // panels are padded to their full width (packed weights)
     bool pairs = false;       // a step is a pair of bfloat16 (kernels.h, Pairs)
 

@@ -3,6 +3,7 @@
 #pragma once
 #include <utility>
 
+#include "../../core/streams.h"
 #include "../../core/workspace.h"
 #include "buffers.h"
 #include "schedule.h"
@@ -14,6 +15,7 @@ template <class T> struct Call {
     ActivationParams activation;
     int threads;
     int64_t l2;
+    Streams streams;
 };
 
 // Whether subnormals count as zero: in bfloat16's arithmetic, the only one whose kernels round the
