@@ -18,7 +18,7 @@ from ffncore.arrays import memory
 from ffncore.functional.routing import backward_of_part
 from ffncore.layers.router import RouterSaved
 from ffncore.models import families, mixture_families
-from ffncore.values import packed
+from ffncore.values import packed, routing_options
 from ffncore.values.routing import Part
 
 D, F, E, K, T = 6, 9, 5, 2, 7
@@ -360,6 +360,11 @@ CASES = {
     },
     reference.XieluParameters: {
         "xielu": Case(lambda: reference.xielu_parameters(fc.Activation("xielu")), itself)
+    },
+    routing_options.RouterCore: {
+        "route": Case(
+            lambda: routing_options.stored(fc.route(draw(T, E), K)._saved[0].core), itself
+        )
     },
     reference.Routed: {"route": Case(lambda: reference.route(draw(T, E), K), items)},
     # Parts of the objects above.

@@ -12,9 +12,10 @@
 
 namespace {
 
-inline void take_gil(PyThreadState *state) {
+// Calls call(), which may ask for the lock.
+template <class Call> void or_sleep(const Call &call) {
     try {
-        PyEval_RestoreThread(state);
+        call();
     } catch (...) {       // only pthread_exit unwinds through here
         for (;;) pause(); // leaving this handler without rethrowing would end the process
     }
@@ -24,7 +25,7 @@ inline void take_gil(PyThreadState *state) {
 template <class Call> auto without_gil(const Call &call) {
     PyThreadState *const state = PyEval_SaveThread();
     const auto result = call();
-    take_gil(state);
+    or_sleep([&] { PyEval_RestoreThread(state); });
     return result;
 }
 

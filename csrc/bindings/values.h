@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "arrays.h"
+#include "gil.h"
 
 namespace binding {
 
@@ -79,6 +80,14 @@ class Weights {
         w.down = {nullptr, d_model, d_ff, 0, 0, 0};
         arrays_[0] = std::move(buffer);
     }
+
+    // An array's memory may be mapped from a file. Python closes the mapping without the GIL.
+    ~Weights() {
+        or_sleep([&] {
+            for (py::object &array : arrays_) array.release().dec_ref();
+        });
+    }
+    Weights(Weights &&) = default;
 
     const ffncore_weights &block() const { return experts_.first; }
     const ffncore_experts &experts() const { return experts_; }

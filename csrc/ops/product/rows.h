@@ -189,7 +189,7 @@ template <class T> struct Rows {
         walk.strip = blocks.strip;
         walk.full_panels = true;
         walk.streams = build.call.streams;
-        if constexpr (std::is_same_v<Panels, PackedPanels<T>>)
+        if constexpr (std::is_same_v<Panels, PackedPanels<T>>) {
             if (const int64_t most = widest_group(b[0], blocks.rows)) {
                 walk.groups = true;
                 walk.strip = blocks.strip = most;
@@ -199,6 +199,7 @@ template <class T> struct Rows {
                 walk.strip = blocks.strip = b[0].share();
                 walk.step = kBlock / b[0].terms();
             }
+        }
         walk.carry = part.carry;
         walk.carry_rows = tokens;
         walk.finish = part.last;
