@@ -10,11 +10,13 @@
 // Tiles of 14 x 2 and 6 x 4 AVX-512 vectors use 28 and 24 of 32 registers and need 16 and 10 loads
 // for 28 and 24 fma. So the two fma ports are the limit, not the two load ports. AVX2, with 16
 // registers, has 6 x 2.
-// 16-bit weights are widened in registers. That takes 2 instructions for a vector of two steps of a
-// packed panel, which do not show where a few tokens wait for memory. With many tokens, the first
-// tile stores the widened numbers for the others, as the store port is idle anyway. A 16-bit
-// gradient is rounded before it is stored. A has two base pointers with half of the rows each, so
-// that gate and up can share a tile, and seven row offsets fit in the address registers.
+// A few rows take the tiles of G panels side by side. Each panel is a stream of its own from
+// memory, and more chains of fma hide their latency. 16-bit weights are widened in registers. That
+// takes 2 instructions for a vector of two steps of a packed panel, which do not show where a few
+// tokens wait for memory. With many tokens, the first tile stores the widened numbers for the
+// others, as the store port is idle anyway. A 16-bit gradient is rounded before it is stored. A has
+// two base pointers with half of the rows each, so that gate and up can share a tile, and seven row
+// offsets fit in the address registers.
 #pragma once
 
 namespace ffncore {
@@ -265,9 +267,10 @@ template <int Most, class Fill> inline void for_heights(const Fill &fill) {
     }
 }
 
-// Groups of two vectors a panel whose accumulators fill the registers as those of a tile of `Most`
-// rows do. Where a packed panel has the columns of two tiles (AVX2), a group takes whole panels, as
-// each of its cache lines would be read twice otherwise.
+// Groups of G tiles of two vectors, with no more accumulators than one tile of `Most` rows. Where a
+// packed panel has the columns of two tiles (AVX2), a group takes whole panels, because each of
+// their cache lines would be read twice otherwise. Groups of 5 and 7 would only serve what others
+// leave.
 template <class F, class S, Order order, Form form, int Most>
 void fill_groups(GroupTiles<typename F::T> &group) {
     constexpr int share = kPanelBytes / (int)sizeof(typename F::T) / (2 * F::W);

@@ -69,10 +69,10 @@ template <class T> struct TileArgs {
     int64_t prefetch_step, prefetch_run, prefetch_jump;
 };
 
-// Few tokens times packed weights take several panels side by side, each a stream of its own from
-// memory with its own chains of fma. group[n][rows]: tiles of two vectors for n panels; nullptr
-// where the registers are too few, or n is not of use.
-constexpr int kMaxGroup = 8, kGroupRows = 7;
+// Few tokens times packed weights take several tiles of two vectors side by side, so that several
+// panels are read at a time. group[n][rows]: n tiles; nullptr if there is no such kernel.
+constexpr int kMaxGroup = 8;  // more streams from memory gained nothing
+constexpr int kGroupRows = 7; // tokens: two tiles of 7 rows take 28 of 32 registers
 template <class T> using GroupTiles = void (*[kMaxGroup + 1][kGroupRows + 1])(const TileArgs<T> &);
 
 // A few tokens times raw weights, for W outputs (a vector):

@@ -6,7 +6,7 @@ prefetched, changes no bit. The numbers are those of the same tokens among other
 
 import numpy as np
 import pytest
-from support import all_biases, make_experts, make_weights, normal, same_bits
+from support import DTYPES, all_biases, make_experts, make_weights, normal, same_bits
 from support_moe import make_routing
 
 import ffncore as fc
@@ -55,9 +55,8 @@ def test_sums_of_several_partial_sums(d, f, isa, streams, rng):
             assert same_bits(y, all_rows[:t]), (panels, t)
 
 
+@pytest.mark.parametrize("dtype", [d for d in DTYPES if d.itemsize == 2], ids=str)
 def test_16_bit_weights_with_float32_x(isa, dtype, streams, rng):
-    if dtype.itemsize != 2:
-        pytest.skip("of 16 bits")
     w = make_weights(rng, 530, 161, dtype=dtype)
     packed, x = fc.pack(w), normal(rng, 8, 530, dtype=np.float32)
     all_rows = fc.ffn(np.concatenate([x, x]), packed, activation="silu")

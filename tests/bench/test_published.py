@@ -1,23 +1,12 @@
 """What docs/ and the README say of speed and accuracy is what the files of bench/results hold."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
-import pytest
+from test_bench import BENCH, in_tree, tool
 
 ROOT = Path(__file__).parents[2]
-BENCH, DOCS = ROOT / "bench", ROOT / "docs"
-pytestmark = pytest.mark.skipif(not BENCH.exists(), reason="not run from the source tree")
-
-
-def tool(name):
-    if str(BENCH) not in sys.path:
-        sys.path.insert(0, str(BENCH))
-    spec = importlib.util.spec_from_file_location(name, BENCH / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+DOCS = ROOT / "docs"
+pytestmark = in_tree
 
 
 def test_the_page_of_accuracy():

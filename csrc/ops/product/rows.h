@@ -212,10 +212,11 @@ template <class T> struct Rows {
         return {k, walk, a, b, terms, blocks.rows, size, gather};
     }
 
-    // The most panels that so many tokens take side by side; 0: a tile takes one.
+    // The most tiles that so many tokens take side by side, where a packed panel has share() of
+    // them; 0: one.
     int64_t widest_group(const PackedPanels<T> &b, int64_t tokens) const {
         if (tokens > kGroupRows || b.leaves) return 0;
-        int64_t most = std::min(kMaxGroup, build.call.streams.panels);
+        int64_t most = std::min<int64_t>(kMaxGroup, build.call.streams.panels * b.share());
         while (most > 0 && !b.groups(*k)[most][tokens]) --most;
         return most;
     }
