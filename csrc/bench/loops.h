@@ -7,8 +7,8 @@
 //   additions of a constant would not do, as newer cores eliminate these when they rename
 //   registers. The chain runs in the first 0.3 us after FMA work of the same width, because the
 //   clock rises within 4 us after the last wide FMA (measured).
-// - read: 8 loads in each step, whose values are not used. Software prefetch and several streams a
-//   thread were tried, and were not faster at any size.
+// - read: loads of whole lines, whose values are not used, from one or several streams a thread,
+//   with or without software prefetching. Which of these is fastest differs by machine and size.
 // - issue: nops, which need nothing but issue slots. Work on the other hardware thread of a core,
 //   which may belong to another machine, takes half of these slots, and a share of the caches,
 //   which none of the other loops shows.
@@ -24,7 +24,16 @@
 namespace ffncore {
 namespace {
 
-constexpr int64_t kReadStep = 512; // bytes that a step of the read loop reads
+constexpr int64_t kReadStep = 512; // bytes that a step of the read loop reads of one stream
+
+// How a thread reads its part of a buffer: as so many streams side by side, each prefetched so many
+// bytes ahead (0: not at all). The bytes of all are a multiple of streams x kReadStep, and not 0.
+struct ReadOrder {
+    int streams;
+    int64_t ahead;
+};
+constexpr ReadOrder kReadOrders[] = {{1, 0}, {2, 0}, {4, 0}, {8, 0}, {16, 0}, {1, 8192}, {4, 2048}};
+constexpr int kMostStreams = 16;
 constexpr double kImulCycles = 3;
 constexpr int64_t kImulsPerStep = 40;
 
@@ -137,33 +146,52 @@ double stamps_per_second() {
     return double(int64_t(__rdtsc()) - stamp) / passed;
 }
 
-// bytes is a multiple of kReadStep, and not 0.
-void read_bytes(const char *p, int64_t bytes) {
-    int64_t steps = bytes / kReadStep;
-    if (wide_loads())
-        asm volatile("1:\n\t"
-                     ".irp o,0,64,128,192,256,320,384,448\n\t"
+// Loads of 64, 32 or 16 bytes, the widest that the CPU has.
+template <int kWidth> void read_step(const char *p) {
+    if constexpr (kWidth == 64)
+        asm volatile(".irp o,0,64,128,192,256,320,384,448\n\t"
                      "vmovups \\o(%0), %%zmm0\n\t"
-                     ".endr\n\t"
-                     "add $512, %0\n\t"
-                     "dec %1\n\t"
-                     "jnz 1b\n\t"
-                     "vzeroupper"
-                     : "+r"(p), "+r"(steps)
+                     ".endr"
                      :
-                     : "memory", "cc", "xmm0");
+                     : "r"(p)
+                     : "memory", "xmm0");
+    else if constexpr (kWidth == 32)
+        asm volatile(".irp o,0,64,128,192,256,320,384,448\n\t"
+                     "vmovups \\o(%0), %%ymm0\n\t"
+                     "vmovups 32+\\o(%0), %%ymm1\n\t"
+                     ".endr"
+                     :
+                     : "r"(p)
+                     : "memory", "xmm0", "xmm1");
     else
-        asm volatile("1:\n\t"
-                     ".irp o,0,32,64,96,128,160,192,224,256,288,320,352,384,416,448,480\n\t"
+        asm volatile(".irp o,0,32,64,96,128,160,192,224,256,288,320,352,384,416,448,480\n\t"
                      "movups \\o(%0), %%xmm0\n\t"
                      "movups 16+\\o(%0), %%xmm1\n\t"
-                     ".endr\n\t"
-                     "add $512, %0\n\t"
-                     "dec %1\n\t"
-                     "jnz 1b"
-                     : "+r"(p), "+r"(steps)
+                     ".endr"
                      :
-                     : "memory", "cc", "xmm0", "xmm1");
+                     : "r"(p)
+                     : "memory", "xmm0", "xmm1");
+}
+
+template <int kWidth> void read_all(const char *p, int64_t part, const ReadOrder &order) {
+    for (int64_t at = 0; at < part; at += kReadStep)
+        for (int s = 0; s < order.streams; ++s) {
+            const char *const from = p + s * part + at;
+            for (int64_t line = 0; order.ahead && line < kReadStep; line += 64)
+                __builtin_prefetch(from + order.ahead + line, 0, 2);
+            read_step<kWidth>(from);
+        }
+    if (kWidth > 16) asm volatile("vzeroupper" : : : "memory");
+}
+
+void read_bytes(const char *p, int64_t bytes, const ReadOrder &order) {
+    const int64_t part = bytes / order.streams;
+    if (wide_loads())
+        read_all<64>(p, part, order);
+    else if (has_fma())
+        read_all<32>(p, part, order);
+    else
+        read_all<16>(p, part, order);
 }
 #else
 const FmaLoop kFmaLoops[] = {{"", "", 0, nullptr}};
@@ -171,7 +199,7 @@ bool has_fma() { return false; }
 int64_t imul_chain(int64_t) { return 0; }
 void nops(int64_t) {}
 double stamps_per_second() { return 0; }
-void read_bytes(const char *p, int64_t bytes) {
+void read_bytes(const char *p, int64_t bytes, const ReadOrder &) {
     uint64_t word, sum = 0;
     for (int64_t i = 0; i < bytes; i += 8) {
         std::memcpy(&word, p + i, 8);

@@ -13,9 +13,11 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <mutex>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #if defined(__linux__)
@@ -144,6 +146,8 @@ double measure_clock(const FmaLoop &loop, double seconds, int threads) {
 std::mutex buffer_mutex;
 char *buffer = nullptr;
 int64_t buffer_bytes = 0;
+// The fastest order of reading for a thread's bytes and a number of threads, found out once.
+std::map<std::pair<int64_t, int>, ReadOrder> read_orders;
 
 void release_buffer() {
     std::free(buffer);
@@ -152,7 +156,9 @@ void release_buffer() {
 }
 
 double measure_read(int64_t bytes, double seconds, int threads) {
-    const int64_t share = bytes / threads / kReadStep * kReadStep;
+    int64_t unit = kReadStep * kMostStreams; // so that every stream has whole steps
+    if (bytes / threads < unit) unit = kReadStep;
+    const int64_t share = bytes / threads / unit * unit;
     if (share < kReadStep) return kMeasureUnknown;
     std::lock_guard<std::mutex> lock(buffer_mutex);
     if (buffer_bytes < share * threads) {
@@ -166,9 +172,19 @@ double measure_read(int64_t bytes, double seconds, int threads) {
         std::memset(buffer, 1, size); // untouched pages would all share one page of zeros
         buffer_bytes = size;
     }
-    return best_rate(double(share), seconds, threads, [&](int t, int64_t repeats) {
-        for (int64_t i = 0; i < repeats; ++i) read_bytes(buffer + share * t, share);
-    });
+    const auto rate = [&](const ReadOrder &order, double seconds) {
+        return best_rate(double(share), seconds, threads, [&](int t, int64_t repeats) {
+            for (int64_t i = 0; i < repeats; ++i) read_bytes(buffer + share * t, share, order);
+        });
+    };
+    const auto [found, unknown] = read_orders.try_emplace({share, threads}, ReadOrder{1, 0});
+    double best = 0;
+    for (const ReadOrder &order : kReadOrders) {
+        if (!unknown || share % (order.streams * kReadStep)) continue;
+        const double other = rate(order, seconds);
+        if (other > best) best = other, found->second = order;
+    }
+    return std::max(best, rate(found->second, seconds));
 }
 
 // Measured once and for a short time: this shows the state of the machine, and is no limit.
