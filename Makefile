@@ -157,7 +157,7 @@ scalar: $(VENV)/venv.done
 	$(PYTHON) -m venv build/scalar-venv
 	build/scalar-venv/bin/python -m pip --disable-pip-version-check -q install \
 	    build/scalar-wheel/*.whl
-	build/scalar-venv/bin/python -c \
+	build/scalar-venv/bin/python -I -c \
 	    'import ffncore; isas = list(ffncore.available_isas()); assert isas == ["scalar"], isas'
 	build/scalar-venv/bin/python -m ffncore selftest
 
