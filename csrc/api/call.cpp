@@ -51,18 +51,19 @@ template <> const Kernels<float> &kernels<float>(int32_t dtype) {
 template <> const Kernels<double> &kernels<double>(int32_t) { return table().f64; }
 
 template <class T>
-Call<T> call_of(const ffncore_activation &a, const Weights<T> &w, const ffncore_matrix &x) {
+Call<T> call_of(const ffncore_activation &a, const Weights<T> &w, const ffncore_matrix &x,
+                int64_t experts) {
     const double weights = double(w.d) * double(w.f) * (w.gated ? 3 : 2);
-    const bool small = weights * double(x.rows) < kAloneMultiplyAdds &&
-                       weights * double(element_bytes(w.type)) < kAloneBytes;
+    const double bytes = weights * double(element_bytes(w.type));
+    const bool small = weights * double(x.rows) < kAloneMultiplyAdds && bytes < kAloneBytes;
     return {kernels<T>(x.dtype), activation_params(a, w.gated), threads_for(small), l2_bytes(),
-            streams()};
+            streams(bytes * double(experts))};
 }
 
 template <class T>
 Call<T> elementwise_call(const ffncore_activation &a, bool gated, const ffncore_matrix &m) {
     return {kernels<T>(m.dtype), activation_params(a, gated),
-            threads_for(m.rows * m.cols < kAloneElements), l2_bytes(), streams()};
+            threads_for(m.rows * m.cols < kAloneElements), l2_bytes(), {}};
 }
 
 int packing_threads(int64_t bytes) { return threads_for(double(bytes) < kAloneBytes); }
@@ -99,7 +100,7 @@ Line::~Line() {
 
 #define FFNCORE_INSTANTIATE(T)                                                                     \
     template Call<T> call_of<T>(const ffncore_activation &, const Weights<T> &,                    \
-                                const ffncore_matrix &);                                           \
+                                const ffncore_matrix &, int64_t);                                  \
     template Call<T> elementwise_call<T>(const ffncore_activation &, bool, const ffncore_matrix &);
 FFNCORE_INSTANTIATE(float)
 FFNCORE_INSTANTIATE(double)

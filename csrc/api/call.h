@@ -17,7 +17,8 @@ template <class T> const Kernels<T> &kernels(int32_t dtype);
 
 // These choose num_threads() threads, or 1 for work that ends before a sleeping thread is awake.
 template <class T>
-Call<T> call_of(const ffncore_activation &a, const Weights<T> &w, const ffncore_matrix &x);
+Call<T> call_of(const ffncore_activation &a, const Weights<T> &w, const ffncore_matrix &x,
+                int64_t experts = 1);
 template <class T>
 Call<T> elementwise_call(const ffncore_activation &a, bool gated, const ffncore_matrix &m);
 int packing_threads(int64_t bytes);

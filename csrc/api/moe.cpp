@@ -89,7 +89,7 @@ template <class T> class Given {
                 mixture.experts[e] = weights_of<T>(expert(a.experts, e), x.dtype, biases_);
         ffncore_matrix routed = x;
         routed.rows *= top_k;
-        call.emplace(call_of<T>(a.activation, shapes, routed));
+        call.emplace(call_of<T>(a.activation, shapes, routed, a.experts.count));
     }
     Given(const Given &) = delete;
     Given &operator=(const Given &) = delete;

@@ -16,6 +16,7 @@ bool use_isa(const char *name);   // nullptr or "": the default; returns false i
 const char *isa_problem();        // the sentence for the two failures above
 const char *cpu_features();       // "avx2 fma f16c avx512f ..."
 int64_t l2_bytes();               // L2 of one core; 1 MiB if unknown
+int64_t l3_bytes();               // the L3 that a core shares; 0 if unknown
 bool verbose();                   // FFNCORE_VERBOSE=1
 int requested_threads();          // FFNCORE_NUM_THREADS, or 0
 int physical_cores();             // within the affinity mask and the cgroup quota; at least 1

@@ -12,9 +12,9 @@ struct Streams {
     bool raw;      // raw weights: whether the rows that are transposed next are prefetched
 };
 
-// Those of this machine, unless FFNCORE_PREFETCH (0: no prefetch; else the bytes ahead) or
-// override_streams says otherwise.
-Streams streams();
+// Those of this machine for packed weights of so many bytes, unless FFNCORE_PREFETCH (0: no
+// prefetch; else the bytes ahead) or override_streams says otherwise.
+Streams streams(double weight_bytes);
 // For tests and measurements. A negative number keeps the machine's own.
 void override_streams(int panels, int64_t ahead);
 

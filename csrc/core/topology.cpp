@@ -130,14 +130,22 @@ int count_cores() {
     return std::max(1, n);
 }
 
-int64_t look_up_l2() {
+// Bytes of the cache that sysfs has under this name, or that sysconf tells; 0 if unknown.
+int64_t look_up_cache(const char *index, int name) {
     // sysfs comes first, because sysconf asks cpuid, which in a virtual machine may not know.
-    const std::string text = contents("/sys/devices/system/cpu/cpu0/cache/index2/size"); // "2048K"
+    const std::string text =
+        contents(std::string("/sys/devices/system/cpu/cpu0/cache/") + index + "/size"); // "2048K"
     const int64_t kib = std::atoll(text.c_str());
     if (kib > 0 && text.find('K') != std::string::npos) return kib << 10;
-    const long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
-    return bytes > 0 ? int64_t(bytes) : kTypicalL2;
+    return std::max<int64_t>(sysconf(name), 0);
 }
+
+int64_t look_up_l2() {
+    const int64_t bytes = look_up_cache("index2", _SC_LEVEL2_CACHE_SIZE);
+    return bytes > 0 ? bytes : kTypicalL2;
+}
+
+int64_t look_up_l3() { return look_up_cache("index3", _SC_LEVEL3_CACHE_SIZE); }
 #else
 int count_cores() {
     const int n = int(std::thread::hardware_concurrency());
@@ -145,6 +153,7 @@ int count_cores() {
 }
 
 int64_t look_up_l2() { return kTypicalL2; }
+int64_t look_up_l3() { return 0; }
 #endif
 
 } // namespace
@@ -156,6 +165,11 @@ int physical_cores() {
 
 int64_t l2_bytes() {
     static const int64_t bytes = look_up_l2();
+    return bytes;
+}
+
+int64_t l3_bytes() {
+    static const int64_t bytes = look_up_l3();
     return bytes;
 }
 
