@@ -9,7 +9,7 @@ namespace ffncore {
 struct Streams {
     int panels;    // packed panels that a thread reads side by side, at most
     int64_t ahead; // packed panels: bytes that are prefetched ahead in each of them; 0: none
-    bool raw;      // raw weights: whether the rows that are transposed next are prefetched
+    bool raw;      // weights transposed in registers: whether the next rows are prefetched
 };
 
 // Those of this machine for packed weights of so many bytes, unless FFNCORE_PREFETCH (0: no

@@ -213,52 +213,6 @@ void tile(const TileArgs<typename F::T> &t) {
     } while (k0 < t.depth);
 }
 
-// A few tokens (MR) times W raw rows of weights. W x W elements of b are transposed in registers,
-// then used as W steps of k. Nothing is stored in between, so reading the weights stays the limit:
-// 64 shuffles for a square of 16 x 16 allow 16 bytes a cycle, which is more than L3 delivers.
-template <class F, class S, Order order, int MR> void turned(const TurnedArgs<typename F::T> &t) {
-    using T = typename F::T;
-    using V = typename F::V;
-    constexpr int W = F::W;
-    constexpr int kFlip = order == kOddFirst ? 1 : 0;
-    const S *b = (const S *)t.b;
-    V acc[MR];
-#pragma GCC unroll 10
-    for (int r = 0; r < MR; ++r) acc[r] = F::zero();
-    for (int64_t k = 0; k < t.depth; k += W) {
-        const int64_t n = t.depth - k < W ? t.depth - k : W;
-        V v[W];
-        if (n == W && t.outputs >= W) {
-            const S *from = b + k;
-            F::load_transposed(from, t.ldb, v);
-            for (int i = 0; i < W; ++i) __builtin_prefetch(from + t.ahead + i * t.ldb, 0, 3);
-        } else {
-            for (int i = 0; i < W; ++i)
-                v[i] = i < t.outputs ? F::load_n(b + i * t.ldb + k, n) : F::zero();
-            F::transpose(v);
-        }
-        const T *a = t.a + k;
-        if (n == W) {
-#pragma GCC unroll 16
-            for (int i = 0; i < W; ++i)
-#pragma GCC unroll 10
-                for (int r = 0; r < MR; ++r)
-                    acc[r] = F::fma(F::set1(a[r * t.row + (i ^ kFlip)]), v[i ^ kFlip], acc[r]);
-        } else {
-            for (int i = 0; i < (n + kFlip) / (1 + kFlip) * (1 + kFlip); ++i)
-                for (int r = 0; r < MR; ++r) // a term beyond the end is +0 * +0
-                    acc[r] = (i ^ kFlip) < n
-                                 ? F::fma(F::set1(a[r * t.row + (i ^ kFlip)]), v[i ^ kFlip], acc[r])
-                                 : F::add(acc[r], F::zero());
-        }
-    }
-#pragma GCC unroll 10
-    for (int r = 0; r < MR; ++r) {
-        T *c = t.c + r * t.ldc;
-        F::store(c, t.add ? F::add(F::load(c), acc[r]) : acc[r]);
-    }
-}
-
 // Calls fill(height) for the heights 1 to Most.
 template <int Most, class Fill> inline void for_heights(const Fill &fill) {
     if constexpr (Most > 0) {

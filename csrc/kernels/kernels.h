@@ -92,6 +92,24 @@ template <class T> struct TurnedArgs {
     bool add;
 };
 
+// A few tokens times a packed panel, summed over its outputs ("units"), for some rows ("steps") of
+// the panel:
+// sums[r * ld + i] = the chain from there, or from +0, through a[0][r * row + u] * panel[i][u],
+// u < units. A panel of gate and up has the sums of up at `side`, and multiplies a[1] by up. For
+// bfloat16 the sums of 2 W steps lie as those of the even steps and then of the odd ones.
+constexpr int kMaxAcross = 4; // tokens: 8 columns and 16 sums (gated bfloat16) in 32 registers
+template <class T> struct AcrossArgs {
+    const T *a[2];
+    int64_t row;
+    const void *panel; // its first step that is read
+    int64_t steps;     // a multiple of 2 W
+    int64_t units;
+    int64_t ahead; // bytes that are prefetched ahead; 0: none
+    T *sums;
+    int64_t ld, side;
+    bool resumes;
+};
+
 // The options of an activation as the kernels take them; see ffncore_activation for their meaning.
 struct ActivationParams {
     int kind;  // ffncore_activation_kind
@@ -183,6 +201,7 @@ template <class T> struct Access {
     // sums[r] = sums[r] + m[r * row + 0] + m[r * row + col] + ..., in this order, r < rows.
     void (*sum_along)(const void *m, int64_t row, int64_t col, int64_t rows, int64_t cols, T *sums);
     void (*turned[kMaxTurned + 1])(const TurnedArgs<T> &);
+    void (*across[2][kMaxAcross + 1])(const AcrossArgs<T> &); // [0]: one matrix; [1]: gate and up
 
     // The rest is for 16-bit elements. tile: tiles of two vectors that widen B while they compute.
     // B is [0]: rows; [1]: a packed panel (packing.h); [2]: the same, and the widened numbers are

@@ -15,6 +15,7 @@
 
 #include "factors.inl"
 #include "gemm.inl"
+#include "turned.inl"
 
 namespace ffncore {
 namespace {
@@ -45,6 +46,11 @@ template <class F, class S, Order order, int... Rows> void fill_access(Access<ty
     if constexpr (order == kRising || sizeof(S) == 2) // bfloat16's weights are bfloat16
         for_heights<kMaxTurned>(
             [&](auto height) { a.turned[height.kValue] = turned<F, S, order, height.kValue>; });
+    if constexpr (order == kRising || sizeof(S) == 2)
+        for_heights<kMaxAcross>([&](auto height) {
+            a.across[0][height.kValue] = across<F, S, order, height.kValue, 1>;
+            a.across[1][height.kValue] = across<F, S, order, height.kValue, 2>;
+        });
     if constexpr (sizeof(S) == 2) {
         a.widen = widen<F, S>;
         a.narrow = narrow<F, S>;

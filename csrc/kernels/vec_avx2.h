@@ -95,6 +95,9 @@ struct F32 {
         for (int i = 0; i < W; ++i) r[i] = load(p + i * ld);
         transpose(r);
     }
+    template <class S> static inline void load_columns(const S *p, int64_t ld, V (&r)[W]) {
+        load_transposed(p, ld, r);
+    }
     static inline void deinterleave(V a, V b, V &g, V &u) {
         g = a;
         u = b;
@@ -127,6 +130,8 @@ struct F32 {
         const __m256i upper_half = _mm256_set1_epi32((int)0xffff0000);
         return _mm256_castsi256_ps(_mm256_and_si256(pairs, upper_half));
     }
+    static inline V even_of(V pairs) { return even_of(_mm256_castps_si256(pairs)); }
+    static inline V odd_of(V pairs) { return odd_of(_mm256_castps_si256(pairs)); }
     static inline void store_pairs(Bf16 *p, V even, V odd) {
         _mm256_storeu_si256((__m256i *)p,
                             _mm256_or_si256(upper(even), _mm256_slli_epi32(upper(odd), 16)));
@@ -232,6 +237,9 @@ struct F64 {
     static inline void load_transposed(const T *p, int64_t ld, V (&r)[W]) {
         for (int i = 0; i < W; ++i) r[i] = load(p + i * ld);
         transpose(r);
+    }
+    static inline void load_columns(const T *p, int64_t ld, V (&r)[W]) {
+        load_transposed(p, ld, r);
     }
     static inline void deinterleave(V a, V b, V &g, V &u) {
         g = a;

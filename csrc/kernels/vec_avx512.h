@@ -135,6 +135,20 @@ struct F32 {
         for (int i = 0; i < W; ++i) r[i] = load(p + i * ld);
         transpose(r);
     }
+    // r[k] = lane i from p[i * ld + k], i < W, k < 8.
+    static inline void load_columns(const T *p, int64_t ld, V (&r)[8]) {
+        load_four((const char *)p, 4 * ld, r);
+        load_four((const char *)(p + 4), 4 * ld, r + 4);
+    }
+    static inline void load_columns(const F16 *p, int64_t ld, V (&r)[8]) {
+        V pairs[4];
+        load_four((const char *)p, 2 * ld, pairs);
+        for (int i = 0; i < 4; ++i) {
+            const __m512i both = _mm512_castps_si512(pairs[i]);
+            r[2 * i] = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(both));
+            r[2 * i + 1] = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16)));
+        }
+    }
     // 32-byte groups [g u], [g u] -> [g g], [u u].
     static inline void deinterleave(V a, V b, V &g, V &u) {
         g = _mm512_shuffle_f32x4(a, b, 0x44);
@@ -180,6 +194,8 @@ struct F32 {
         const __m512i upper_half = _mm512_set1_epi32((int)0xffff0000);
         return _mm512_castsi512_ps(_mm512_and_si512(pairs, upper_half));
     }
+    static inline V even_of(V pairs) { return even_of(_mm512_castps_si512(pairs)); }
+    static inline V odd_of(V pairs) { return odd_of(_mm512_castps_si512(pairs)); }
     static inline void store_pairs(Bf16 *p, V even, V odd) {
         _mm512_storeu_si512(p, paired(even, odd));
     }
@@ -307,6 +323,21 @@ struct F64 {
     static inline void load_transposed(const T *p, int64_t ld, V (&r)[W]) {
         for (int i = 0; i < W; ++i) r[i] = load(p + i * ld);
         transpose(r);
+    }
+    // r[k] = lane i from p[i * ld + k], i < W, k < 4. Two rows share a vector from the start.
+    static inline void load_columns(const T *p, int64_t ld, V (&r)[4]) {
+        V x[4];
+        for (int i = 0; i < 4; ++i) { // rows 0 2, 1 3, 4 6, 5 7
+            const T *const q = p + (i / 2 * 4 + i % 2) * ld;
+            const V low = _mm512_castpd256_pd512(_mm256_loadu_pd(q));
+            x[i] = _mm512_insertf64x4(low, _mm256_loadu_pd(q + 2 * ld), 1);
+        }
+        const V a = _mm512_unpacklo_pd(x[0], x[1]), b = _mm512_unpackhi_pd(x[0], x[1]);
+        const V c = _mm512_unpacklo_pd(x[2], x[3]), d = _mm512_unpackhi_pd(x[2], x[3]);
+        r[0] = _mm512_shuffle_f64x2(a, c, 0x88);
+        r[1] = _mm512_shuffle_f64x2(b, d, 0x88);
+        r[2] = _mm512_shuffle_f64x2(a, c, 0xdd);
+        r[3] = _mm512_shuffle_f64x2(b, d, 0xdd);
     }
     static inline void deinterleave(V a, V b, V &g, V &u) {
         g = _mm512_shuffle_f64x2(a, b, 0x44);

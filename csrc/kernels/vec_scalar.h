@@ -97,6 +97,16 @@ template <class Value, class Bits, int Lanes, int Fraction> struct ScalarVector 
     static inline V load_odd(const Bf16 *p) {
         return map([&](int i) { return number(p[2 * i + 1]); });
     }
+    // The same of pairs that a vector holds.
+    static inline V even_of(V pairs) {
+        return map(
+            [&](int i) { return lane_value<T>(Bits(lane_bits<T, Bits>(pairs.v[i]) << 16)); });
+    }
+    static inline V odd_of(V pairs) {
+        return map([&](int i) {
+            return lane_value<T>(Bits(lane_bits<T, Bits>(pairs.v[i]) & Bits(0xffff0000)));
+        });
+    }
     static inline void store_pairs(Bf16 *p, V even, V odd) {
         for (int i = 0; i < W; ++i) put(p + 2 * i, even.v[i]), put(p + 2 * i + 1, odd.v[i]);
     }
@@ -211,6 +221,10 @@ template <class Value, class Bits, int Lanes, int Fraction> struct ScalarVector 
     template <class S> static inline void load_transposed(const S *p, int64_t ld, V (&r)[W]) {
         for (int i = 0; i < W; ++i) r[i] = load(p + i * ld);
         transpose(r);
+    }
+    // The same for the 32 bytes of T, or as many numbers of 16 bits, of W rows.
+    template <class S> static inline void load_columns(const S *p, int64_t ld, V (&r)[W]) {
+        load_transposed(p, ld, r);
     }
     // 32-byte groups [g], [u] -> [g], [u]: a group is one vector here.
     static inline void deinterleave(V a, V b, V &g, V &u) {

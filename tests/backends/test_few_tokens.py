@@ -1,5 +1,6 @@
-"""A few tokens read several packed panels side by side; how many, and how far ahead they are
-prefetched, changes no bit. The numbers are those of the same tokens among others.
+"""A few tokens read several packed panels side by side, and the backward pass transposes packed
+panels in registers. How many panels, and how far ahead they are prefetched, changes no bit. The
+numbers are those of the same tokens among others, and of raw weights.
 """
 
 # ruff: noqa: ARG001 (a test names the fixtures that it runs under)
@@ -82,3 +83,44 @@ def test_raw_weights_without_prefetching(isa, dtype, gated, streams, rng):
     expected = fc.ffn(x, w, activation="silu")
     streams(-1, 0)
     assert same_bits(fc.ffn(x, w, activation="silu"), expected)
+
+
+@pytest.mark.parametrize("d, f", [*SIZES, (64, 515)])
+def test_the_backward_pass_transposes_packed_panels(d, f, isa, dtype, gated, streams, plan, rng):
+    w = make_weights(rng, d, f, gated=gated, biases=all_biases(gated), dtype=dtype)
+    packed = fc.pack(w)
+    for tokens in (1, 4, 5, 16, 17):
+        x, grad = normal(rng, 2, tokens, d, dtype=dtype)
+        saved = fc.ffn_forward(x, w, activation="silu")[1]
+        expected = fc.ffn_backward(grad, saved, needs=["x"]).x
+        for ahead in (0, 512):
+            streams(-1, ahead)
+            saved = fc.ffn_forward(x, packed, activation="silu")[1]
+            assert same_bits(fc.ffn_backward(grad, saved, needs=["x"]).x, expected), tokens
+            columns = np.asfortranarray(grad)  # a token's numbers are not contiguous
+            assert same_bits(fc.ffn_backward(columns, saved, needs=["x"]).x, expected), tokens
+    plan(0, 512)  # running sums are carried from chunk to chunk
+    assert same_bits(fc.ffn_backward(grad, saved, needs=["x"]).x, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("d, f", [(32100, 40), (40, 33000)])
+def test_backward_sums_of_several_partial_sums(d, f, isa, gated, rng):
+    w = make_weights(rng, d, f, gated=gated)
+    x, grad = normal(rng, 2, 5, d)
+    want, got = (
+        fc.ffn_backward(grad, fc.ffn_forward(x, v, activation="relu")[1], needs=["x"]).x
+        for v in (w, fc.pack(w))
+    )
+    assert same_bits(got, want)
+
+
+def test_the_backward_pass_of_experts(isa, dtype, gated, rng):
+    w = make_experts(rng, 3, 70, 161, gated=gated, biases=all_biases(gated), dtype=dtype)
+    routing = make_routing(rng, 9, 3, 2, dtype)
+    x, grad = normal(rng, 2, 9, 70, dtype=dtype)
+    want, got = (
+        fc.moe_backward(grad, fc.moe_forward(x, routing, v, activation="silu")[1], needs=["x"]).x
+        for v in (w, fc.pack(w))
+    )
+    assert same_bits(got, want)

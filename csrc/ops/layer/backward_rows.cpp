@@ -117,10 +117,10 @@ template <class T> class Backward {
         const StridedRows<T> rows{own<T>(dy), dy.row, dy.col};
         const ProductSize size{.tokens = tokens, .depth = w_.d, .cols = part.f};
         if (w_.packed())
-            rows_.product(
-                size, {rows},
-                std::vector{rows_.packed_across(part.packed_down, w_, w_.f, part.f, false, false)},
-                {}, epilogue);
+            rows_.product(size, {rows},
+                          std::vector{rows_.packed_across(part.packed_down, w_,
+                                                          {tokens, w_.f, part.f}, false, false)},
+                          {}, epilogue);
         else
             rows_.product(size, {rows}, std::vector{rows_.across(part.down, part.f, tokens)}, {},
                           epilogue);
@@ -144,8 +144,8 @@ template <class T> class Backward {
         if (w_.packed()) {
             std::vector<PackedAcross<T>> panels;
             for (int upper = w_.gated ? 0 : 1; upper < 2; ++upper)
-                panels.push_back(rows_.packed_across(part.packed_up, w_, w_.d, w_.d, w_.gated,
-                                                     w_.gated && upper));
+                panels.push_back(rows_.packed_across(part.packed_up, w_, {tokens.count, w_.d, w_.d},
+                                                     w_.gated, w_.gated && upper));
             return rows_.product(size, rows, panels, chunk, write);
         }
         std::vector<MatrixPanels<T>> panels{rows_.across(part.up, w_.d, tokens.count)};

@@ -202,8 +202,9 @@ template <class T> class Backward {
             rows.product({.tokens = part.rows, .depth = w.d, .cols = w.f}, {StridedRows<T>{}},
                          std::vector{panels}, {}, epilogue, rows_of(moe_.grad_y, part));
         };
-        w.packed() ? product(rows.packed_across(w.packed_down, w, w.f, w.f, false, false))
-                   : product(rows.across(w.down, w.f, part.rows));
+        w.packed()
+            ? product(rows.packed_across(w.packed_down, w, {part.rows, w.f, w.f}, false, false))
+            : product(rows.across(w.down, w.f, part.rows));
     }
 
     // dx of the tokens; with the weight on the input also the products for the gradient of w.
@@ -230,8 +231,8 @@ template <class T> class Backward {
             if (w.packed()) {
                 std::vector<PackedAcross<T>> panels;
                 for (int upper = m_.gated ? 0 : 1; upper < 2; ++upper)
-                    panels.push_back(
-                        rows.packed_across(w.packed_up, w, w.d, w.d, m_.gated, m_.gated && upper));
+                    panels.push_back(rows.packed_across(w.packed_up, w, {part.rows, w.d, w.d},
+                                                        m_.gated, m_.gated && upper));
                 add(panels);
             } else {
                 std::vector<MatrixPanels<T>> panels{rows.across(w.up, w.d, part.rows)};

@@ -101,6 +101,15 @@ concept TurnsInRegisters =
         { b.turn(panel, v, k) } -> std::same_as<TurnedArgs<T>>;
     };
 
+// Can be read by the kernels `across`, if `turned`: packed panels of `units()` columns, which are
+// summed over. at: where the columns of a panel of the product begin in the one with unit k.
+template <class B>
+concept ReadsAcross = requires(const B &b, int64_t panel, int64_t k) {
+    { b.turned } -> std::convertible_to<bool>;
+    { b.units() } -> std::same_as<int64_t>;
+    { b.at(panel, k) } -> std::same_as<const char *>;
+};
+
 // Is copied a strip at a time, if copies(): one panel of kBlock steps behind the other.
 template <class B, class T>
 concept CopiesStrips =

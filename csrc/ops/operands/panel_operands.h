@@ -153,23 +153,30 @@ template <class T> struct MatrixPanels {
 // the raw matrix. The columns are the dimension that the forward pass sums over.
 template <class T> struct PackedAcross {
     const char *packed;
-    Element type;
+    Element of;
     int64_t packed_depth, cols, width; // packed_depth: steps of a packed panel, with padding
     bool gated, upper;                 // upper: of a gated panel the side of up, not of gate
-    bool copies() const { return true; }
+    bool turned;                       // transposed in registers, where the columns are whole
+    Element type() const { return of; }
+    bool copies() const { return !turned; }
+    // Units of a packed panel, and where the columns of panel p begin in the one with unit k.
+    int64_t units() const { return gated ? kPanel<T> / 2 : kPanel<T>; }
+    const char *at(int64_t p, int64_t k) const {
+        return packed + (k / units() * packed_depth + p * width) * packed_step<T>(of);
+    }
     void copy(const Kernels<T> &kernels, PanelRange panels, Steps steps, T *to) const {
         for (int64_t p = panels.first; p < panels.end(); ++p)
             get(kernels, p, steps, to + (p - panels.first) * kBlock * width);
     }
     Panel get(const Kernels<T> &kernels, int64_t p, Steps steps, T *to) const {
         const int64_t first = p * width, have = std::min(width, cols - first);
-        const int64_t per_panel = gated ? kPanel<T> / 2 : kPanel<T>;
+        const int64_t per_panel = units();
         const int64_t run = gated ? kGroup<T> : kPanel<T>; // rows that lie side by side
         each_part(steps, run, [&](Steps some) {
             const int64_t in = some.first % per_panel;
             const int64_t col = gated ? in / run * 2 * run + (upper ? run : 0) : in;
             const int64_t step = some.first / per_panel * packed_depth + first;
-            turn(kernels, packed + step * packed_step<T>(type), {col, some.count}, have,
+            turn(kernels, packed + step * packed_step<T>(of), {col, some.count}, have,
                  to + (some.first - steps.first) * width);
         });
         return {to, width};
@@ -179,16 +186,16 @@ template <class T> struct PackedAcross {
     // Transposes some columns of a packed panel, `steps` numbers of each, into rows.
     void turn(const Kernels<T> &kernels, const char *panel, ColumnRange cols, int64_t steps,
               T *to) const {
-        const Access<T> &of = kernels.of[type];
-        if (type != kBfloat16)
-            return of.pack(panel + cols.first * element_bytes(type), kPanel<T>, 1, steps,
-                           cols.count, to, width, width);
+        const Access<T> &access = kernels.of[of];
+        if (of != kBfloat16)
+            return access.pack(panel + cols.first * element_bytes(of), kPanel<T>, 1, steps,
+                               cols.count, to, width, width);
         // A pair of steps is moved as one number of 32 bits.
         T pairs[kPanel<T> * kPanel<T> / 2];
         const int64_t half = ceil_div(steps, 2);
         kernels.of[kFloat32].pack(panel + cols.first * 4, kPanel<T>, 1, half, cols.count, pairs,
                                   half, half);
-        of.pack(pairs, 1, 2 * half, steps, cols.count, to, width, width);
+        access.pack(pairs, 1, 2 * half, steps, cols.count, to, width, width);
     }
 };
 
@@ -223,7 +230,7 @@ static_assert(ReadInOrder<TokenPanels<float>>);
 static_assert(ReadInOrder<PackedPanels<float>> && SharesPanels<PackedPanels<float>>);
 static_assert(TurnsInRegisters<RawPanels<float>, float>);
 static_assert(ReadInOrder<MatrixPanels<float>> && CopiesStrips<MatrixPanels<float>, float>);
-static_assert(CopiesStrips<PackedAcross<float>, float>);
+static_assert(CopiesStrips<PackedAcross<float>, float> && ReadsAcross<PackedAcross<float>>);
 static_assert(HasType<PackedPanels<float>> && HasType<RawPanels<float>> &&
               HasType<MatrixPanels<float>>);
 

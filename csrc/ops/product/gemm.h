@@ -18,6 +18,7 @@
 #include <cstdint>
 
 #include "../operands/operand.h"
+#include "across.h"
 #include "epilogue.h"
 #include "fetch.h"
 #include "order.h"
@@ -37,10 +38,16 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
     // Multiplies rows of A, counted in units, by panels of B.
     void operator()(RowRange rows, PanelRange panels) {
         order_.end = panels.end();
-        if (w_.rows_outer)
+        if (w_.rows_outer) {
             each_part(rows, w_.strip, [&](RowRange some) { strip(some, panels); });
-        else
-            each_part(panels, w_.strip, [&](PanelRange some) { strip(rows, some); });
+        } else {
+            // `across` takes full panels alone, so one that is not full is a strip of its own.
+            const int64_t whole = std::max(w_.cols / w_.panel, panels.first);
+            const int64_t cut = ReadsAcross<B> ? std::min(whole, panels.end()) : panels.end();
+            for (PanelRange part : {PanelRange{panels.first, cut - panels.first},
+                                    PanelRange{cut, panels.end() - cut}})
+                each_part(part, w_.strip, [&](PanelRange some) { strip(rows, some); });
+        }
         const int64_t cols = std::min(w_.cols, panels.end() * w_.panel) - panels.first * w_.panel;
         const int64_t sums = rows.count * unit_ * cols, steps = w_.depth * (w_.pairs ? 2 : 1);
         counted_flops.fetch_add(2 * sums * steps * terms_, std::memory_order_relaxed);
@@ -49,6 +56,11 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
   private:
     void strip(RowRange rows, PanelRange panels) const {
         const int64_t partial = w_.partial_sum();
+        bool reads_across = false; // all terms at once
+        if constexpr (ReadsAcross<B>)
+            reads_across = b_->turned && panels.end() * w_.panel <= w_.cols && a_[0].contiguous() &&
+                           a_[terms_ - 1].contiguous();
+        const int terms = reads_across ? 1 : terms_;
         Block block{};
         block.rows = rows, block.panels = panels;
         Steps &steps = block.steps;
@@ -56,24 +68,24 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
             const int64_t at = w_.before + steps.first, in_partial = at % partial;
             steps.count = std::min({w_.step, w_.depth - steps.first, partial - in_partial});
             const bool end = steps.end() == w_.depth && w_.finish;
-            for (block.term = 0; block.term < terms_; ++block.term) {
-                const bool last_term = block.term + 1 == terms_;
+            for (block.term = 0; block.term < terms; ++block.term) {
+                const bool last_term = block.term + 1 == terms;
                 block.add = in_partial + block.term > 0;
                 block.last = end && last_term;
                 block.later = at >= partial;
                 block.ends =
                     block.later && last_term && (end || in_partial + steps.count == partial);
-                if constexpr (SharesPanels<B>)
-                    if (w_.groups) {
-                        groups(block);
-                        continue;
-                    }
-                if (w_.rows_outer && !w_.rows_stay)
+                if (reads_across) {
+                    if constexpr (ReadsAcross<B>) across(block);
+                } else if (w_.groups) {
+                    if constexpr (SharesPanels<B>) groups(block);
+                } else if (w_.rows_outer && !w_.rows_stay) {
                     rows_outer(block);
-                else if (w_.slice < kBlock)
+                } else if (w_.slice < kBlock) {
                     slices(block);
-                else
+                } else {
                     panels_outer(block);
+                }
             }
             steps = {steps.end(), 0};
         } while (steps.first < w_.depth);
@@ -193,6 +205,18 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
             t.prefetch_run = kRunLength * b.line_step();
             one_tile(block, t, panel, tile, vectors);
         }
+    }
+
+    void across(const Block &block) const {
+        const Across<T, A, B> terms{k_, w_, a_, *b_, terms_, block};
+        T *const parts = s_.sums + in_strip(block, {block.rows, block.panels.end(), {}}, 0);
+        terms.sum(parts);
+        for (int64_t p = block.panels.first; p < block.panels.end(); ++p)
+            each_part(block.rows, w_.tile_rows, [&](RowRange rows) {
+                const Tile tile{rows, p, columns_of(p)};
+                terms.add(parts, tile, sums(block, tile, block.later));
+                finish(block, tile, vectors_of(tile.cols));
+            });
     }
 
     Panel get(const Block &block, const B &b, int64_t p) const {

@@ -30,6 +30,8 @@ constexpr int64_t kSlicedRows = 80;
 // Rows whose distance is a power of two share a few sets of L1. More than 8 rows are therefore
 // copied, to rows whose distance is an odd number of cache lines, which spread over all sets.
 constexpr int64_t kRowsInPlace = 8;
+// Up to so many tokens, the backward pass transposes packed weights in registers.
+constexpr int64_t kAcrossTokens = 16;
 template <class T> int64_t row_stride(int64_t cols) {
     return (round_up(cols * (int64_t)sizeof(T), 128) + 64) / (int64_t)sizeof(T);
 }
@@ -185,6 +187,12 @@ template <class T> struct Rows {
                 walk.slice = tokens <= tile && b[0].m.template holds<T>() ? 32 : 64;
                 blocks.strip = sliced_strip(blocks.rows, cols);
             }
+        int64_t parts = 0; // sums of a strip, with those of a block that are kept until its end
+        if constexpr (std::is_same_v<Panels, PackedAcross<T>>)
+            if (b[0].turned) {
+                blocks.strip = sliced_strip(blocks.rows, cols);
+                parts = 1 + terms;
+            }
         walk.rows_outer = false;
         walk.strip = blocks.strip;
         walk.full_panels = true;
@@ -207,7 +215,7 @@ template <class T> struct Rows {
         const int64_t strip = blocks.rows * blocks.strip * width;
         build.scratch.need({.a = gather.m.data ? blocks.rows * row_stride<T>(walk.depth) : 0,
                             .b = (copies ? blocks.strip : 1) * kBlock * width,
-                            .sums = (sliced ? 2 : sums) * strip,
+                            .sums = std::max<int64_t>(sliced ? 2 : sums, parts) * strip,
                             .partial = sums && walk.long_sum() ? strip : 0});
         return {k, walk, a, b, terms, blocks.rows, size, gather};
     }
@@ -242,9 +250,11 @@ template <class T> struct Rows {
                 : in_place            ? Reading::kInPlace
                                       : Reading::kCopied};
     }
-    PackedAcross<T> packed_across(const char *panels, const Weights<T> &w, int64_t depth,
-                                  int64_t cols, bool gated, bool upper) const {
-        return {panels, w.type, packed_depth(w.type, depth), cols, width, gated, upper};
+    // size: of the product that the weights were packed for, and how many tokens there are now.
+    PackedAcross<T> packed_across(const char *panels, const Weights<T> &w, const ProductSize &size,
+                                  bool gated, bool upper) const {
+        return {panels, w.type, packed_depth(w.type, size.depth), size.cols, width,
+                gated,  upper,  size.tokens <= kAcrossTokens};
     }
 
     // Computes h alone, from the preactivations, where dh is not needed: calls the epilogue of the
