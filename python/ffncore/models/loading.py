@@ -29,7 +29,7 @@ from ..values.weights import FFNWeights
 from . import mixture_loading
 from .families import FAMILIES, Family
 from .families import LayerInfo as LayerInfo
-from .files.checkpoint import Checkpoint
+from .files.checkpoint import Checkpoint, opened
 from .files.config import Config
 from .files.defaults import FIXED
 from .files.json_text import brief
@@ -85,7 +85,7 @@ def load(
         raise TypeError(f"layer is of type {type(layer).__name__}; expected an integer")
     if dtype is not None:
         as_dtype("dtype", dtype)
-    with Checkpoint(path) as checkpoint:
+    with opened(path) as checkpoint:
         found = _chosen(checkpoint, layer, family, prefix)
         tensors, row, config = found.tensors, found.row, checkpoint.config
         packed = _packing(found, config)
@@ -123,7 +123,7 @@ def layers(path: str | os.PathLike[str], family: str | None = None) -> list[Laye
 
     >>> infos = ffncore.models.layers("path/to/model")
     """
-    with Checkpoint(path) as checkpoint:
+    with opened(path) as checkpoint:
         return [_info(found, checkpoint.config) for found in _layers(checkpoint, family)]
 
 
@@ -157,7 +157,7 @@ def _chosen(checkpoint: Checkpoint, layer: int, family: str | None, prefix: str 
 
 def why_none(path: str | os.PathLike[str], family: str | None) -> str:
     """The sentence that says why models.layers returns no layer."""
-    with Checkpoint(path) as checkpoint:
+    with opened(path) as checkpoint:
         return _none(checkpoint, family)
 
 
