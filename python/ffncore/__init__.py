@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     )
     from .functional.model_routers import sparsemixer, switch_capacity
     from .layers import FFN, MoE, MoELayerGrads, MoELayerSaved, Router, RouterGrads
-    from .models import load
+    from .models import load, load_all
     from .models.load_packed import load_packed
 
 # Modules that are imported when one of their public names is first used, and these names.
@@ -86,7 +86,7 @@ _LAZY = {
     ),
     "functional.model_routers": ("sparsemixer", "switch_capacity"),
     "layers": ("FFN", "MoE", "MoELayerGrads", "MoELayerSaved", "Router", "RouterGrads"),
-    "models": ("load",),
+    "models": ("load", "load_all"),
     "models.load_packed": ("load_packed",),
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}
@@ -145,6 +145,7 @@ __all__ = [
     "ffn_forward",
     "get_num_threads",
     "load",
+    "load_all",
     "load_balancing_loss",
     "load_balancing_loss_backward",
     "load_packed",

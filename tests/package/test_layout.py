@@ -26,7 +26,7 @@ MAY_IMPORT = {
         *("models", "layers", "functional", "runtime", "reference", "values", "arrays"),
         *("old_paths", "_core"),
     },
-    "models": {"models.files", "layers", "values", "arrays"},
+    "models": {"models.files", "layers", "runtime", "values", "arrays"},
     "models.files": {"arrays"},
     "layers": {"functional", "values", "arrays"},
     "functional": {"backends.cpu", "backends.cuda", "values", "arrays", "_core"},

@@ -1,4 +1,4 @@
-"""Checkpoints of released models: fc.load reads single layers, models.layers lists them.
+"""Checkpoints of released models: fc.load and fc.load_all read layers, models.layers lists them.
 
 FAMILIES and MOE_FAMILIES are tables of model families: how they name and store their layers.
 
@@ -6,6 +6,7 @@ FAMILIES and MOE_FAMILIES are tables of model families: how they name and store 
 ...     print(info.layer, info.d_model, info.d_ff)
 """
 
+from .all_layers import AllLayers, load_all
 from .families import FAMILIES, Family, LayerInfo
 from .loading import layers, load, ranges
 from .mixture_families import MOE_FAMILIES, MoEFamily
@@ -13,10 +14,12 @@ from .mixture_families import MOE_FAMILIES, MoEFamily
 __all__ = [
     "FAMILIES",
     "MOE_FAMILIES",
+    "AllLayers",
     "Family",
     "LayerInfo",
     "MoEFamily",
     "layers",
     "load",
+    "load_all",
     "ranges",
 ]
