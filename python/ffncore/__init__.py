@@ -39,7 +39,8 @@ Arrays may be float32, float64, float16 or bfloat16 (from ml_dtypes); a float32 
 16-bit weights. For each dtype the result has the same bits with any instruction set, number of
 threads and batch, and with packed or raw weights. ffn, moe, route and their backward passes also
 accept torch CUDA tensors and CuPy arrays, if the package was built with its CUDA part.
-`python -m ffncore --help` lists the commands that check and measure an installation.
+`python -m ffncore --help` lists the commands, which check an installation, inspect a checkpoint,
+run its layers, and measure speed.
 """
 
 from typing import TYPE_CHECKING, Any

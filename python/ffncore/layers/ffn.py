@@ -77,6 +77,14 @@ class FFN:
             return self
         return FFN(pack(self.weights), self.activation, self.name)
 
+    def parameters(self) -> dict[str, Array]:
+        """Return a dict from names to the arrays that have gradients, such as "up" and "b_up".
+
+        The names are those of FFNGrads.arrays(). Packed weights have no gradients, and are left
+        out.
+        """
+        return self.weights.arrays() if isinstance(self.weights, FFNWeights) else {}
+
     @property
     def d_model(self) -> int:
         """The last dimension of x and y."""
