@@ -84,14 +84,19 @@ def test_another_show():
         bar([5, 6], "layers", "layer", 1)
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_a_line_is_printed(there, monkeypatch, capsys):
-    if there:
-        pytest.importorskip("tqdm")
-    else:
-        monkeypatch.setitem(sys.modules, "tqdm", None)
+def test_a_line_is_printed(capsys):
     say("layer 3")
     assert capsys.readouterr().out == "layer 3\n"
+
+
+def test_a_line_does_not_draw_a_bar_that_waits(monkeypatch):
+    pytest.importorskip("tqdm")
+    file = terminal(monkeypatch)
+    monkeypatch.setattr(sys, "stdout", file)
+    for number in bar(range(3), "layers", "layer"):
+        say(f"layer {number}")
+    say("the end")
+    assert file.getvalue() == "layer 0\nlayer 1\nlayer 2\nthe end\n"
 
 
 @pytest.mark.usefixtures("slow")

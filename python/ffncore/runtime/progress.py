@@ -8,13 +8,16 @@ Tests: tests/runtime/test_progress.py.
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 # Who waits for less does not look for a bar.
 DELAY_SECONDS = 2.0
+
+_bars: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def bar(items: Iterable[T], title: str, unit: str, show: bool | None = None) -> Iterator[T]:
@@ -41,16 +44,23 @@ def bar(items: Iterable[T], title: str, unit: str, show: bool | None = None) -> 
         ) from None
     delay = 0.0 if show else DELAY_SECONDS
     # Without dynamic_ncols the bar has the width that the terminal had at the beginning.
-    return iter(tqdm(items, title, unit=unit, delay=delay, dynamic_ncols=True, file=sys.stderr))
+    made = tqdm(items, title, unit=unit, delay=delay, dynamic_ncols=True, file=sys.stderr)
+    _bars.add(made)
+    return iter(made)
 
 
 def say(line: str) -> None:
     """Print a line to stdout, above the bar if one is drawn."""
-    drawn = sys.modules.get("tqdm")
-    if drawn is None:
+    drawn = [made for made in _bars if _is_drawn(made)]
+    if drawn:
+        drawn[0].write(line)
+    else:  # write() would draw a bar that waits for its two seconds
         print(line, flush=True)
-    else:
-        drawn.tqdm.write(line)
+
+
+def _is_drawn(made: Any) -> bool:
+    """Whether a bar is on the screen: it is disabled when it is closed."""
+    return not made.disable and made.last_print_t >= made.start_t + made.delay
 
 
 def _on_a_terminal() -> bool:
