@@ -1,16 +1,20 @@
-"""Checkpoint: the tensors of a model by name, from one safetensors file or from many with an index.
+"""Checkpoint: the tensors of a model by name, from one safetensors file or from many.
 
-Names are read once, from the header of the single file or from the index. Of many files, each is
-opened when one of its tensors is needed, so that a missing or damaged file only matters to layers
-with tensors in it. Files outside the folder are never opened. A tensor is read in the dtype in
-which it is stored, unless another one is requested. Tests: tests/models/test_checkpoint.py.
+Names are read once: from the header of the single file, from the index of many, or, without an
+index, from the headers of all files model-00001-of-00003 and so on. With an index, a file is opened
+when one of its tensors is needed, so that a missing or damaged file only matters to layers with
+tensors in it. Files outside the folder are never opened. A tensor is read in the dtype in which it
+is stored, unless another one is requested.
+
+Names are without the prefixes that training tools add, such as "_orig_mod."; errors show the names
+in the file. Tests: tests/models/test_checkpoint.py.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,12 @@ Groups = dict[tuple[str, int], list[str]]
 _HUB = " (a model name on a hub is not a path: download it, and pass the folder)"
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
+# Prefixes that torch.compile, data-parallel training and adapters add to names, at any depth.
+_TOOLS = re.compile(
+    r"(?<![^.])(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module)\."
+    r"|base_model\.model\.)+"
+)
+
 # Longer numbers are not those of layers, and int() raises ValueError for very long ones.
 _MOST_DIGITS = 9
 
@@ -38,17 +48,35 @@ class Checkpoint:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         found = _find(self.path, os.fspath(path))
-        self._folder = found.parent
+        self._folder = found[0].parent
         self._open: dict[str, SafetensorsFile | ValueError | FileNotFoundError] = {}
         self._groups: dict[str, Groups] = {}
         self.config: Config = read_config(self._folder / "config.json")
-        self._index: Path | None = None
-        self._listed: dict[str, Any] = {}
-        if found.name.endswith(".json"):
-            self._index = found
-            self._listed = _weight_map(found)
+        self._single: SafetensorsFile | None = None
+        self._listed: dict[str, Any] = {}  # the file of each tensor, if there are many files
+        self.names_file: Path = found[0]  # the file that lists the names, or their folder
+        if len(found) > 1:
+            self.names_file = self._folder
+            self._listed = self._headers(found)
+        elif found[0].name.endswith(".json"):
+            self._listed = _weight_map(found[0])
         else:
-            self._single = self._open[found.name] = SafetensorsFile(found)
+            self._single = self._open[found[0].name] = SafetensorsFile(found[0])
+        # Only the names that differ from those in the files.
+        self._stored = _renamed(self._listed if self._single is None else self._single)
+
+    def _headers(self, files: list[Path]) -> dict[str, Any]:
+        listed: dict[str, Any] = {}
+        for path in files:
+            file = self._open[path.name] = SafetensorsFile(path)
+            for name in file:
+                if name in listed:
+                    raise ValueError(
+                        f"{self._folder} has no index, and {shown(name)} is in {listed[name]} and "
+                        f"in {path.name}; expected it in one file"
+                    )
+                listed[name] = path.name
+        return listed
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -62,15 +90,17 @@ class Checkpoint:
                 file.close()
 
     def __contains__(self, name: str) -> bool:
-        return name in (self._single if self._index is None else self._listed)
+        return self._stored.get(name, name) in self._names
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._single if self._index is None else self._listed)
+        if not self._stored:
+            return iter(self._names)
+        clean = {stored: name for name, stored in self._stored.items()}
+        return (clean.get(name, name) for name in self._names)
 
     @property
-    def names_file(self) -> Path:
-        """The file that lists the names of the tensors."""
-        return self._single.path if self._index is None else self._index
+    def _names(self) -> SafetensorsFile | dict[str, Any]:
+        return self._listed if self._single is None else self._single
 
     def layers(self, layer: str) -> Groups:
         """The names that start with `layer`, such as "layers.{}.", after any prefix, by layer."""
@@ -99,27 +129,36 @@ class Checkpoint:
         Raises ValueError if the tensor is damaged or not in its file, FileNotFoundError if there is
         no such file.
         """
+        name = self._stored.get(name, name)
         return self._file_of(name).entry(name)
 
     def place(self, name: str) -> str:
         """The file and the name of a tensor, with which an error message about it begins."""
-        file = self._single.path if self._index is None else self._folder / self._listed[name]
+        name = self._stored.get(name, name)
+        single = self._single
+        file = self._folder / self._listed[name] if single is None else single.path
         return f"{file}: {shown(name)}"
 
-    def read(self, name: str, dtype: str | None) -> np.ndarray[Any, Any]:
-        """Read a tensor into a new array of `dtype`; None: the dtype in which it is stored."""
-        tensor = self._file_of(name).read(name)
+    def read(self, name: str, dtype: str | None, rows: range | None = None) -> np.ndarray[Any, Any]:
+        """Read a tensor into a new array of `dtype`; None: the dtype in which it is stored.
+
+        rows  the part of the first dimension that is read; None: all of it
+        """
+        stored = self._stored.get(name, name)
+        tensor = self._file_of(stored).read(stored, rows)
         if dtype is None:
             return tensor
         return converted(tensor, as_dtype("dtype", dtype), self.place(name))
 
     def _file_of(self, name: str) -> SafetensorsFile:
-        if self._index is None:
+        if self._single is not None:
             return self._single
         listed = self._listed[name]
         if not isinstance(listed, str) or repeats(self._listed, name):
             found = "two files" if isinstance(listed, str) else f"the file {brief(listed)}"
-            raise ValueError(f"{self._index} names {found} for {shown(name)}; expected one name")
+            raise ValueError(
+                f"{self.names_file} names {found} for {shown(name)}; expected one name"
+            )
         file = self._open.get(listed)
         if file is None:
             file = self._open[listed] = self._opened(listed)
@@ -127,7 +166,7 @@ class Checkpoint:
             raise type(file)(f"{file}; {shown(name)} should be in it")
         if name not in file:
             raise ValueError(
-                f"{file.path} has no tensor {shown(name)}; expected one, because {self._index} "
+                f"{file.path} has no tensor {shown(name)}; expected one, because {self.names_file} "
                 f"lists it there"
             )
         return file
@@ -136,11 +175,11 @@ class Checkpoint:
         """Open a file, or return the error, so that it is tried once for all its tensors."""
         if not file or os.path.basename(file) != file:  # noqa: PTH119  # as text: nothing else is looked at
             return ValueError(
-                f"{self._index} names {brief(file)}; expected a file in the same folder"
+                f"{self.names_file} names {brief(file)}; expected a file in the same folder"
             )
         path = self._folder / file
         if not os.path.lexists(path):
-            return FileNotFoundError(f"{self._index} names {brief(file)}, which does not exist")
+            return FileNotFoundError(f"{self.names_file} names {brief(file)}, which does not exist")
         try:
             return SafetensorsFile(path)
         except ValueError as error:
@@ -153,8 +192,21 @@ def _is_number(text: str) -> bool:
     return short and (text[0] != "0" or text == "0")
 
 
-def _find(path: Path, given: str) -> Path:
-    """The one file, or the index of many; given: the path as the caller wrote it."""
+def _renamed(names: Iterable[str]) -> dict[str, str]:
+    """From names without the prefixes of tools to those in the file, where they differ."""
+    if not any(_TOOLS.search(name) for name in names):
+        return {}
+    clean: dict[str, list[str]] = {}
+    for name in names:
+        clean.setdefault(_TOOLS.sub("", name), []).append(name)
+    # Two tensors that would have one name keep their own.
+    return {n: s[0] for n, s in clean.items() if len(s) == 1 and s[0] != n}
+
+
+def _find(path: Path, given: str) -> list[Path]:
+    """The one file, the index of many, or many without one; given: the path as the caller wrote
+    it.
+    """
     if not os.path.exists(path):  # noqa: PTH110  # false, too, for a name that no file can have
         a_file = path.suffix in (".safetensors", ".json") or os.path.exists(path.parent)  # noqa: PTH110
         hub = _HUB if _HUB_NAME.fullmatch(given) and not a_file else ""
@@ -162,18 +214,39 @@ def _find(path: Path, given: str) -> Path:
             f"{path} does not exist; expected a folder or a .safetensors file{hub}"
         )
     if not path.is_dir():
-        return path
+        return [path]
     index = path / "model.safetensors.index.json"
     if os.path.lexists(index):
-        return index
+        return [index]
     single = path / "model.safetensors"
     files = [single] if os.path.lexists(single) else sorted(path.glob("*.safetensors"))
-    if len(files) != 1:
+    if len(files) == 1:
+        return files
+    return _shards(path, files)
+
+
+_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
+
+
+def _shards(path: Path, files: list[Path]) -> list[Path]:
+    """The files, if their names are those of all parts of one model."""
+    matches = [_SHARD.fullmatch(file.name) for file in files]
+    kinds = {match and (match[1], match[3]) for match in matches}
+    if not files or None in kinds or len(kinds) > 1:
         raise ValueError(
             f"{path} has {len(files)} .safetensors files and no model.safetensors.index.json; "
-            f"expected one file, or an index"
+            f"expected one file, or an index, or files like model-00001-of-00002.safetensors"
         )
-    return files[0]
+    there = {int(match[2]) for match in matches if match}
+    count = int(matches[0][3]) if matches[0] else 0
+    missing = [n for n in range(1, count + 1) if n not in there]
+    if missing or len(there) != count:
+        name = f"{matches[0][1]}-{missing[0]:05}-of-{count:05}" if missing and matches[0] else ""
+        raise FileNotFoundError(
+            f"{path} has {len(files)} of {count} files and no model.safetensors.index.json, and "
+            f"{name}.safetensors does not exist; expected all of them"
+        )
+    return files
 
 
 def _weight_map(index: Path) -> dict[str, Any]:

@@ -107,15 +107,26 @@ class SafetensorsFile:
             self._entries[name] = found
         return found
 
-    def read(self, name: str) -> np.ndarray[Any, Any]:
-        """Read a tensor into a new array. Its dtype has to be one that numpy has."""
+    def read(self, name: str, rows: range | None = None) -> np.ndarray[Any, Any]:
+        """Read a tensor into a new array. Its dtype has to be one that numpy has.
+
+        rows  the part of the first dimension that is read; None: all of it
+        """
         entry = self.entry(name)
         if 0 in entry.shape:
             raise self._wrong(
                 name, f"has shape {entry.shape}; expected at least 1 in each dimension"
             )
-        data = self._bytes(entry.begin, entry.end - entry.begin, name)
-        return data.view(_numpy_dtype(entry.dtype)).reshape(entry.shape)
+        shape, begin, length = entry.shape, entry.begin, entry.end - entry.begin
+        if rows is not None:
+            row = length // shape[0]
+            shape, begin, length = (
+                (len(rows), *shape[1:]),
+                begin + rows.start * row,
+                len(rows) * row,
+            )
+        data = self._bytes(begin, length, name)
+        return data.view(_numpy_dtype(entry.dtype)).reshape(shape)
 
     def _read_header(self) -> dict[str, Any]:
         if self.size < 8:
