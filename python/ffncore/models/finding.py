@@ -156,7 +156,8 @@ def _given(checkpoint: Checkpoint, prefixes: list[str], given: str) -> str | Non
     if not prefixes:
         return None
     unknown = checkpoint.config.part(tower)
-    if tower in WORDS and unknown.tower == tower and not _candidates(unknown, None):
+    own = unknown.model_type != checkpoint.config.outer
+    if tower in WORDS and own and not _candidates(unknown, None):
         raise ValueError(_unknown(checkpoint, unknown))
     raise ValueError(
         f"prefix is {given!r}; expected one of {_listed(prefixes)}, the prefixes in "

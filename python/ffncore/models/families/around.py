@@ -17,17 +17,18 @@ _NORMS: dict[str, Iterable[str]] = {
     "post": (
         *("bert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet", "deberta"),
         *("deberta-v2", "layoutlm", "ernie", "roformer", "splinter", "data2vec-text"),
-        *("albert", "distilbert", "openai-gpt", "gte", "new", "nomic_bert"),
+        *("albert", "distilbert", "openai-gpt", "gte", "new", "nomic_bert", "rembert"),
+        *("nystromformer", "bart", "marian", "plbart", "blenderbot-small"),
     ),
     "output": ("olmo2", "olmo3", "exaone4", "flex_olmo", "olmo_hybrid"),
     "pre and output": (
-        *("gemma2", "gemma3_text", "gemma3n_text", "gemma4_text", "glm4", "afmoe", "dia"),
+        *("gemma2", "gemma3_text", "gemma3n_text", "gemma4_text", "glm4", "afmoe"),
         *("glm4v_text", "glm_ocr_text", "kolibri1", "vaultgemma", "gemma4_vision"),
     ),
 }
 _NORM_OF = {model_type: norms for norms, types in _NORMS.items() for model_type in types}
 
-# Attention and block read the same residual; False stands for one norm of both.
+# Attention and block read the same residual.
 _PARALLEL = {"phi", "gptj", "codegen", "cohere", "cohere2", "cohere2_moe"}
 
 # Model types whose config.json may say so.

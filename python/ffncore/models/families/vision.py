@@ -28,10 +28,10 @@ VISION = (
     Family(
         "dinov2",
         ("dinov2", "dinov2_with_registers"),
-        "encoder.layer.{}.",
+        "layer.{}.",
         tuple(
             form
-            for layer in ("encoder.layer.{}.", "layers.{}.", "layer.{}.")
+            for layer in ("layer.{}.", "layers.{}.")
             for form in (
                 plain("mlp.", "fc1", "fc2", biases=True, layer=layer),
                 # The code of gated layers does not read the key of the activation.

@@ -57,7 +57,11 @@ class Checkpoint:
         self.names_file: Path = found[0]  # the file that lists the names, or their folder
         if len(found) > 1:
             self.names_file = self._folder
-            self._listed = self._headers(found)
+            try:
+                self._listed = self._headers(found)
+            except BaseException:
+                self.close()
+                raise
         elif found[0].name.endswith(".json"):
             self._listed = _weight_map(found[0])
         else:
