@@ -142,7 +142,7 @@ def test_a_factor_without_an_inner_runs_in_the_kernels(rng):
     np.testing.assert_allclose(grads.x, expected["x"], rtol=1e-12, atol=1e-12)
 
 
-def test_errors(rng):
+def test_errors():
     ffn = layer("rms")
     assert ffn.packed() is ffn
     with pytest.raises(TypeError, match="weights are packed and inner is given"):

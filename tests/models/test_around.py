@@ -1,4 +1,4 @@
-"""What stands around a block: data on the layer and in the list, which the layer does not compute."""
+"""What stands around a block: data on the layer and in the list; the layer does not compute it."""
 
 import copy
 
@@ -49,7 +49,7 @@ def test_nothing_is_known_of_an_unknown_model(tmp_path):
 def test_a_wrong_multiplier_is_an_error(tmp_path):
     write(tmp_path, llama(), {"model_type": "granite", "residual_multiplier": "0.22"})
     with pytest.raises(
-        ValueError, match="has residual_multiplier '0.22'; expected a finite number"
+        ValueError, match=r"has residual_multiplier '0.22'; expected a finite number"
     ):
         fc.load(tmp_path)
     (info, _) = models.layers(tmp_path)

@@ -216,7 +216,7 @@ def test_a_layer_of_albert_is_that_of_its_group(rng, tmp_path):
     for layer, group in enumerate((0, 0, 0, 1, 1)):  # floor(layer / (5 / 2))
         expected = case.formula(tensors, group, x)
         np.testing.assert_allclose(fc.load(tmp_path, layer=layer)(x), expected, rtol=1e-10)
-    with pytest.raises(ValueError, match="layer 5 is not in .*; expected one of 0-4"):
+    with pytest.raises(ValueError, match=r"layer 5 is not in .*; expected one of 0-4"):
         fc.load(tmp_path, layer=5)
     write(tmp_path, tensors, {**config, "inner_group_num": 2})
     with pytest.raises(ValueError, match=r"has inner_group_num 2; expected an integer"):

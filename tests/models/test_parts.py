@@ -86,7 +86,7 @@ def test_longcat_has_null_experts_and_two_dense_blocks(rng, tmp_path):
         part = fc.load(tmp_path, part=f"mlps.{i}")
         assert part.name == f"model.layers.0.mlps.{i}"
         close(part, x, reference.ffn(x, block, activation="silu"))
-    with pytest.raises(ValueError, match="part is 'mlp'; expected one of 'mlps.0', 'mlps.1'"):
+    with pytest.raises(ValueError, match=r"part is 'mlp'; expected one of 'mlps\.0', 'mlps\.1'"):
         fc.load(tmp_path, part="mlp")
     assert models.layers(tmp_path)[0].parts == ("mlps.0", "mlps.1")
 
@@ -310,7 +310,7 @@ def test_the_shared_expert_is_a_part(rng, tmp_path):
     write(tmp_path, tensors, config)
     layer, part = fc.load(tmp_path), fc.load(tmp_path, part="mlp.shared_expert")
     assert np.array_equal(part.weights.up, layer.shared.weights.up)
-    with pytest.raises(ValueError, match="experts is given, and part mlp.shared_expert has no"):
+    with pytest.raises(ValueError, match=r"experts is given, and part mlp\.shared_expert has no"):
         fc.load(tmp_path, part="mlp.shared_expert", experts=range(2))
 
 

@@ -107,7 +107,7 @@ def test_a_tower_whose_model_type_is_not_known(tmp_path):
     assert fc.load(tmp_path).d_ff == F
     assert {info.tower for info in models.layers(tmp_path)} == {"text"}
     with pytest.raises(
-        ValueError, match="has model_type 'mine', which ffncore.models does not know"
+        ValueError, match=r"has model_type 'mine', which ffncore\.models does not know"
     ):
         fc.load(tmp_path, prefix="vision")
 

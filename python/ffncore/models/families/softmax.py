@@ -23,6 +23,8 @@ NORM = {"norm_topk_prob": "norm_topk_prob"}
 SCALE = {"routed_scaling_factor": "routed_scaling_factor"}
 _AFTER = {"score_fn": "softmax_topk"}
 
+_SWITCH = ("layer.1.mlp.", "layer.2.mlp.")  # of the encoder and of the decoder
+
 EXPERTS = (gated("mlp.experts.{}."), stacked("mlp.experts."))
 MIXTRAL = (numbered("block_sparse_moe.experts.{}."), stacked("mlp.experts."))
 _GPT_OSS: dict[str, float | str] = {
@@ -275,20 +277,15 @@ SOFTMAX: tuple[MoEFamily, ...] = (
         shared_if={"llama4_text": True},
         on_input=True,
     ),
-    *(
-        MoEFamily(
-            name,
-            model_types,
-            "block.{}.",
-            (plain(f"{start}", "wi", "wo"),),
-            activation_keys=("dense_act_fn",),
-            router=(f"{start}router.classifier.weight",),
-            experts=(plain(f"{start}experts.expert_{{}}.", "wi", "wo"),),
-            route=switch_route,
-            keys=("expert_capacity",),
-        )
-        for name, model_types, start in (
-            ("switch_transformers", ("switch_transformers",), "layer.1.mlp."),
-        )
+    MoEFamily(
+        "switch_transformers",
+        ("switch_transformers",),
+        "block.{}.",
+        tuple(plain(start, "wi", "wo") for start in _SWITCH),
+        activation_keys=("dense_act_fn",),
+        router=tuple(f"{start}router.classifier.weight" for start in _SWITCH),
+        experts=tuple(plain(f"{start}experts.expert_{{}}.", "wi", "wo") for start in _SWITCH),
+        route=switch_route,
+        keys=("expert_capacity",),
     ),
 )

@@ -50,7 +50,7 @@ VISION = (
     Family(
         "idefics3_vision",  # the names of clip beside a language model
         ("idefics3_vision", "idefics2_vision", "smolvlm_vision", "glmasr_encoder")
-        + ("kosmos_2_vision_model", "minimax_m3_vl_vision"),
+        + ("kosmos_2_vision_model", "minimax_m3_vl_vision", "janus_vision_model"),
         "layers.{}.",
         (plain("mlp.", "fc1", "fc2", biases=True),),
     ),
@@ -90,7 +90,15 @@ VISION = (
         "blocks.{}.",
         (plain("mlp.", "fc1", "fc2", biases=True),),
     ),
-    Family("qwen2_5_vision", ("qwen2_5_vl_vision",), "blocks.{}.", (gated("mlp.", biases=True),)),
+    Family(
+        "qwen2_5_vision",
+        ("qwen2_5_vl_vision", "glm_ocr_vision", "exaone4_5_vision"),
+        "blocks.{}.",
+        (gated("mlp.", biases=True),),
+    ),
+    Family("glm4v_vision", ("glm4v_vision",), "blocks.{}.", (gated("mlp."),)),
+    Family("got_ocr2_vision", ("got_ocr2_vision",), "layers.{}.", (plain("mlp.", "lin1", "lin2"),)),
+    Family("ovis2_vision", ("ovis2_vision",), "layers.{}.", (gated("ffn."),)),
     Family(
         "kimi_vision",
         ("kimi_k25_vision",),

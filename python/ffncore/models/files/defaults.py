@@ -19,10 +19,10 @@ from .towers import TOWERS
 _DENSE: tuple[tuple[str, dict[str, Any]], ...] = (
     (
         "bert roberta xlm-roberta camembert electra mpnet deberta deberta-v2 layoutlm "
-        "megatron-bert ernie xlm-roberta-xl roformer rembert roberta-prelayernorm "
+        "megatron-bert ernie xlm-roberta-xl roformer rembert "
         "splinter data2vec-text gte vit deit dinov2 dinov2_with_registers "
         "glmasr_encoder minimax_m3_vl_vision internvl_vision llama4_vision_model "
-        "pixtral",
+        "pixtral janus_vision_model got_ocr2_vision",
         {"hidden_act": "gelu"},
     ),
     ("esm bloom mpt lfm2", {}),
@@ -31,13 +31,13 @@ _DENSE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("imagegpt", {"activation_function": "quick_gelu"}),
     ("decision_transformer m2m_100 speech_to_text", {"activation_function": "relu"}),
     ("openai-gpt", {"afn": "gelu"}),
-    ("llama smollm3 seed_oss helium cwm", {"hidden_act": "silu", "mlp_bias": False}),
+    ("llama smollm3 seed_oss helium cwm ovis2_vision", {"hidden_act": "silu", "mlp_bias": False}),
     (
         "mistral ministral qwen2 qwen3 olmo olmo2 olmo3 cohere cohere2 exaone4 "
         "ministral3 hunyuan_v1_dense qwen2_vl_text qwen2_5_vl_text qwen3_vl_text "
         "qwen3_5_text voxtral_realtime_text voxtral_realtime_encoder diffllama "
         "olmo_hybrid phi3 glm glm4 dia_encoder dia_decoder glm4v_text glm_ocr_text "
-        "nomic_bert qwen2_5_vl_vision",
+        "nomic_bert qwen2_5_vl_vision glm_ocr_vision glm4v_vision exaone4_5_vision",
         {"hidden_act": "silu"},
     ),
     ("granite hyperclovax", {"hidden_act": "silu", "mlp_bias": False, "residual_multiplier": 1.0}),

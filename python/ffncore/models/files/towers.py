@@ -12,9 +12,11 @@ from __future__ import annotations
 WORDS: dict[str, frozenset[str]] = {
     "mtp": frozenset(("mtp", "nextn", "mtp_layers")),
     "talker": frozenset(("talker", "code_predictor", "code2wav", "token2wav", "depth_decoder")),
+    "connector": frozenset(("perceiver_resampler", "resampler", "qformer")),
     "vision": frozenset(
         ("vision", "vision_model", "vision_tower", "visual", "vision_encoder", "visual_encoder")
         + ("image_encoder", "vit", "vpm", "vision_backbone", "image_model", "vision_embedder")
+        + ("image_tower", "video_tower")
     ),
     "audio": frozenset(
         ("audio", "audio_tower", "audio_model", "audio_encoder", "speech_encoder", "apm")
@@ -26,8 +28,9 @@ WORDS: dict[str, frozenset[str]] = {
     "decoder": frozenset(("decoder",)),
 }
 
-# Layers of these towers predict further tokens or sounds beside the model.
-SIDE = frozenset(("mtp", "talker"))
+# Layers of these towers stand beside the model: they predict further tokens or sounds, or connect
+# two other towers.
+SIDE = frozenset(("mtp", "talker", "connector"))
 
 PARTS: dict[str, tuple[str, ...]] = {
     "text": ("text_config", "llm_config", "language_config"),
@@ -62,6 +65,8 @@ TOWERS: dict[str, dict[str, str]] = {
     "exaone4_5": _towers("exaone4", "exaone4_5_vision"),
     "gemma3": _towers("gemma3_text", _SIGLIP),
     "gemma3n": _towers("gemma3n_text", "gemma3n_vision", "gemma3n_audio"),
+    "glm4v": _towers("glm4v_text", "glm4v_vision"),
+    "glm_ocr": _towers("glm_ocr_text", "glm_ocr_vision"),
     "gemma4": _towers("gemma4_text", "gemma4_vision", "gemma4_audio"),
     "glmasr": _towers("llama", audio="glmasr_encoder"),
     "got_ocr2": _towers("qwen2", "got_ocr2_vision"),
