@@ -18,7 +18,7 @@ DENSE = (
         "bert",
         ("bert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet", "esm", "deberta")
         + ("deberta-v2", "layoutlm", "megatron-bert", "ernie", "xlm-roberta-xl", "roformer")
-        + ("nystromformer", "rembert", "splinter", "data2vec-text"),
+        + ("nystromformer", "rembert", "roberta-prelayernorm", "splinter", "data2vec-text"),
         "encoder.layer.{}.",
         (plain("", "intermediate.dense", "output.dense", biases=True),),
     ),

@@ -19,7 +19,7 @@ from .towers import TOWERS
 _DENSE: tuple[tuple[str, dict[str, Any]], ...] = (
     (
         "bert roberta xlm-roberta camembert electra mpnet deberta deberta-v2 layoutlm "
-        "megatron-bert ernie xlm-roberta-xl roformer rembert "
+        "megatron-bert ernie xlm-roberta-xl roformer rembert roberta-prelayernorm "
         "splinter data2vec-text gte vit deit dinov2 dinov2_with_registers "
         "glmasr_encoder minimax_m3_vl_vision internvl_vision llama4_vision_model "
         "pixtral janus_vision_model got_ocr2_vision",
