@@ -213,6 +213,50 @@ def test_nemotron_h_computes_experts_in_a_smaller_space(rng, tmp_path, biased):
     close(layer, x, expected)
 
 
+def inkling(rng, form):
+    start, n = "model.llm.layers.0.mlp.", 2
+    w, shared = arrays(rng, experts=E), arrays(rng, experts=n)
+    r, b, scale = rng.standard_normal((E + n, D)), rng.standard_normal(E), np.array([0.7])
+    tensors = {start + "gate.weight": r, start + "gate.global_scale": scale}
+    if form == "released":
+
+        def mixed(block):
+            """Rows of gate and up in turn."""
+            pairs = np.stack([block["gate"], block["up"]], axis=2)
+            return pairs.reshape(len(pairs), 2 * F, D)
+
+        tensors |= {start + "gate.bias": b, start + "experts.w13_weight": mixed(w)}
+        tensors |= {start + "experts.w2_weight": w["down"]}
+        tensors |= {start + "shared_experts.shared_w13_weight": mixed(shared)}
+        tensors |= {start + "shared_experts.shared_w2_weight": shared["down"]}
+    else:
+        tensors |= {start + "gate.e_score_correction_bias": b}
+        tensors |= {start + "experts.gate_up_proj": np.concatenate([w["gate"], w["up"]], axis=1)}
+        tensors |= {start + "experts.down_proj": w["down"]}
+        tensors |= {f"{start}shared_experts.{NAMES[k]}": a for k, a in shared.items()}
+    text = {"num_experts_per_tok": K, "n_shared_experts": n, "route_scale": 2.5}
+    both = {name: np.concatenate([w[name], shared[name]]) for name in w}
+    return tensors, {"model_type": "inkling_mm_model", "text_config": text}, both, r, b
+
+
+@pytest.mark.parametrize("form", ["released", "own"])
+def test_inkling_weights_its_shared_experts(rng, tmp_path, form):
+    tensors, config, w, r, b = inkling(rng, form)
+    write(tmp_path, tensors, config)
+    x = rng.standard_normal((T, D))
+    s = 1 / (1 + np.exp(-x @ r.T))
+    ids = np.concatenate([top(s[:, :E] + b), np.tile([E, E + 1], (T, 1))], axis=1)
+    weights = 0.7 * 2.5 * at(s, ids) / at(s, ids).sum(-1, keepdims=True)
+    layer = fc.load(tmp_path)
+    assert layer.n_experts == E + 2
+    close(layer, x, reference.moe(x, ids, weights, w, activation="silu"))
+    parts = [fc.load(tmp_path, experts=held) for held in (range(3), range(3, E))]
+    assert [part.n_experts for part in parts] == [5, 5]
+    np.testing.assert_allclose(sum(part(x) for part in parts), layer(x), rtol=1e-11, atol=1e-11)
+    (info,) = models.layers(tmp_path)
+    assert (info.problem, info.n_experts) == (None, E)
+
+
 # ---- a part of the experts
 
 

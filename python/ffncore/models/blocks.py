@@ -79,6 +79,7 @@ def plan(
     experts: int | None = None,
     null: int = 0,
     width: str = "d",
+    count: str = "E",
 ) -> Block:
     """Check the tensors of a block, and return their names.
 
@@ -87,6 +88,7 @@ def plan(
     size     the letter of its d_ff in error messages and tensors.sizes
     experts  their number, if the block is a stack of experts
     width    the letter of its d_model
+    count    the letter of the number of experts
     null     the number of null experts, for which some forms have rows, too
 
     Raises ValueError if a tensor is missing, damaged or has another shape.
@@ -111,7 +113,7 @@ def plan(
             if form.flat:
                 axes = f"{experts}{size} d"
             elif experts is not None and not singly:
-                rows = experts + null if form.null_rows and role == "gate_up" else "E"
+                rows = experts + null if form.null_rows and role == "gate_up" else count
                 axes = f"{rows} {axes}"
             tensors.take(name, axes)
     if null and form.singly:
@@ -120,7 +122,7 @@ def plan(
         axes = _AXES[role].split()[0].replace("d", width).replace("f", size)
         stacked = experts is not None and not singly
         for name in all_names:
-            tensors.take(name, f"E {axes}" if stacked else axes)
+            tensors.take(name, f"{count} {axes}" if stacked else axes)
     if form.norm is None and form.scale is None:
         return made
     norm: tuple[str, ...] = ()

@@ -11,12 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ..arrays.shapes import MaybeArray
 from ..layers.around import Around
 from ..layers.ffn import FFN
 from ..layers.moe import MoE
 from ..layers.router import Router
 from ..values.activation import Activation
+from ..values.weights import FFNWeights
 from . import blocks
 from .blocks import Block
 from .families.row import MoEFamily
@@ -38,6 +41,7 @@ class Plan:
     router_extra: dict[str, str]
     options: dict[str, Any]  # of fc.Router
     null: int
+    joined: Block | None = None  # shared experts that the router weights
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -71,7 +75,10 @@ def plan(tensors: LayerTensors, row: MoEFamily, config: Config) -> Plan:
     null = 0
     if row.null_experts is not None:
         null = config.integer(row.null_experts, 0, n - 1, "one less than the rows of the router")
-    tensors.sizes["E"] = n - null
+    more = config.integer(row.joined_key, 1, n - 1) if row.joined else 0
+    tensors.sizes["E"] = n - null - more
+    if more:
+        tensors.sizes["J"] = more
     router_bias = _maybe(tensors, row.router_bias, form.blocks)
     correction = _maybe(tensors, row.correction_bias, form.blocks)
     for bias in (router_bias, correction):
@@ -80,7 +87,13 @@ def plan(tensors: LayerTensors, row: MoEFamily, config: Config) -> Plan:
             tensors.take(bias, f"1 {n}" if wide else (str(n) if null else "E"))
     latent = any(told.endswith(":l d?") and told[:-5] in tensors for told in row.extra.values())
     width = "l" if latent else "d"
-    experts = blocks.plan(tensors, (form,), experts=n - null, null=null, width=width)
+    own = n - null - more
+    experts = blocks.plan(tensors, (form,), experts=own, null=null, width=width)
+    joined = None
+    if row.joined:
+        joined = blocks.plan(tensors, row.joined, experts=more, count="J")
+    if row.joint_scale is not None:
+        tensors.take_number(row.joint_scale)
     shared = None
     if _has_shared(tensors, row, config):
         biased = config.reads(row.bias_key) and config.flag(row.bias_key)
@@ -106,6 +119,7 @@ def plan(tensors: LayerTensors, row: MoEFamily, config: Config) -> Plan:
         router_extra,
         options,
         null,
+        joined,
     )
     tensors.left_over(made.blocks)
     return made
@@ -198,6 +212,7 @@ def routing(config: Config, row: MoEFamily, n_experts: int) -> dict[str, Any]:
 def same_dtypes(tensors: LayerTensors, plan: Plan) -> None:
     """Raise ValueError if the stored dtypes of the tensors do not fit each other."""
     matrices, biases = plan.experts.matrix_names, plan.experts.bias_names
+    matrices = matrices + ([] if plan.joined is None else plan.joined.matrix_names)
     shared = [] if plan.shared is None else plan.shared.matrix_names
     biases = biases + ([] if plan.shared is None else plan.shared.bias_names)
     tensors.same_dtype([*matrices, *shared], tuple(biases))
@@ -238,6 +253,9 @@ def read(
         options["e_score_correction_bias"] = tensors.read(plan.correction, to).reshape(-1)
     weight, bias = tensors.read(plan.router, dtype), maybe(plan.router_bias)
     options |= {name: tensors.read(told, dtype) for name, told in plan.router_extra.items()}
+    if row.joint_scale is not None:
+        scale = tensors.read(row.joint_scale, dtype).reshape(1)
+        options["per_expert_scale"] = np.repeat(scale, len(weight))
     try:
         router = Router(weight, bias=bias, **options)
     except (ValueError, TypeError) as error:
@@ -256,8 +274,13 @@ def read(
         more = {n: a for n, a in more.items() if n not in ("output_bias", "b_latent_out")}
     if row.assembly is not None:
         more |= row.assembly(config)
+    experts = blocks.weights(tensors, plan.experts, dtype, held)
+    if plan.joined is not None and first:
+        experts = _joined(experts, blocks.weights(tensors, plan.joined, dtype))
+        if held is not None:
+            held = (*held, *range(len(weight) - tensors.sizes["J"], len(weight)))
     return MoE(
-        blocks.weights(tensors, plan.experts, dtype, held),
+        experts,
         activations[0],
         router,
         shared=shared,
@@ -270,3 +293,9 @@ def read(
         around=around,
         **more,
     )
+
+
+def _joined(experts: FFNWeights, more: FFNWeights) -> FFNWeights:
+    """One stack of both."""
+    others = more.arrays()
+    return FFNWeights(**{n: np.concatenate([a, others[n]]) for n, a in experts.arrays().items()})

@@ -230,6 +230,10 @@ class MoEFamily(Family):
     correction_bias  names of e_score_correction_bias
     experts          the ways in which experts are stored
     shared           those of the shared expert
+    joined           the ways in which shared experts are stored that the router weights as further
+                     experts, after the others
+    joined_key       the key of config.json for their number
+    joint_scale      the name of a number that multiplies all weights
     shared_gate      names of its gate
     shared_if        by model_type, whether there is a shared expert: True, False, or a key of
                      config.json that is above 0 if there is one. With any other model_type, there
@@ -256,6 +260,9 @@ class MoEFamily(Family):
     correction_bias: tuple[str, ...] = ()
     experts: tuple[Names, ...] = ()
     shared: tuple[Names, ...] = ()
+    joined: tuple[Names, ...] = ()
+    joined_key: str = "n_shared_experts"
+    joint_scale: str | None = None
     shared_gate: tuple[str, ...] = ()
     shared_if: Mapping[str, bool | str] = field(default_factory=dict)
     null_experts: str | None = None

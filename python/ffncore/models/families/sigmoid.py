@@ -12,7 +12,7 @@ import numpy as np
 from .names import fused, gated, numbered, plain, stacked
 from .row import MoEFamily, Names
 from .softmax import EXPERTS, MIXTRAL, NORM, SCALE, TOP_K
-from .special import experts_limit, laguna_route, step_limits
+from .special import experts_limit, inkling_route, laguna_route, step_limits
 
 _SIGMOID = {"score_fn": "sigmoid"}
 _GROUPS = {"group_score": "top2_sum", "group_mask_value": -np.inf}
@@ -276,6 +276,46 @@ SIGMOID: tuple[MoEFamily, ...] = (
         shared=(gated("share_expert."), *_SHARED),
         shared_if={"step3p5": True},
         keys=("swiglu_limits", "swiglu_limits_shared"),
+    ),
+    MoEFamily(
+        "inkling",
+        ("inkling_text",),
+        "layers.{}.",
+        (
+            Names(
+                "mlp.",
+                gate_up="w13_dn",
+                down="w2_md",
+                layout="interleaved",
+                scale="global_scale",
+            ),
+            gated("mlp.", scale="global_scale"),
+        ),
+        told=TOP_K,
+        correction_bias=("mlp.gate.bias", _BIAS),
+        experts=(
+            Names(
+                "mlp.experts.",
+                gate_up="w13_weight",
+                down="w2_weight",
+                layout="interleaved",
+                weight="",
+            ),
+            stacked("mlp.experts."),
+        ),
+        joined=(
+            Names(
+                "mlp.shared_experts.",
+                gate_up="shared_w13_weight",
+                down="shared_w2_weight",
+                layout="interleaved",
+                weight="",
+            ),
+            gated("mlp.shared_experts.", weight=""),
+        ),
+        joint_scale="mlp.gate.global_scale",
+        route=inkling_route,
+        keys=("n_shared_experts", "route_scale"),
     ),
     MoEFamily(
         "deepseek_v4",

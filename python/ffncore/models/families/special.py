@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...functional.model_routers import sparsemixer, switch_capacity
+from ...functional.model_routers import sparsemixer, switch_capacity, with_shared
 from ..files.config import Config
 
 # ---- activations
@@ -62,6 +62,14 @@ def phimoe_route(config: Config) -> dict[str, Any]:
 
 def switch_route(config: Config) -> dict[str, Any]:
     return {"route": switch_capacity, "capacity": config.integer("expert_capacity", 0)}
+
+
+def inkling_route(config: Config) -> dict[str, Any]:
+    return {
+        "route": with_shared,
+        "n_shared": config.integer("n_shared_experts", 1),
+        "routed_scaling_factor": config.number("route_scale"),
+    }
 
 
 def cohere_route(config: Config) -> dict[str, Any]:

@@ -209,6 +209,15 @@ MIXTURES: tuple[tuple[str, dict[str, Any]], ...] = (
         },
     ),
     (
+        "inkling_text",
+        {
+            "hidden_act": "silu",
+            "num_experts_per_tok": 6,
+            "n_shared_experts": 2,
+            "route_scale": 8.0,
+        },
+    ),
+    (
         "axk2",
         {
             "hidden_act": "silu",
