@@ -41,6 +41,23 @@ def test_around(tmp_path, config, expected):
     assert np.array_equal(layer(x), plain(x))  # it is not computed
 
 
+def test_keys_that_are_shown(tmp_path):
+    start, rng = "model.layers.0.mlp.", np.random.default_rng(0)
+    tensors = {start + "gate.weight": rng.standard_normal((3, 4))}
+    tensors |= {start + "experts.gate_up_proj": rng.standard_normal((3, 10, 4))}
+    tensors |= {start + "experts.down_proj": rng.standard_normal((3, 4, 5))}
+    write(tmp_path, tensors, {"model_type": "minimax", "mlp_alpha_factor": 3.5})
+    text = str(fc.load(tmp_path).around)
+    assert text.endswith("mlp_alpha_factor 3.5, mlp_beta_factor 1")
+
+
+@pytest.mark.parametrize("before, norms", [(True, "pre"), (False, "post")])
+def test_norms_that_config_json_speaks_of(tmp_path, before, norms):
+    tensors = {"layers.0.fc1.weight": np.ones((3, 2)), "layers.0.fc2.weight": np.ones((2, 3))}
+    config = {"model_type": "opt", "enable_bias": False, "do_layer_norm_before": before}
+    assert fc.load(write(tmp_path, tensors, config)).around == Around(norms)
+
+
 def test_nothing_is_known_of_an_unknown_model(tmp_path):
     write(tmp_path, llama(), {"model_type": "mine", "hidden_act": "silu"})
     assert fc.load(tmp_path, family="llama").around == Around()
@@ -67,5 +84,6 @@ def test_text():
 
 def test_the_table_has_known_model_types():
     names = {*table._NORM_OF, *table._PARALLEL, *table._PARALLEL_KEYS, *table._RESIDUAL_KEYS}
-    assert names | set(table._NOTES) <= set(DEFAULTS)
+    names |= {*table._NOTES, *table._SHOWN_KEYS, *table._POST_UNLESS}
+    assert names <= set(DEFAULTS)
     assert set(table._NORMS) <= set(NORMS)

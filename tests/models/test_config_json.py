@@ -24,6 +24,7 @@ KINDS |= dict.fromkeys(("encoder_hidden_act", "decoder_hidden_act", "feed_forwar
 KINDS |= dict.fromkeys(("expert_selection_fn", "ffn_config.ffn_act_fn.name"), str)
 KINDS |= {"shared_expert_combination_strategy": str}
 KINDS |= dict.fromkeys(("use_bias", "enable_bias", "bias", "moe_renormalize"), bool)
+KINDS |= {"do_layer_norm_before": bool}
 KINDS |= dict.fromkeys(("parallel_attn", "use_parallel_residual"), bool)
 KINDS |= dict.fromkeys(("routed_scaling_factor", "swiglu_alpha", "swiglu_limit"), float)
 KINDS |= dict.fromkeys(("residual_multiplier", "scale_depth", "rms_norm_eps", "route_scale"), float)

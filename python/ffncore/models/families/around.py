@@ -43,6 +43,12 @@ _RESIDUAL_KEYS = dict.fromkeys(
     "residual_multiplier",
 )
 
+# Keys of config.json whose values are shown.
+_SHOWN_KEYS = {"minimax": ("mlp_alpha_factor", "mlp_beta_factor")}
+
+# Model types whose norms are behind the sum if config.json says so.
+_POST_UNLESS = {"opt": "do_layer_norm_before"}
+
 _NOTES: dict[str, tuple[str, ...]] = {
     "gemma3n_text": ("AltUp and Laurel around the whole layer",),
     "gemma4_text": (
@@ -50,7 +56,7 @@ _NOTES: dict[str, tuple[str, ...]] = {
         "the result of the layer is multiplied by layer_scalar",
     ),
     "longcat_flash": ("its output joins two sublayers later",),
-    "minimax": ("mlp_alpha_factor and mlp_beta_factor weight the residual and the output",),
+    "minimax": ("the residual is its input after the norm, and residual and output have factors",),
     "dinov2": ("a layer scale multiplies the output",),
     "dinov2_with_registers": ("a layer scale multiplies the output",),
     "internvl_vision": ("a layer scale multiplies the output",),
@@ -73,4 +79,8 @@ def around_of(config: Config) -> Around:
     if name == "minicpm3":
         layers = config.integer("num_hidden_layers", 1)
         multiplier = config.number("scale_depth") / math.sqrt(layers)
-    return Around(_NORM_OF.get(name, "pre"), parallel, multiplier, _NOTES.get(name, ()))
+    norms = _NORM_OF.get(name, "pre")
+    if name in _POST_UNLESS and not config.flag(_POST_UNLESS[name]):
+        norms = "post"
+    shown = [f"{key} {config.number(key):g}" for key in _SHOWN_KEYS.get(name, ())]
+    return Around(norms, parallel, multiplier, (*_NOTES.get(name, ()), *shown))

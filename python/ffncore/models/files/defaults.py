@@ -77,7 +77,7 @@ _DENSE: tuple[tuple[str, dict[str, Any]], ...] = (
         },
     ),
     ("distilbert", {"activation": "gelu"}),
-    ("opt", {"activation_function": "relu", "enable_bias": True}),
+    ("opt", {"activation_function": "relu", "enable_bias": True, "do_layer_norm_before": True}),
     (
         "bart mbart whisper pegasus marian blenderbot blenderbot-small plbart xglm "
         "qwen2_audio_encoder voxtral_encoder audioflamingo3_encoder",

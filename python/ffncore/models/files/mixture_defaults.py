@@ -8,7 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 MIXTURES: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("mixtral minimax jamba", {"hidden_act": "silu", "num_experts_per_tok": 2}),
+    ("mixtral jamba", {"hidden_act": "silu", "num_experts_per_tok": 2}),
+    (
+        "minimax",
+        {
+            "hidden_act": "silu",
+            "num_experts_per_tok": 2,
+            "mlp_alpha_factor": 1,
+            "mlp_beta_factor": 1,
+        },
+    ),
     ("qwen2_moe", {"hidden_act": "silu", "num_experts_per_tok": 4, "norm_topk_prob": False}),
     ("qwen3_moe olmoe", {"hidden_act": "silu", "num_experts_per_tok": 8, "norm_topk_prob": False}),
     ("qwen3_next", {"hidden_act": "silu", "num_experts_per_tok": 10, "norm_topk_prob": True}),
