@@ -1,6 +1,5 @@
 """`python -m ffncore inspect`: its table and its JSON objects."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -11,6 +10,7 @@ import ffncore as fc
 from ffncore import models
 from ffncore.__main__ import main
 from ffncore.cli.inspect import described, inspection
+from ffncore.layers.around import Around
 
 HEAD = "layers kind d_model d_ff activation dtype parameters ratio matched"
 
@@ -42,6 +42,7 @@ def test_dense_layers(tmp_path, capsys):
     assert " ".join(lines[1].split()) == HEAD
     assert " ".join(lines[2].split()) == "0-2 dense, gated 8 24 silu float32 576 3 4.5"
     assert lines[3:] == [
+        "around: a norm of its input",
         "",
         "3 layers, 1,728 parameters in them",
         "ratio is d_ff / d_model; matched is that of a plain layer with as many parameters",
@@ -68,9 +69,9 @@ def test_it_says_how_to_load_a_layer_without_an_activation(tmp_path, capsys):
     write(tmp_path, llama(1), {"model_type": "other"})
     lines = table(tmp_path, capsys, "--family", "llama")
     assert lines[2].split()[5] == "unknown"
-    assert lines[4].startswith("1 layer, ")
+    assert lines[-3].startswith("1 layer, ")
     assert (
-        lines[5] == "activation unknown: config.json does not name it; pass activation= to fc.load"
+        lines[-2] == "activation unknown: config.json does not name it; pass activation= to fc.load"
     )
 
 
@@ -101,11 +102,11 @@ def test_damaged_layers(tmp_path, capsys):
     lines = table(tmp_path, capsys)
     assert lines[0] == "model_type llama, family llama, prefix \\x1b[31m.model."
     assert lines[2].split()[:7] == ["0", "dense,", "gated", "4", "6", "silu", "float32"]
-    assert lines[4] == "model_type llama, family llama, prefix model."
-    assert lines[6].split()[:7] == ["0-1", "dense,", "gated", "4", "6", "silu", "float32"]
-    assert lines[8] == "3 layers, 216 parameters in them"
+    assert lines[5] == "model_type llama, family llama, prefix model."
+    assert lines[7].split()[:7] == ["0-1", "dense,", "gated", "4", "6", "silu", "float32"]
+    assert lines[10] == "3 layers, 216 parameters in them"
     file = tmp_path / "model.safetensors"
-    assert lines[10:] == [
+    assert lines[12:] == [
         f"2  not read: {file} has no tensor model.layers.2.mlp.up_proj.weight; expected one",
         f"3  not read: {file}: model.layers.3.mlp.up_proj.weight has shape (6, 5); expected [f, d] "
         "with f = 6, d = 4",
@@ -188,37 +189,21 @@ def test_json_of_what_cannot_be_read(tmp_path, capsys):
 # ---- what a LayerInfo tells besides
 
 
-@dataclasses.dataclass(frozen=True)
-class Stands:
-    """As what stands around a layer."""
-
-    norms: str = "pre"
-
-    def __str__(self):
-        return f"norm {self.norms}"
-
-
-@dataclasses.dataclass(frozen=True)
-class More(models.LayerInfo):
-    tower: str = ""
-    around: Stands = Stands()
-    parts: tuple[str, ...] = ()
-    shared_ff: int = 0
-
-
 def more(layer, **options):
     told = ("model.", layer, 8, 24, "silu", "float32", 576, True)
-    return More(models.FAMILIES[0], *told, **options)
+    return models.LayerInfo(models.FAMILIES[0], *told, **options)
 
 
 def test_what_stands_around_layers():
-    infos = [more(0, tower="text"), more(1, tower="text")]
+    pre, post = Around("pre", True, 0.5), Around("post")
+    infos = [more(0, tower="text", around=pre), more(1, tower="text", around=pre)]
     lines = inspection(infos)
-    assert lines[0] == "family bert, tower text, prefix model."
-    assert lines[3] == "around: norm pre"
-    lines = inspection([*infos, more(2, tower="text", around=Stands("post"), parts=("mlp", "b"))])
-    assert lines[3:6] == ["around 0-1: norm pre", "around 2: norm post", "parts 2: mlp, b"]
-    assert described(infos[0])["around"] == {"norms": "pre"}
+    assert lines[0] == f"family {models.FAMILIES[0].name}, tower text, prefix model."
+    assert lines[3] == f"around: {pre}"
+    lines = inspection([*infos, more(2, tower="text", around=post, parts=("mlp", "b"))])
+    assert lines[3:6] == [f"around 0-1: {pre}", f"around 2: {post}", "parts 2: mlp, b"]
+    told = {"norms": "pre", "parallel": True, "residual_multiplier": 0.5, "notes": ()}
+    assert described(infos[0])["around"] == told
     assert described(infos[0])["tower"] == "text"
 
 

@@ -48,8 +48,9 @@ def test_weights_of_any_dtype(dtype, tmp_path, capsys):
 
 def test_a_mixture(tmp_path, capsys):
     write(tmp_path, deepseek_v3(1), DEEPSEEK_V3)
-    _, row, end = lines(capsys, tmp_path)
-    assert row.split()[1:5] == ["mixture", "of", "8,", "gated"]
+    _, row, shared, end = lines(capsys, tmp_path)
+    assert shared.split()[1:3] == ["part", "mlp.shared_experts"]
+    assert row.split()[1:5] == ["mixture", "of", "8,", "gated,"]
     assert end == "verify passed: 1 layer"
 
 

@@ -92,7 +92,9 @@ def test_a_path_that_does_not_exist(tmp_path):
 def test_several_models_in_one_file(tmp_path):
     tensors = llama(2)
     write(tmp_path, {**tensors, **{f"draft.{n}": t + 1 for n, t in tensors.items()}}, LLAMA)
-    with pytest.raises(ValueError, match=r"layers of 2 models; .* 'draft\.model\.', 'model\.'$"):
+    with pytest.raises(
+        ValueError, match=r"has 2 stacks of layers, .* 'draft\.model\.', 'model\.'$"
+    ):
         fc.load_all(tmp_path)
     first, _ = fc.load_all(tmp_path, prefix="draft.model.")
     assert np.array_equal(first.weights.up, tensors["model.layers.0.mlp.up_proj.weight"] + 1)

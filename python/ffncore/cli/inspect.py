@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
@@ -75,12 +75,14 @@ def run(args: argparse.Namespace) -> int:
 
 def described(info: models.LayerInfo) -> dict[str, Any]:
     """A layer as a JSON object. What is not known is null."""
-    found = {
+    return {
         "layer": info.layer,
         "prefix": info.prefix,
+        "tower": info.tower or None,
         "kind": "dense" if info.n_experts is None else "mixture",
         "gated": info.gated,
         "n_experts": info.n_experts,
+        "shared_ff": info.shared_ff,
         "d_model": info.d_model or None,
         "d_ff": info.d_ff or None,
         "activation": info.activation,
@@ -93,13 +95,10 @@ def described(info: models.LayerInfo) -> dict[str, Any]:
         "matched_ratio": info.matched_ratio or None,
         "family": info.family.name,
         "model_type": info.model_type,
+        "around": asdict(info.around),
+        "parts": info.parts,
         "problem": info.problem,
     }
-    for name in ("tower", "shared_ff", "parts", "around"):
-        if hasattr(info, name):
-            value = getattr(info, name)
-            found[name] = asdict(value) if is_dataclass(value) else value  # type: ignore[arg-type]
-    return found
 
 
 # ---- as a table
@@ -142,8 +141,7 @@ def inspection(layers: Sequence[models.LayerInfo]) -> list[str]:
 def kind(info: models.LayerInfo) -> str:
     """ "dense, gated", or "mixture of 8, plain"; also with the size of a shared expert."""
     mixture = "dense" if info.n_experts is None else f"mixture of {info.n_experts}"
-    shared = getattr(info, "shared_ff", 0)
-    also = f", shared {shared}" if shared else ""
+    also = f", shared {info.shared_ff}" if info.shared_ff else ""
     return f"{mixture}, {'gated' if info.gated else 'plain'}{also}"
 
 
@@ -153,7 +151,7 @@ def _head(stack: Sequence[models.LayerInfo]) -> str:
         "model_type": first.model_type,
         # The dense layers of a mixture may have the names of another family.
         "family": " and ".join(dict.fromkeys(info.family.name for info in stack)),
-        "tower": getattr(first, "tower", None),
+        "tower": first.tower,
         "prefix": first.prefix,
     }
     return ", ".join(f"{name} {value}" for name, value in told.items() if value)
@@ -194,7 +192,7 @@ def _extras(layers: Sequence[models.LayerInfo], name: str) -> list[str]:
     """
     groups: dict[str, list[models.LayerInfo]] = {}
     for info in layers:
-        value = getattr(info, name, None)
+        value = getattr(info, name)
         told = ", ".join(value) if isinstance(value, tuple) else str(value or "")
         groups.setdefault(told, []).append(info)
     return [

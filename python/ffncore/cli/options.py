@@ -38,8 +38,8 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prefix",
         metavar="PREFIX",
-        help="what stands before the layers in the tensors' names, for a file with several models "
-        "(default: the only one)",
+        help="what stands before the layers in the tensors' names, a part of it, or a tower such "
+        "as vision (default: the language model)",
     )
     parser.add_argument(
         "--activation",

@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("x", metavar="X", type=Path, help="a .npy file with an array [..., d_model]")
     add("y", metavar="Y", type=Path, help="the .npy file to write; an existing one is replaced")
     add("--layer", metavar="N", type=int, default=0, help="number of the layer (default: 0)")
+    add("--part", metavar="NAME", help="another block of the layer (default: its main block)")
     add(
         "--dtype",
         choices=("float32", "float64", "bfloat16", "float16"),
@@ -53,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
         if not args.y.parent.is_dir():  # before a layer is loaded and computed
             raise ValueError(f"{args.y.parent} is not a folder; expected one to write {args.y} to")
         with options.settings(args):
-            layer = fc.load(args.model, args.layer, dtype=args.dtype, **options.loading(args))
+            given = {"dtype": args.dtype, "part": args.part, **options.loading(args)}
+            layer = fc.load(args.model, args.layer, **given)
             if x.dtype == np.dtype("V2") and layer.dtype.name == "bfloat16":
                 x = x.view(layer.dtype)
             y = layer(x)

@@ -29,7 +29,8 @@ Checks the gradients of each layer of a checkpoint.
 The weights are converted to float64, and the backward pass is compared with
 central differences, for x and for each array of the layer: at the entry with
 the largest gradient, and in a random direction of all entries. x is random. A
-layer of n parameters takes about 32 n bytes of memory.
+layer of n parameters takes about 32 n bytes of memory; of a mixture, only the
+experts that x reaches are read.
 
 The exit status is 0 if all layers pass, 1 if one fails or cannot be read, and
 2 if the checkpoint or an argument is refused.
@@ -50,7 +51,7 @@ TOLERANCE = 1e-7
 # A try fails at a kink for one x in a hundred, in a layer of 10,000 hidden units.
 TRIES = 3
 
-_LINE = "{:>6}  {:<22}  {:>9}  {:<20}  {:<6}  {:>7}"
+_LINE = "{:>6}  {:<30}  {:>9}  {:<20}  {:<6}  {:>7}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,9 +73,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _chosen(args: argparse.Namespace) -> list[models.LayerInfo]:
-    infos = models.layers(args.model, args.family)
-    if args.prefix is not None:
-        infos = [info for info in infos if info.prefix == args.prefix]
+    if args.prefix is None:
+        infos = models.layers(args.model, args.family)
+    else:
+        infos = fc.load_all(args.model, family=args.family, prefix=args.prefix).infos
     if args.layer is not None:
         infos = [info for info in infos if info.layer == args.layer]
     if not infos:
@@ -89,23 +91,48 @@ def _verify(infos: list[models.LayerInfo], args: argparse.Namespace) -> int:
     failures = 0
     given = {**options.loading(args), "dtype": "float64"}
     for info in bar(infos, "verify", "layer"):
-        start = time.perf_counter()
-        try:
-            layer = fc.load(args.model, info.layer, **{**given, "prefix": info.prefix})
-            error, array = largest_error(layer, seed=info.layer)
-        except (*options.ERRORS, MemoryError) as refusal:
-            failures += 1
-            say(options.printable(f"{info.layer:>6}  {kind(info):<22}  not checked: {refusal}"))
-            continue
-        passed = error <= TOLERANCE
+        passed = True
+        for part in (None, *info.parts):
+            start = time.perf_counter()
+            what = kind(info) if part is None else f"part {part}"
+            try:
+                options_of_load = {**given, "prefix": info.prefix, "part": part}
+                layer = _loaded(args.model, info, options_of_load)
+                error, array = largest_error(layer, seed=info.layer)
+            except (*options.ERRORS, MemoryError) as refusal:
+                passed = False
+                say(options.printable(f"{info.layer:>6}  {what:<30}  not checked: {refusal}"))
+                continue
+            right = error <= TOLERANCE
+            passed = passed and right
+            seconds = f"{time.perf_counter() - start:.1f}"
+            result = "passed" if right else "failed"
+            line = _LINE.format(info.layer, what, f"{error:.1e}", array, result, seconds)
+            say(options.printable(f"{line}  {info.prefix}".rstrip()))
         failures += not passed
-        seconds = f"{time.perf_counter() - start:.1f}"
-        result = "passed" if passed else "failed"
-        line = _LINE.format(info.layer, kind(info), f"{error:.1e}", array, result, seconds)
-        say(options.printable(f"{line}  {info.prefix}".rstrip()))
     count = f"{len(infos)} layer{'s' * (len(infos) != 1)}"
     print(f"verify failed: {failures} of {count}" if failures else f"verify passed: {count}")
     return 1 if failures else 0
+
+
+def _loaded(path: str, info: models.LayerInfo, given: dict[str, Any]) -> fc.FFN | fc.MoE:
+    """The layer; of a mixture, only the experts that some x reaches, and expert 0.
+
+    The other experts have no part in any result, and may take most of the memory.
+    """
+    if info.n_experts is None or given["part"] is not None:
+        return fc.load(path, info.layer, **given)
+    layer = fc.load(path, info.layer, experts=[0], **given)
+    assert isinstance(layer, fc.MoE)
+    reached = {0}
+    for attempt in range(TRIES):
+        _, routing = layer(_x(layer, info.layer, attempt), return_routing=True)
+        reached |= {int(e) for e in np.unique(routing.experts) if 0 <= e < info.n_experts}
+    return fc.load(path, info.layer, experts=sorted(reached), **given)
+
+
+def _x(layer: fc.FFN | fc.MoE, seed: int, attempt: int) -> np.ndarray[Any, Any]:
+    return np.random.default_rng((seed, attempt)).standard_normal((ROWS, layer.d_model))
 
 
 def largest_error(layer: fc.FFN | fc.MoE, seed: int) -> tuple[float, str]:
@@ -124,8 +151,7 @@ def largest_error(layer: fc.FFN | fc.MoE, seed: int) -> tuple[float, str]:
 def _errors(layer: fc.FFN | fc.MoE, name: str, seed: int) -> Iterator[float]:
     """The error of one array's gradient, for one x after the other until one is small enough."""
     for attempt in range(TRIES):
-        x = np.random.default_rng((seed, attempt)).standard_normal((ROWS, layer.d_model))
-        error = _error(layer, x, name, seed)
+        error = _error(layer, _x(layer, seed, attempt), name, seed)
         yield error
         if error <= TOLERANCE:
             return

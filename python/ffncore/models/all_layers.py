@@ -19,7 +19,8 @@ from ..runtime.progress import bar
 from ..values.activation import Activation, as_activation
 from .families import LayerInfo
 from .files.checkpoint import Checkpoint
-from .loading import layers, load, why_none
+from .finding import stack_of, why_none
+from .loading import layers, load
 
 
 class AllLayers(Iterator[FFN | MoE]):
@@ -70,7 +71,7 @@ def load_all(
     dtype       as for fc.load
     activation  as for fc.load
     family      as for fc.load
-    prefix      of the tensors' names, as for fc.load; needed if the file has several models
+    prefix      as for fc.load; None: the layers of the language model
     progress    True: draw a progress bar on stderr, which needs tqdm; False: draw none; None: draw
                 it if stderr is a terminal, tqdm is installed, and two seconds have passed
 
@@ -107,21 +108,8 @@ def load_all(
 def _of_one_stack(
     checkpoint: Checkpoint, family: str | None, prefix: str | None
 ) -> list[LayerInfo]:
-    """The layers with this prefix; ValueError if there is none, or there are several models."""
-    infos = layers(checkpoint, family)
-    if not infos:
+    """The layers of the stack that fc.load would read one of."""
+    stack = stack_of(checkpoint, family, prefix)
+    if stack is None:
         raise ValueError(why_none(checkpoint, family))
-    prefixes = sorted({info.prefix for info in infos})
-    each = ", ".join(map(ascii, prefixes))
-    if prefix is None:
-        if len(prefixes) > 1:
-            raise ValueError(
-                f"{checkpoint.names_file} has the layers of {len(prefixes)} models; expected "
-                f"prefix= with one of {each}"
-            )
-        return infos
-    if prefix not in prefixes:
-        raise ValueError(
-            f"prefix is {prefix!r}; expected one of {each}, the prefixes in {checkpoint.names_file}"
-        )
-    return [info for info in infos if info.prefix == prefix]
+    return [info for info in layers(checkpoint, family) if info.prefix == stack]

@@ -6,14 +6,15 @@ matters to layers with tensors in it. Without one, a single file or all shards o
 opened; shards.py finds them. Files outside the folder are never opened. A tensor is read in the
 dtype in which it is stored, unless another one is requested.
 
-Tests: tests/models/test_checkpoint.py.
+Names are without the prefixes that training tools add, such as "_orig_mod."; errors show the names
+in the file. Tests: tests/models/test_checkpoint.py.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,12 @@ Groups = dict[tuple[str, int], list[str]]
 # The end of the error for a path like "google/gemma-2-2b".
 _HUB = " (a model name on a hub is not a path: download it, and pass the folder)"
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+# Prefixes that torch.compile, data-parallel training and adapters add to names, at any depth.
+_TOOLS = re.compile(
+    r"(?<![^.])(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module)\."
+    r"|base_model\.model\.)+"
+)
 
 # Longer numbers are not those of layers, and int() raises ValueError for very long ones.
 _MOST_DIGITS = 9
@@ -68,6 +75,8 @@ class Checkpoint(os.PathLike[str]):
         except BaseException:
             self.close()
             raise
+        # Only the names that differ from those in the files.
+        self._stored = _renamed(self._listed)
 
     def _list(self, file: Path) -> None:
         """Open a file, and list its tensors."""
@@ -95,10 +104,13 @@ class Checkpoint(os.PathLike[str]):
         return str(self.path)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._listed
+        return self._stored.get(name, name) in self._listed
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._listed)
+        if not self._stored:
+            return iter(self._listed)
+        clean = {stored: name for name, stored in self._stored.items()}
+        return (clean.get(name, name) for name in self._listed)
 
     def layers(self, layer: str) -> Groups:
         """The names that start with `layer`, such as "layers.{}.", after any prefix, by layer."""
@@ -127,16 +139,22 @@ class Checkpoint(os.PathLike[str]):
         Raises ValueError if the tensor is damaged or not in its file, FileNotFoundError if there is
         no such file.
         """
-        return self._file_of(name).entry(name)
+        stored = self._stored.get(name, name)
+        return self._file_of(stored).entry(stored)
 
     def place(self, name: str) -> str:
         """The file and the name of a tensor, with which an error message about it begins."""
-        return f"{self._folder / self._listed[name]}: {shown(name)}"
+        stored = self._stored.get(name, name)
+        return f"{self._folder / self._listed[stored]}: {shown(stored)}"
 
-    def read(self, name: str, dtype: str | None) -> np.ndarray[Any, Any]:
-        """Read a tensor as an array of `dtype`; None: the dtype in which it is stored."""
-        file = self._file_of(name)
-        tensor = file.view(name) if self._mapped else file.read(name)
+    def read(self, name: str, dtype: str | None, rows: range | None = None) -> np.ndarray[Any, Any]:
+        """Read a tensor as an array of `dtype`; None: the dtype in which it is stored.
+
+        rows  the part of the first dimension that is read; None: all of it
+        """
+        stored = self._stored.get(name, name)
+        file = self._file_of(stored)
+        tensor = file.view(stored, rows) if self._mapped else file.read(stored, rows)
         if dtype is None:
             return tensor
         return converted(tensor, as_dtype("dtype", dtype), self.place(name))
@@ -182,6 +200,17 @@ def _is_number(text: str) -> bool:
     """Whether text is a number as names have it: 0 or 17, but not 017."""
     short = text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS
     return short and (text[0] != "0" or text == "0")
+
+
+def _renamed(names: Iterable[str]) -> dict[str, str]:
+    """From names without the prefixes of tools to those in the file, where they differ."""
+    if not any(_TOOLS.search(name) for name in names):
+        return {}
+    clean: dict[str, list[str]] = {}
+    for name in names:
+        clean.setdefault(_TOOLS.sub("", name), []).append(name)
+    # Two tensors that would have one name keep their own.
+    return {n: s[0] for n, s in clean.items() if len(s) == 1 and s[0] != n}
 
 
 def _find(path: Path, given: str) -> list[Path]:

@@ -111,38 +111,45 @@ class SafetensorsFile:
             self._entries[name] = found
         return found
 
-    def read(self, name: str) -> np.ndarray[Any, Any]:
-        """Read a tensor into a new array. Its dtype has to be one that numpy has."""
-        entry, dtype = self._readable(name)
-        data = self._bytes(entry.begin, entry.end - entry.begin, name)
-        return data.view(dtype).reshape(entry.shape)
+    def read(self, name: str, rows: range | None = None) -> np.ndarray[Any, Any]:
+        """Read a tensor into a new array. Its dtype has to be one that numpy has.
 
-    def view(self, name: str) -> np.ndarray[Any, Any]:
+        rows  the part of the first dimension that is read; None: all of it
+        """
+        begin, end, shape, dtype = self._place(name, rows)
+        return self._bytes(begin, end - begin, name).view(dtype).reshape(shape)
+
+    def view(self, name: str, rows: range | None = None) -> np.ndarray[Any, Any]:
         """Return a tensor as a view of the mapped file, which cannot be written to.
 
         If its elements are not aligned in the file, it is read into a new array.
         """
-        entry, dtype = self._readable(name)
-        if entry.begin % dtype.alignment:
-            return self.read(name)
+        begin, end, shape, dtype = self._place(name, rows)
+        if begin % dtype.alignment:
+            return self.read(name, rows)
         if self._map is None:
             try:
                 mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
             except OSError as error:
                 raise unreadable(self.path, error) from None
             self._map = np.frombuffer(mapped, np.uint8)
-        if self._map.size < entry.end:
+        if self._map.size < end:
             raise self._cut_off(name)
-        return self._map[entry.begin : entry.end].view(dtype).reshape(entry.shape)
+        return self._map[begin:end].view(dtype).reshape(shape)
 
-    def _readable(self, name: str) -> tuple[Entry, np.dtype[Any]]:
-        """The Entry of a tensor that has elements, and their dtype."""
+    def _place(
+        self, name: str, rows: range | None
+    ) -> tuple[int, int, tuple[int, ...], np.dtype[Any]]:
+        """Where a tensor or its rows begin and end in the file, their shape, and their dtype."""
         entry = self.entry(name)
-        if 0 in entry.shape:
-            raise self._wrong(
-                name, f"has shape {entry.shape}; expected at least 1 in each dimension"
-            )
-        return entry, _numpy_dtype(entry.dtype)
+        begin, end, shape = entry.begin, entry.end, entry.shape
+        if 0 in shape:
+            raise self._wrong(name, f"has shape {shape}; expected at least 1 in each dimension")
+        if rows is not None:
+            row = (end - begin) // shape[0]
+            begin, end = begin + rows.start * row, begin + rows.stop * row
+            shape = (len(rows), *shape[1:])
+        return begin, end, shape, _numpy_dtype(entry.dtype)
 
     def _read_header(self) -> dict[str, Any]:
         if self.size < 8:

@@ -26,7 +26,7 @@ def shards(folder: Path, files: Iterable[str]) -> list[str]:
 
     files  all .safetensors files of the folder; others may stand beside shards named "model"
 
-    Raises ValueError if the shards are not complete, or do not belong together.
+    Raises FileNotFoundError if a shard is missing, and ValueError if they do not belong together.
     """
     files = list(files)
     matches = {file: match for file in files if (match := _NAME.fullmatch(file))}
@@ -57,7 +57,7 @@ def shards(folder: Path, files: Iterable[str]) -> list[str]:
     if missing is not None:
         match = matches[numbered[min(numbered)]]
         name = f"{stem}-{missing:0{len(match[2])}}-of-{match[3]}.safetensors"
-        raise ValueError(
+        raise FileNotFoundError(
             f"{folder} has {len(numbered)} of {count} shards and no {INDEX}; expected {name}, too "
             f"(a shard is read alone if you pass its own path)"
         )
