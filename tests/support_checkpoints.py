@@ -38,6 +38,13 @@ def file_bytes(tensors: dict[str, Any]) -> bytes:
     return packed(*described(tensors))
 
 
+def aligned_bytes(tensors: dict[str, Any]) -> bytes:
+    """A file whose header is padded with spaces, so that its tensors are aligned."""
+    header, data = described(tensors)
+    text = json.dumps(header).encode()
+    return packed(text + b" " * (-len(text) % 8), data)
+
+
 def write(folder: Path, tensors: dict[str, Any], config: Any = None) -> Path:
     (folder / "model.safetensors").write_bytes(file_bytes(tensors))
     if config is not None:

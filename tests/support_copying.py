@@ -16,8 +16,9 @@ import ffncore as fc
 from ffncore import reference
 from ffncore.arrays import memory
 from ffncore.functional.routing import backward_of_part
+from ffncore.layers.around import Around
 from ffncore.layers.router import RouterSaved
-from ffncore.models import families, mixture_families
+from ffncore.models import families
 from ffncore.values import packed, routing_options
 from ffncore.values.routing import Part
 
@@ -205,8 +206,13 @@ def router_gradients(saved=None):
 # ---- rows, reports
 
 
+# The rows in the old pickles.
+ROWS = ("bert", "gpt2", "llama", "gemma", "mixtral", "qwen2_moe", "deepseek_v2", "deepseek_v3")
+ROWS += ("gpt_oss", "granitemoe", "llama4")
+
+
 def rows():
-    return (*families.FAMILIES, *mixture_families.MOE_FAMILIES)
+    return [families.row_named(name) for name in ROWS]
 
 
 def layer_infos():
@@ -327,7 +333,12 @@ CASES = {
             lambda s: {"grad": router_gradients(s).x, **use_routing(s.routing)},
         )
     },
-    fc.RouterGrads: {"full": Case(router_gradients, vars)},
+    # input_scale is younger than the old pickles.
+    fc.RouterGrads: {
+        "full": Case(
+            router_gradients, lambda g: {n: a for n, a in vars(g).items() if n != "input_scale"}
+        )
+    },
     fc.MoELayerSaved: {
         "full": Case(layer_saved, lambda s: use_grads(layer_gradients(s))),
         "packed": Case(
@@ -348,10 +359,11 @@ CASES = {
     fc.Cost: {"ffn": Case(lambda: fc.cost(3, block()), itself)},
     fc.GradientReport: {"block": Case(report, itself)},
     fc.GradientError: {"x": Case(lambda: report()["x"], itself)},
+    Around: {"granite": Case(lambda: Around("pre", residual_multiplier=0.22), itself)},
     families.LayerInfo: {"all": Case(layer_infos, items)},
     families.Family: {row.name: Case(lambda row=row: row, itself) for row in families.FAMILIES},
-    mixture_families.MoEFamily: {
-        row.name: Case(lambda row=row: row, itself) for row in mixture_families.MOE_FAMILIES
+    families.MoEFamily: {
+        row.name: Case(lambda row=row: row, itself) for row in families.MOE_FAMILIES
     },
     reference.Gradients: {
         "xielu": Case(

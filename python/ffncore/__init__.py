@@ -39,7 +39,8 @@ Arrays may be float32, float64, float16 or bfloat16 (from ml_dtypes); a float32 
 16-bit weights. For each dtype the result has the same bits with any instruction set, number of
 threads and batch, and with packed or raw weights. ffn, moe, route and their backward passes also
 accept torch CUDA tensors and CuPy arrays, if the package was built with its CUDA part.
-`python -m ffncore --help` lists the commands that check and measure an installation.
+`python -m ffncore --help` lists the commands, which check an installation, inspect a checkpoint,
+run its layers, and measure speed.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,7 @@ if TYPE_CHECKING:
     )
     from .functional.model_routers import sparsemixer, switch_capacity
     from .layers import FFN, MoE, MoELayerGrads, MoELayerSaved, Router, RouterGrads
-    from .models import load
+    from .models import load, load_all
     from .models.load_packed import load_packed
 
 # Modules that are imported when one of their public names is first used, and these names.
@@ -86,7 +87,7 @@ _LAZY = {
     ),
     "functional.model_routers": ("sparsemixer", "switch_capacity"),
     "layers": ("FFN", "MoE", "MoELayerGrads", "MoELayerSaved", "Router", "RouterGrads"),
-    "models": ("load",),
+    "models": ("load", "load_all"),
     "models.load_packed": ("load_packed",),
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}
@@ -145,6 +146,7 @@ __all__ = [
     "ffn_forward",
     "get_num_threads",
     "load",
+    "load_all",
     "load_balancing_loss",
     "load_balancing_loss_backward",
     "load_packed",

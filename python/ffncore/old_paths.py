@@ -34,7 +34,7 @@ MODULES = {
     "layers": "layers",
     "losses": "functional.losses",
     "models": "models",
-    "models_moe": "models.mixture_families",
+    "models_moe": "models.families",
     "moe": "functional.mixtures",
     "moe_layer": "layers.moe",
     "packed": "values.packed",

@@ -58,10 +58,15 @@ def test_module_runs_as_a_command():
 @pytest.mark.parametrize(
     "argv, sentence",
     [
-        ([], "there is no command; expected one of info, inspect, bench, selftest"),
-        (["nothing"], "command is 'nothing'; expected one of info, inspect, bench, selftest"),
+        ([], "there is no command; expected one of info, inspect, run, verify, bench, selftest"),
+        (
+            ["nothing"],
+            "command is 'nothing'; expected one of info, inspect, run, verify, bench, selftest",
+        ),
         (["bench", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
         (["inspect"], "the following arguments are required: PATH"),
+        (["run", "model"], "the following arguments are required: X, Y"),
+        (["verify", "model", "--layer", "x"], "argument --layer: invalid int value: 'x'"),
     ],
 )
 def test_wrong_use(argv, sentence, capsys):
@@ -118,6 +123,7 @@ EXAMPLES = [line for name, command in COMMANDS.items() for line in command.EXAMP
 def test_examples_run(example, tmp_path, monkeypatch, capsys):
     """Those of the bench with small shapes, few rounds, and known limits of the machine."""
     write(tmp_path, llama(1), {"model_type": "llama"})
+    np.save(tmp_path / "x.npy", np.ones((3, 4), np.float32))
     monkeypatch.chdir(tmp_path)
     argv = example.replace("path/to/model", str(tmp_path)).replace("1536x4096", "24x40").split()
     if argv[0] == "bench":
@@ -141,101 +147,3 @@ class KnownLimits(Limits):
 
     def known_rate(self, what, _isa, _dtype, _bytes, _seconds, threads):
         return {"fma": 96e9 * threads, "clock": 3e9, "read": 1e11}.get(what, 1e9)
-
-
-# ---- inspect
-
-
-def test_inspect(tmp_path, capsys):
-    tensors = {}
-    for i in range(3):
-        tensors[f"model.layers.{i}.mlp.gate_proj.weight"] = np.zeros((24, 8), "f4")
-        tensors[f"model.layers.{i}.mlp.up_proj.weight"] = np.zeros((24, 8), "f4")
-        tensors[f"model.layers.{i}.mlp.down_proj.weight"] = np.zeros((8, 24), "f4")
-    write(tmp_path, tensors, {"model_type": "llama", "hidden_act": "silu"})
-    assert main(["inspect", str(tmp_path)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    words = lines[1].split()
-    assert words[:9] == ["0-2", "gated", "8", "24", "silu", "float32", "576", "3", "4.5"]
-    assert words[9:] == ["llama", "llama", "model."]  # model_type, family, prefix
-    assert lines[0].split()[9:] == ["model_type", "family", "prefix"]
-    assert lines[2] == "3 layers, 1,728 parameters in them"
-
-
-def test_inspect_lists_a_layer_whose_activation_is_unknown(tmp_path, capsys):
-    tensors = {
-        "encoder.layer.0.intermediate.dense.weight": np.zeros((24, 8), "f4"),
-        "encoder.layer.0.output.dense.weight": np.zeros((8, 24), "f4"),
-        "encoder.layer.0.intermediate.dense.bias": np.zeros(24, "f4"),
-        "encoder.layer.0.output.dense.bias": np.zeros(8, "f4"),
-    }
-    write(tmp_path, tensors, {"model_type": "ernie", "hidden_act": "squareplus"})
-    assert main(["inspect", str(tmp_path)]) == 0
-    words = capsys.readouterr().out.splitlines()[1].split()
-    assert words[:6] == ["0", "plain", "8", "24", "squareplus", "float32"]
-    assert words[-2:] == ["ernie", "bert"]
-    with pytest.raises(ValueError, match="activation 'squareplus' is not known"):
-        fc.load(tmp_path)
-    assert fc.load(tmp_path, activation="relu").activation.name == "relu"
-
-
-def test_inspect_says_how_to_load_a_layer_without_an_activation(tmp_path, capsys):
-    write(tmp_path, llama(1), {"model_type": "other"})
-    assert main(["inspect", str(tmp_path), "--family", "llama"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split()[4] == "unknown"
-    assert lines[2].startswith("1 layer, ")
-    assert (
-        lines[3] == "activation unknown: config.json does not name it; pass activation= to fc.load"
-    )
-
-
-def test_inspect_tells_how_many_experts_there_are(tmp_path, capsys):
-    start = "model.layers.{}.block_sparse_moe."
-    shapes = {"w1": (6, 4), "w2": (4, 6), "w3": (6, 4)}
-    tensors = {}
-    for layer in range(2):
-        tensors[start.format(layer) + "gate.weight"] = np.ones((3, 4), np.float32)
-        for e in range(3):
-            for name, shape in shapes.items():
-                name = f"{start.format(layer)}experts.{e}.{name}.weight"
-                tensors[name] = np.ones(shape, np.float32)
-    config = {"model_type": "mixtral", "hidden_act": "silu", "num_experts_per_tok": 2}
-    write(tmp_path, tensors, config)
-    assert main(["inspect", str(tmp_path)]) == 0
-    row = capsys.readouterr().out.splitlines()[1].split()
-    assert row[:8] == ["0-1", "gated,", "3", "experts", "4", "6", "silu", "float32"]
-    assert row[8] == "228"
-
-
-def test_inspect_of_damaged_layers(tmp_path, capsys):
-    """Layers that can be read are listed, and the others with their problem."""
-    tensors = llama(4)
-    del tensors["model.layers.2.mlp.up_proj.weight"]
-    tensors["model.layers.3.mlp.up_proj.weight"] = np.ones((6, 5), np.float32)
-    tensors |= {f"\x1b[31m.{n}": t for n, t in llama(1).items()}
-    write(tmp_path, tensors, {"model_type": "llama"})
-    assert main(["inspect", str(tmp_path)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split()[:6] == ["0", "gated", "4", "6", "silu", "float32"]
-    assert lines[2].split()[:6] == ["0-1", "gated", "4", "6", "silu", "float32"]
-    assert lines[1].split()[-3:] == ["llama", "llama", "\\x1b[31m.model."]
-    assert lines[3] == "3 layers, 216 parameters in them"
-    file = tmp_path / "model.safetensors"
-    assert lines[5:] == [
-        f"2  not read: {file} has no tensor model.layers.2.mlp.up_proj.weight; expected one",
-        f"3  not read: {file}: model.layers.3.mlp.up_proj.weight has shape (6, 5); expected [f, d] "
-        "with f = 6, d = 4",
-    ]
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    assert main(["inspect", str(tmp_path)]) == 2
-    assert "it has 0 bytes" in capsys.readouterr().err
-
-
-def test_inspect_of_nothing(tmp_path, capsys):
-    write(tmp_path, llama(1), {"model_type": "llama"})
-    assert main(["inspect", str(tmp_path), "--family", "bert"]) == 0
-    told = capsys.readouterr().out
-    assert told.endswith("that ffncore knows; expected tensors named as in bert\n")
-    assert main(["inspect", str(tmp_path / "absent")]) == 2
-    assert "does not exist" in capsys.readouterr().err

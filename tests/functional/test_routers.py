@@ -10,6 +10,7 @@ from support import in_every_isa, normal, same_bits
 
 import ffncore as fc
 from ffncore import reference
+from ffncore.functional.model_routers import with_shared
 
 FLOATS = [np.dtype(np.float32), np.dtype(np.float64)]
 TOLERANCE = {FLOATS[0]: 4e-6, FLOATS[1]: 2e-14}
@@ -207,3 +208,26 @@ def test_bad_input(call, error, sentence):
     with pytest.raises(error) as caught:
         call()
     assert str(caught.value) == sentence
+
+
+# ---- shared experts that the router weights
+
+
+def test_with_shared_chooses_the_last_experts_always(rng):
+    z, bias = rng.standard_normal((3, 4, 7)), rng.standard_normal(5)
+    routing = with_shared(
+        z, top_k=2, n_shared=2, e_score_correction_bias=bias, routed_scaling_factor=1.5
+    )
+    s = 1 / (1 + np.exp(-z))
+    chosen = np.argsort(-(s[..., :5] + bias), axis=-1)[..., :2]
+    expected = np.concatenate([chosen, np.broadcast_to([5, 6], (3, 4, 2))], axis=-1)
+    assert np.array_equal(routing.experts, expected)
+    taken = np.take_along_axis(s, expected, axis=-1)
+    weights = 1.5 * taken / taken.sum(-1, keepdims=True)
+    np.testing.assert_allclose(routing.weights, weights, rtol=1e-13)
+
+    def weights_of(logits):
+        made = with_shared(logits, top_k=2, n_shared=2, e_score_correction_bias=bias)
+        return made.weights, lambda grad: {"logits": fc.route_backward(grad, made)}
+
+    fc.check_gradients(weights_of, {"logits": z})

@@ -31,6 +31,15 @@ def wrong_layers(rng):
         lambda: fc.MoE(experts, "silu", fc.Router(normal(rng, E + 1, D), top_k=K)),
         "router has 7 experts; expected 6$",
     )
+    two = fc.FFNWeights(**{name: array[:2] for name, array in experts.arrays().items()})
+    part = partial(fc.MoE, two, "silu")
+    yield lambda: part(router, expert_ids=(1,)), "expert_ids has 1 numbers; expected 2"
+    yield lambda: part(None, expert_ids=(1, 2)), "expert_ids is given and router is None"
+    yield (
+        lambda: part(router, expert_ids=(1, 6)),
+        r"expert_ids is \(1, 6\); expected different numbers from 0 to 5",
+    )
+    yield lambda: part(router, expert_ids=(1, 1)), r"expert_ids is \(1, 1\); expected different"
     yield lambda: make(null_experts="zero"), "null_experts is 'zero'; expected one of"
     yield lambda: make(shared_gate=normal(rng, D)), "shared_gate is given and shared is None"
     yield lambda: make(latent_in=normal(rng, D, 3)), "one of latent_in and latent_out is given"

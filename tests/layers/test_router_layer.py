@@ -27,6 +27,19 @@ def test_logits(dtype, rng):
     assert np.array_equal(routing.weights, expected.weights)
 
 
+def test_a_norm_of_the_input(dtype, rng):
+    weight, scale = normal(rng, E, D, dtype=dtype), normal(rng, D, dtype=dtype)
+    x = normal(rng, T, D, dtype=dtype)
+    router = fc.Router(weight, input_norm_eps=0.01, input_scale=scale, logit_scale=D**-0.5, top_k=K)
+    wide = [a.astype(np.float64) for a in (x, scale, weight)]
+    u = wide[0] / np.sqrt(np.square(wide[0]).mean(-1, keepdims=True) + 0.01)
+    error = 1e-14 if dtype == np.float64 else 2e-7
+    expected = D**-0.5 * (u * wide[1]) @ wide[2].T
+    np.testing.assert_allclose(router.logits(x), expected, rtol=error, atol=error)
+    with pytest.raises(ValueError, match=r"router\.input_scale has shape \(6,\)"):
+        fc.Router(weight, input_scale=normal(rng, E, dtype=dtype), top_k=K)
+
+
 def test_large_inputs_are_cut_into_blocks(rng):
     weight = normal(rng, 3, 4096)
     x, grad = normal(rng, 600, 4096), normal(rng, 600, 3)
@@ -47,6 +60,9 @@ def test_large_inputs_are_cut_into_blocks(rng):
         {"top_k": K, "norm_topk_prob": False, "logit_scale": -0.6},
         {"top_k": K, "score_fn": "softmax_topk", "logit_softcap": 1.2},
         {"route": fc.sparsemixer, "jitter_eps": 0.2},
+        {"top_k": K, "input_norm_eps": 0.1},
+        {"top_k": K, "input_norm_eps": 0.0, "input_scale": np.linspace(-1, 2, D)},
+        {"top_k": K, "input_scale": np.linspace(0.5, 2, D)},
     ],
 )
 def test_gradients(options, rng):

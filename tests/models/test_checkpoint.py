@@ -234,3 +234,50 @@ def test_inspecting_looks_once_at_each_tensor(tmp_path, work):
 def test_a_file_is_opened_where_a_tensor_in_it_is_needed(folder, work):
     fc.load(folder, 0)
     assert work["files"] == 1
+
+
+# ---- prefixes of training tools
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda n: "_orig_mod." + n,
+        lambda n: "module._orig_mod." + n,
+        lambda n: "base_model.model." + n,
+        lambda n: n.replace("mlp.", "_orig_mod.mlp."),
+        lambda n: n.replace("mlp.", "mlp._fsdp_wrapped_module.").replace(
+            "model.l", "model.module.l"
+        ),
+    ],
+)
+@pytest.mark.parametrize("indexed", [False, True])
+def test_prefixes_of_tools_are_ignored(tmp_path, rename, indexed):
+    tensors = {rename(name): tensor for name, tensor in llama().items()}
+    if indexed:
+        write_files(tmp_path, shards(tensors))
+        (tmp_path / "config.json").write_text(json.dumps(LLAMA), "utf-8")
+    else:
+        write(tmp_path, tensors, LLAMA)
+    layer = fc.load(tmp_path, layer=1)
+    assert np.array_equal(layer.weights.up, llama()["model.layers.1.mlp.up_proj.weight"])
+    assert layer.name == "model.layers.1"
+    assert {info.prefix for info in models.layers(tmp_path)} == {"model."}
+    # Errors show the names in the file.
+    name = rename("model.layers.1.mlp.up_proj.weight")
+    write_files(
+        tmp_path, {"model.safetensors": file_bytes(tensors | {name: np.ones((2, 2), "f4")})}
+    )
+    for path in (tmp_path / "model.safetensors",):
+        with pytest.raises(ValueError, match=rf": {name} has shape \(2, 2\)"):
+            fc.load(path, layer=1)
+
+
+def test_two_tensors_that_differ_in_the_prefix_alone(tmp_path):
+    tensors = llama()
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors["_orig_mod." + name] = tensors[name] + 1
+    write(tmp_path, tensors, LLAMA)
+    with pytest.raises(ValueError, match=r"has 2 stacks of layers, .*'_orig_mod\.model\.'"):
+        fc.load(tmp_path, layer=1)
+    assert np.array_equal(fc.load(tmp_path, 1, prefix="model.").weights.up, tensors[name])

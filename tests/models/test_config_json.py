@@ -9,7 +9,8 @@ from support_checkpoints import DEEPSEEK_V3, LLAMA, deepseek_v3, llama, write
 
 import ffncore as fc
 from ffncore import models
-from ffncore.models import loading
+from ffncore.models import finding, loading
+from ffncore.models.families.around import around_of
 from ffncore.models.files.config import Config
 from ffncore.models.files.defaults import DEFAULTS, FIXED, NESTED, SYNONYMS
 from ffncore.models.mixture_loading import routing
@@ -18,7 +19,20 @@ ROWS = (*models.FAMILIES, *models.MOE_FAMILIES)
 TYPES = [(row, model_type) for row in ROWS for model_type in row.model_types]
 KINDS = {"hidden_act": str, "hidden_activation": str, "activation_function": str}
 KINDS |= {"topk_method": str, "scoring_func": str, "norm_topk_prob": bool, "mlp_bias": bool}
+KINDS |= dict.fromkeys(("activation", "afn", "mlp_hidden_act", "dense_act_fn"), str)
+KINDS |= dict.fromkeys(("encoder_hidden_act", "decoder_hidden_act", "feed_forward_proj"), str)
+KINDS |= dict.fromkeys(("expert_selection_fn", "ffn_config.ffn_act_fn.name"), str)
+KINDS |= {"shared_expert_combination_strategy": str}
+KINDS |= dict.fromkeys(("use_bias", "enable_bias", "bias", "moe_renormalize"), bool)
+KINDS |= {"do_layer_norm_before": bool}
+KINDS |= dict.fromkeys(("parallel_attn", "use_parallel_residual"), bool)
 KINDS |= dict.fromkeys(("routed_scaling_factor", "swiglu_alpha", "swiglu_limit"), float)
+KINDS |= dict.fromkeys(("residual_multiplier", "scale_depth", "rms_norm_eps", "route_scale"), float)
+KINDS |= dict.fromkeys(("router_scaling_factor", "moe_routed_scaling_factor"), float)
+KINDS |= dict.fromkeys(("moe_router_scaling_factor", "router_jitter_noise", "moe_norm_min"), float)
+KINDS |= dict.fromkeys(("mlp_multipliers.0", "mlp_multipliers.1", "layer_norm_eps"), float)
+KINDS |= {"moe_router_logit_softcapping": float, "activation_sparsity_pattern": list}
+KINDS |= {"ffn_config.moe_normalize_expert_weights": float}
 
 
 class Recorder(dict):
@@ -35,7 +49,8 @@ class Recorder(dict):
 
 def test_every_model_type_has_its_table_and_nothing_else():
     assert {model_type for _, model_type in TYPES} == set(DEFAULTS)
-    assert set(FIXED) | NESTED | {model_type for model_type, _ in SYNONYMS} <= set(DEFAULTS)
+    assert set(FIXED) | {model_type for model_type, _ in SYNONYMS} <= set(DEFAULTS)
+    assert not NESTED & set(DEFAULTS)  # their towers have the keys
     for table in DEFAULTS.values():
         for key, value in table.items():
             assert value is None or type(value) is KINDS.get(key, int), key
@@ -43,26 +58,52 @@ def test_every_model_type_has_its_table_and_nothing_else():
 
 @pytest.mark.parametrize("row, model_type", TYPES, ids=lambda v: v if isinstance(v, str) else "")
 def test_every_key_that_is_read_has_a_row_in_the_table(row, model_type, tmp_path):
-    """Each row of the table is read by a layer."""
-    told = {k: v for k, v in SAMPLES.items() if DEFAULTS[model_type].get(k, 0) is None}
-    if model_type == "deepseek_v2":
-        told["topk_method"] = "group_limited_greedy"  # so that all keys are read
+    """Each row of the table is read by a layer, and nothing else is."""
+    table = DEFAULTS[model_type]
+    told = {k: v for k, v in SAMPLES.items() if table.get(k, 0) is None}
+    told |= MORE.get(model_type, {})
     own = Recorder({"model_type": model_type, **told})
-    whole = {"model_type": model_type, "text_config": own} if model_type in NESTED else own
-    config = Config(tmp_path / "config.json", whole)
-    own.asked.clear()
-    if isinstance(row, models.MoEFamily):
-        routing(config, row, 256)
-        condition = row.shared_if.get(model_type)
-        if isinstance(condition, str):
-            config.integer(condition, 0)
-    options = loading._activation(None, row, config)
-    assert isinstance(options, fc.Activation)
-    if config.reads("mlp_bias"):
-        config.flag("mlp_bias")
-    only = set(getattr(row, "only", {})) - set(DEFAULTS[model_type])  # may be there, and only so
-    assert own.asked - only == set(DEFAULTS[model_type])
+    for tower in ("encoder", "decoder") if model_type == "moonshine" else ("",):
+        config = Config(tmp_path / "config.json", own, tower=tower).at(0, row.by_layer)
+        if tower != "decoder":
+            own.asked.clear()
+        if isinstance(row, models.MoEFamily):
+            routing(config, row, 256)
+            condition = row.shared_if.get(model_type)
+            if isinstance(condition, str):
+                config.integer(condition, 0)
+            if row.null_experts is not None:
+                config.integer(row.null_experts, 0)
+            if row.assembly is not None:
+                row.assembly(config)
+        for kind in ("experts", "shared", "dense"):
+            assert isinstance(loading._activation(None, row, config, kind), fc.Activation)
+        around_of(config)
+        if row.inner is not None:
+            row.inner(config)
+        if row.multiplier is not None:
+            config.number(row.multiplier)
+        if row.shared_layers:
+            assert finding._numbers(row, config, 0) == range(config.integer("num_hidden_layers", 1))
+        if any(form.norm for form in row.forms):
+            config.number(row.norm_eps_key)
+        if config.reads(row.bias_key):
+            config.flag(row.bias_key)
+    only = set(getattr(row, "only", {})) - set(table)  # may be there, and only so
+    assert own.asked - only - (ALSO - set(table)) == set(table)
 
+
+# Second names of keys, and the parts of config.json that towers could have.
+ALSO = {"num_experts_per_tok", "norm_topk_prob", "n_group", "mlp_multipliers", "ffn_config"}
+
+# Keys with which all others are read.
+MORE = {
+    "deepseek_v2": {"topk_method": "group_limited_greedy"},
+    "cohere2_moe": {"expert_selection_fn": "sigmoid"},
+    "step3p5": {"swiglu_limits": [7.0], "swiglu_limits_shared": [16.0]},
+    "gemma4_text": {"top_k_experts": 2},
+    "dots1": {"num_experts_per_tok": 2, "n_shared_experts": 1},
+}
 
 SAMPLES = {
     "hidden_act": "silu",

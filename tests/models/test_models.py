@@ -195,9 +195,11 @@ def test_gemma_uses_its_own_key(rng, tmp_path):
 
 def test_unknown_model_type_is_refused(rng, tmp_path):
     tensors, _ = llama(rng)
-    write(tmp_path, tensors, {"model_type": "bitnet", "hidden_act": "relu2"})
+    write(tmp_path, tensors, {"model_type": "lamma", "hidden_act": "relu2"})
     with pytest.raises(
-        ValueError, match=r"model_type 'bitnet', which ffncore\.models does not know"
+        ValueError,
+        match=r"model_type 'lamma', which ffncore\.models does not know; its tensors are named as "
+        r"in llama; expected family='llama' if its layers are computed that way",
     ):
         fc.load(tmp_path)
     assert fc.load(tmp_path, family="llama").activation.name == "relu2"
@@ -209,10 +211,15 @@ def test_two_models_in_one_file(rng, tmp_path):
     tensors, config = bert(rng)
     tensors |= {"other." + name: tensor + 1 for name, tensor in tensors.items()}
     write(tmp_path, tensors, config)
-    with pytest.raises(ValueError, match="has layer 1 2 times; expected prefix="):
+    sentence = (
+        r"has 2 stacks of layers, .*; expected prefix= with one of 'bert\.', 'other\.bert\.'$"
+    )
+    with pytest.raises(ValueError, match=sentence):
         fc.load(tmp_path, layer=1)
-    with pytest.raises(ValueError, match=r"prefix is .bert.; expected one of .*, .other\.bert\.."):
-        fc.load(tmp_path, layer=1, prefix="bert")
+    with pytest.raises(ValueError, match=r"prefix is .brt.; expected one of .*, .other\.bert\.."):
+        fc.load(tmp_path, layer=1, prefix="brt")
+    up = fc.load(tmp_path, layer=1, prefix="bert").weights.up  # the whole prefix counts first
+    assert np.array_equal(up, tensors["bert.encoder.layer.1.intermediate.dense.weight"])
     up = fc.load(tmp_path, layer=1, prefix="other.bert.").weights.up
     assert np.array_equal(up, tensors["other.bert.encoder.layer.1.intermediate.dense.weight"])
 
@@ -310,5 +317,7 @@ def test_every_family_row_is_whole():
     seen = [model_type for row in models.FAMILIES for model_type in row.model_types]
     assert len(seen) == len(set(seen))
     for row in models.FAMILIES:
-        assert row.layer.count("{}") == 1
-        assert row.layer.endswith(".")
+        for layer in row.layers:
+            assert layer.count("{}") == 1
+            assert layer.endswith(".")
+        assert row.forms

@@ -393,8 +393,8 @@ def test_a_mixture_without_a_model_type(rng, tmp_path, capsys):
     del built.config["model_type"]
     write(tmp_path, built)
     sentence = (
-        "has tensors named as in the mixtures of mixtral, but .*config.json {}; expected family= "
-        "with one of these names$"
+        "has tensors named as in the mixtures of mixtral, .*, but .*config.json {}; "
+        "expected family= with one of these names$"
     )
     with pytest.raises(ValueError, match=sentence.format("has no model_type")):
         fc.load(tmp_path, layer=MOE)
@@ -421,6 +421,5 @@ def test_every_row_is_whole():
     assert not set(seen) & set(dense)
     for row in models.MOE_FAMILIES:
         assert row.layer.count("{}") == 1
-        assert len(row.experts) in (0, 3)
-        assert len(row.shared) in (0, 2, 3)
+        assert row.experts
         assert bool(row.shared) == bool(row.shared_if)

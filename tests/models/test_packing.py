@@ -107,9 +107,9 @@ def test_plain_layers_between_packed_ones(tmp_path, capsys):
     )
     assert main(["inspect", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split()[:5] == ["1", "gated", "4", "6", "silu"]
-    assert lines[2] == "1 layer, 72 parameters in them"
-    assert lines[4].startswith("0  packed by GPTQ, not read, ")
+    assert lines[2].split()[:6] == ["1", "dense,", "gated", "4", "6", "silu"]
+    assert lines[5] == "1 layer, 72 parameters in them"
+    assert lines[7].startswith("0  packed by GPTQ, not read, ")
 
 
 def test_packed_experts(tmp_path):

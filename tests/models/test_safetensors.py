@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from support_checkpoints import described, file_bytes, packed
+from support_checkpoints import aligned_bytes, described, file_bytes, packed
 
 from ffncore.models.files.safetensors import MOST_HEADER_BYTES, SafetensorsFile
 
@@ -255,3 +255,31 @@ def test_names_may_be_anything(file):
     assert np.array_equal(found.read("a\nb\x1b[31m"), TENSORS["a"])
     with pytest.raises(ValueError, match=r"'\\ud800' has the offsets"):
         found.read("\ud800")
+
+
+# ---- views of the mapped file
+
+
+def test_a_view_is_of_the_file_and_outlives_it(file):
+    opened = file(aligned_bytes(TENSORS))
+    views = {name: opened.view(name) for name in TENSORS}
+    opened.close()
+    for name, view in views.items():
+        assert np.array_equal(view, TENSORS[name])
+        assert view.dtype == TENSORS[name].dtype
+        with pytest.raises(ValueError, match="read-only"):
+            view[0] = 1
+
+
+def test_a_view_of_a_file_that_was_cut_off(file):
+    opened = file(aligned_bytes(TENSORS))
+    os.truncate(opened.path, opened.size - 1)
+    assert np.array_equal(opened.view("a"), TENSORS["a"])
+    with pytest.raises(ValueError, match="was cut off while it was read: c ends too early"):
+        opened.view("c")
+
+
+def test_no_view_without_elements(file):
+    opened = file(aligned_bytes({"a": np.empty((0, 3), np.float32)}))
+    with pytest.raises(ValueError, match="expected at least 1 in each dimension"):
+        opened.view("a")

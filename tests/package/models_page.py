@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ffncore.models import FAMILIES, MOE_FAMILIES, Family, MoEFamily
-from ffncore.models.files.defaults import DEFAULTS, FIXED, NESTED
+from ffncore.models import FAMILIES, MOE_FAMILIES, REFUSED, Family, MoEFamily
+from ffncore.models.families import Names
+from ffncore.models.files.defaults import DEFAULTS, FIXED
+from ffncore.models.files.towers import TOWERS
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
@@ -45,11 +47,25 @@ Sizes and the number of experts come from the shapes of the tensors. A model of 
 have dense layers, such as the first ones of DeepSeek-V3.
 """
 
+TOWERS_TEXT = """\
+## Models of several towers
+
+These models have a stack of layers for text and others for images or sound. Each tower has its own
+part of `config.json`, whose `model_type` is in the tables above. If the part does not name one, the
+tower has the model type in this table, which is the default of the model's class. `fc.load` takes
+the text model; `prefix="vision"` or `prefix="audio"` takes another tower.
+"""
+
+REFUSED_TEXT = """\
+## Model types that are not supported
+"""
+
 NAMES = """\
 ## Names of the tensors
 
 Names follow any prefix, such as `model.`; `{}` is the number of the layer, and after `experts` that
-of the expert. Experts are stored as one tensor each or stacked in one tensor, and both are found.
+of the expert. Where a family is stored in several ways, such as the released files and the names of
+transformers 5, each of them is found.
 """
 
 KEYS = ("activation", "other keys of config.json")
@@ -57,14 +73,19 @@ KEYS = ("activation", "other keys of config.json")
 
 def page() -> str:
     """The whole page."""
+    towers = ("text", "vision", "audio", "encoder", "decoder")
     parts = [
         HEAD,
         DENSE,
         _table(("model_type", "family", "kind", *KEYS), _types(FAMILIES)),
         MIXTURES,
         _table(("model_type", "family", "router", *KEYS), _types(MOE_FAMILIES)),
+        TOWERS_TEXT,
+        _table(("model", *towers), (_towers(name, towers) for name in TOWERS)),
+        REFUSED_TEXT,
+        _table(("model_type", "reason"), ((f"`{t}`", why) for t, why in REFUSED.items())),
         NAMES,
-        _table(("family", "matrices (gate, up, down)", "stored as"), map(_dense, FAMILIES)),
+        _table(("family", "blocks (gate, up, down)"), map(_dense, FAMILIES)),
         _table(("family", "router", "experts", "shared expert"), map(_mixture, MOE_FAMILIES)),
     ]
     return "\n".join(parts)
@@ -75,13 +96,14 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _types(families: Sequence[Family | MoEFamily]) -> list[tuple[str, ...]]:
+def _types(families: Sequence[Family]) -> list[tuple[str, ...]]:
     rows = []
     for family in families:
         if isinstance(family, MoEFamily):
             what = _router(family)
         else:
-            what = "plain" if family.gate is None else "gated"
+            kinds = ["gated" if form.gated else "plain" for form in family.forms]
+            what = " or ".join(dict.fromkeys(kinds))
         for name in family.model_types:
             rows.append((f"`{name}`", f"`{family.name}`", what, *_keys(name, family)))
     return rows
@@ -91,7 +113,7 @@ def _router(family: MoEFamily) -> str:
     """What it does with logits, in the words of fc.route."""
     told = family.routing.get("score_fn", "softmax")
     words = [{"softmax_topk": "softmax of the top k"}.get(told, told)]
-    if family.correction_bias is not None:
+    if family.correction_bias:
         words.append("a bias of the selection")
     if family.groups is not None:
         words.append("groups of experts")
@@ -100,7 +122,7 @@ def _router(family: MoEFamily) -> str:
     return ", ".join(words)
 
 
-def _keys(model_type: str, family: Family | MoEFamily) -> tuple[str, str]:
+def _keys(model_type: str, family: Family) -> tuple[str, str]:
     """The key of the activation, and the other keys of config.json."""
     only = family.only if isinstance(family, MoEFamily) else {}
     known = DEFAULTS[model_type]
@@ -109,30 +131,44 @@ def _keys(model_type: str, family: Family | MoEFamily) -> tuple[str, str]:
         for key, value in known.items()
     }
     words |= {key: f"`{key}` (only {value})" for key, value in only.items()}
-    found = [words.pop(key) for key in family.activation_keys if key in words]
-    activation = f"always {FIXED[model_type]}" if model_type in FIXED else found[0]
-    where = ", in `text_config`" if model_type in NESTED else ""
-    others = ", ".join(words.values())
-    return activation + where, others + where if others else "none"
+    wanted = [key.format(tower=t) for key in family.activation_keys for t in ("encoder", "decoder")]
+    found = [words.pop(key) for key in dict.fromkeys(wanted) if key in words]
+    activation = f"always {FIXED[model_type]}" if model_type in FIXED else ", ".join(found)
+    return activation or "see the other keys", ", ".join(words.values()) or "none"
 
 
 def _json(value: object) -> str:
+    if isinstance(value, list):
+        return "a list"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def _towers(name: str, towers: Iterable[str]) -> list[str]:
+    known = {tower: f"`{t}`" if t in DEFAULTS else "-" for tower, t in TOWERS[name].items()}
+    return [f"`{name}`", *(known.get(tower, "") for tower in towers)]
+
+
+def _form(form: Names, layer: str) -> str:
+    layer = form.layer or layer
+    names = ", ".join(f"`{layer}{stem}`" for stem in form.stems.values())
+    notes = ["[in, out]"] if form.in_out else []
+    notes += ["by shape"] if form.in_out is None else []
+    notes += [form.layout] if form.layout != "concat" else []
+    notes += ["up first"] if form.order == "up_first" else []
+    notes += ["with biases"] if form.biases else []
+    return names + (f" ({', '.join(notes)})" if notes else "")
+
+
 def _dense(family: Family) -> tuple[str, ...]:
-    names = ", ".join(f"`{family.layer}{stem}`" for stem in family.stems.values())
-    biases = ", with biases" if family.biases else ""
-    return f"`{family.name}`", names, ("[in, out]" if family.in_out else "[out, in]") + biases
+    forms = " or ".join(_form(form, family.layer) for form in family.forms)
+    return f"`{family.name}`", forms
 
 
 def _mixture(family: MoEFamily) -> tuple[str, ...]:
-    def code(names: Iterable[str]) -> str:
-        return ", ".join(f"`{name}`" for name in names)
-
-    experts = [code(names) for names in (family.experts, family.stacked) if names]
-    shared = code(family.shared) or "none"
-    return f"`{family.name}`", f"`{family.layer}{family.router}`", " or ".join(experts), shared
+    routers = " or ".join(f"`{family.layer}{name}`" for name in family.router)
+    experts = " or ".join(_form(form, "") for form in family.experts)
+    shared = " or ".join(_form(form, "") for form in family.shared) or "none"
+    return f"`{family.name}`", routers, experts, shared
 
 
 if __name__ == "__main__":

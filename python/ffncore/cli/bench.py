@@ -24,6 +24,7 @@ from ..bench.mixture_shapes import GROUP, MOE_SHAPES, ROUTINGS
 from ..bench.plan import PARTS, Plan
 from ..bench.printing import describe, title
 from ..bench.rows import rows
+from . import options
 
 _NAMES = [shape.name for shape in (*shapes.SHAPES, *MOE_SHAPES)]
 HELP = f"""\
@@ -90,10 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PARTS",
         help=f"comma-separated (default: {','.join(PARTS)}; with --shapes: {PARTS[0]})",
     )
-    add("--isa", metavar="NAME", help="instruction set (default: the one that ffncore would use)")
-    add(
-        "--threads", metavar="N", type=int, help="of a call (default: as many as ffncore would use)"
-    )
+    options.add_settings(parser)
     add("--seconds", metavar="S", type=float, help="for each case (default: 0.6, quick 0.25)")
 
 

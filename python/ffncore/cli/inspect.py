@@ -1,72 +1,119 @@
-"""`python -m ffncore inspect PATH`: the feed-forward layers of a checkpoint, as a table.
+"""`python -m ffncore inspect PATH`: the feed-forward layers of a checkpoint, as a table or as JSON.
 
-Tests: tests/cli/test_cli.py.
+docs/checkpoints.md has the keys of the JSON objects. Tests: tests/cli/test_inspect.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
 from .. import models
 from ..models.loading import why_none
+from . import options
 
 HELP = """\
 Lists the feed-forward layers of a checkpoint.
 
-A line stands for a run of equal layers. Layers that are packed by a quantiser
-or damaged follow, with the reason. Only the headers of the files are read.
+Layers whose tensors' names have one prefix stand together, and a line stands
+for a run of equal layers. Layers that are packed by a quantiser or damaged
+follow, with the reason. Only the headers of the files are read.
 
-columns
-  ratio       d_ff / d_model
-  matched     d_ff / d_model of a plain layer with as many parameters
-  model_type  of config.json; - where there is none
+heads
+  model_type  of config.json
   family      whose names and storage the tensors have (docs/models.md)
   prefix      what stands before "layers.0." in the tensors' names
+
+columns
+  kind        dense or a mixture of experts, with a gate or plain
+  parameters  of a layer, with all experts and the router
+  ratio       d_ff / d_model
+  matched     d_ff / d_model of a plain layer with as many parameters
 """
-EXAMPLES = ("inspect path/to/model",)
+EXAMPLES = ("inspect path/to/model", "inspect path/to/model --json")
+
+_COLUMNS: tuple[str, ...] = (
+    *("layers", "kind", "d_model", "d_ff", "activation", "dtype", "parameters"),
+    *("ratio", "matched"),
+)
+# Columns of numbers, which are aligned at their ends.
+_NUMBERS = frozenset(("d_model", "d_ff", "parameters", "ratio", "matched"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("path", metavar="PATH", help="a folder with config.json, or a .safetensors file")
-    add(
-        "--family",
-        metavar="NAME",
-        help="read a model_type that ffncore does not know with the tensor names of this family, "
-        f"one of {', '.join(row.name for row in (*models.FAMILIES, *models.MOE_FAMILIES))} "
-        "(default: the family of the model_type)",
-    )
+    add("path", metavar="PATH", help=options.PATH)
+    add("--json", action="store_true", help="print a JSON array with an object for each layer")
+    options.add_family(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    """The command; returns its exit status."""
     try:
         infos = models.layers(args.path, args.family)
-        for line in inspection(infos) if infos else [why_none(args.path, args.family)]:
-            print(_printable(line))
-    except (OSError, ValueError, ImportError) as error:
-        print(f"inspect: {error}", file=sys.stderr)
-        return 2
+        nothing = "" if infos else why_none(args.path, args.family)
+    except options.ERRORS as error:
+        return options.refused("inspect", error)
+    if args.json:
+        objects = ",\n ".join(json.dumps(described(info)) for info in infos)
+        print(f"[{objects}]")
+        if nothing:
+            print(options.printable(f"inspect: {nothing}"), file=sys.stderr)
+    else:
+        for line in [nothing] if nothing else inspection(infos):
+            print(options.printable(line))
     return 0
 
 
-def _printable(line: str) -> str:
-    """The line with escapes for what a terminal obeys or cannot show: tensors may have any name."""
-    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
-    encoding = sys.stdout.encoding or "utf-8"
-    return shown.encode(encoding, "backslashreplace").decode(encoding)
+# ---- as JSON
+
+
+def described(info: models.LayerInfo) -> dict[str, Any]:
+    """A layer as a JSON object. What is not known is null."""
+    return {
+        "layer": info.layer,
+        "prefix": info.prefix,
+        "tower": info.tower or None,
+        "kind": "dense" if info.n_experts is None else "mixture",
+        "gated": info.gated,
+        "n_experts": info.n_experts,
+        "shared_ff": info.shared_ff,
+        "d_model": info.d_model or None,
+        "d_ff": info.d_ff or None,
+        "activation": info.activation,
+        "format": info.packing or info.dtype or None,
+        "dtype": info.dtype or None,
+        "packing": info.packing,
+        "parameters": info.parameters or None,
+        "nbytes": info.nbytes,
+        "ratio": info.ratio or None,
+        "matched_ratio": info.matched_ratio or None,
+        "family": info.family.name,
+        "model_type": info.model_type,
+        "around": asdict(info.around),
+        "parts": info.parts,
+        "problem": info.problem,
+    }
+
+
+# ---- as a table
 
 
 def inspection(layers: Sequence[models.LayerInfo]) -> list[str]:
-    """A line for each run of equal layers that can be read, and their sum; then a line for each run
-    of packed layers, with their bytes; then a line about what is wrong with each other layer.
+    """A table for the layers of each prefix that can be read, and the sum of all; then a line for
+    each run of packed layers, with their bytes; then a line about what is wrong with each other
+    layer.
     """
-    packed = [info for info in layers if info.packing is not None]
     sound = [info for info in layers if info.problem is None]
-    lines = _table(sound) if sound else []
+    lines = []
+    for _, run in groupby(sound, lambda info: (info.prefix, info.model_type)):
+        stack = list(run)
+        lines += [_head(stack), *_table(stack), ""]
     if sound:
         total = sum(info.parameters for info in sound)
         lines.append(f"{len(sound)} layer{'s' * (len(sound) != 1)}, {total:,} parameters in them")
@@ -77,6 +124,7 @@ def inspection(layers: Sequence[models.LayerInfo]) -> list[str]:
         lines.append(
             "ratio is d_ff / d_model; matched is that of a plain layer with as many parameters"
         )
+    packed = [info for info in layers if info.packing is not None]
     for (packing, prefix, family), run in groupby(
         packed, lambda info: (info.packing, info.prefix, info.family.name)
     ):
@@ -90,43 +138,70 @@ def inspection(layers: Sequence[models.LayerInfo]) -> list[str]:
     return lines
 
 
+def kind(info: models.LayerInfo) -> str:
+    """ "dense, gated", or "mixture of 8, plain"; also with the size of a shared expert."""
+    mixture = "dense" if info.n_experts is None else f"mixture of {info.n_experts}"
+    also = f", shared {info.shared_ff}" if info.shared_ff else ""
+    return f"{mixture}, {'gated' if info.gated else 'plain'}{also}"
+
+
+def _head(stack: Sequence[models.LayerInfo]) -> str:
+    first = stack[0]
+    told = {
+        "model_type": first.model_type,
+        # The dense layers of a mixture may have the names of another family.
+        "family": " and ".join(dict.fromkeys(info.family.name for info in stack)),
+        "tower": first.tower,
+        "prefix": first.prefix,
+    }
+    return ", ".join(f"{name} {value}" for name, value in told.items() if value)
+
+
 def _table(layers: Sequence[models.LayerInfo]) -> list[str]:
-    head = ("layers", "kind", "d_model", "d_ff", "activation", "dtype", "parameters", "ratio")
-    table: list[tuple[str, ...]] = [(*head, "matched", "model_type", "family", "prefix")]
-    for (*facts, _), run in groupby(layers, _facts):
-        group = list(run)
-        prefix, gated, experts, d_model, d_ff, activation, dtype, parameters = facts
-        kind = "gated" if gated else "plain"
-        table.append(
-            (
-                _numbers(group),
-                kind if experts is None else f"{kind}, {experts} experts",
-                str(d_model),
-                str(d_ff),
-                activation or "unknown",
-                dtype,
-                f"{parameters:,}",
-                f"{group[0].ratio:.3g}",
-                f"{group[0].matched_ratio:.3g}",
-                group[0].model_type or "-",
-                group[0].family.name,
-                prefix,
-            )
-        )
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    """The lines of one prefix."""
+    table = [_COLUMNS]
+    for facts, run in groupby(layers, _facts):
+        table.append((_numbers(list(run)), *facts))
+    widths = [max(len(row[i]) for row in table) for i in range(len(_COLUMNS))]
+    lines = [
+        "  ".join(
+            text.rjust(width) if name in _NUMBERS else text.ljust(width)
+            for text, width, name in zip(row, widths, _COLUMNS, strict=True)
+        ).rstrip()
+        for row in table
+    ]
+    return [*lines, *_extras(layers, "around"), *_extras(layers, "parts")]
+
+
+def _facts(info: models.LayerInfo) -> tuple[str, ...]:
+    return (
+        kind(info),
+        str(info.d_model),
+        str(info.d_ff),
+        info.activation or "unknown",
+        info.dtype,
+        f"{info.parameters:,}",
+        f"{info.ratio:.3g}",
+        f"{info.matched_ratio:.3g}",
+    )
+
+
+def _extras(layers: Sequence[models.LayerInfo], name: str) -> list[str]:
+    """Lines of what a LayerInfo has besides the columns, with the numbers of the layers that have
+    it, unless all have the same.
+    """
+    groups: dict[str, list[models.LayerInfo]] = {}
+    for info in layers:
+        value = getattr(info, name)
+        told = ", ".join(value) if isinstance(value, tuple) else str(value or "")
+        groups.setdefault(told, []).append(info)
     return [
-        "  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)).rstrip() for row in table
+        f"{name} {_numbers(group)}: {told}" if len(groups) > 1 else f"{name}: {told}"
+        for told, group in groups.items()
+        if told
     ]
 
 
 def _numbers(group: Sequence[models.LayerInfo]) -> str:
     """The numbers of layers: "3", "0-31", or "0, 4-9"."""
     return models.ranges([info.layer for info in group])
-
-
-def _facts(info: models.LayerInfo) -> tuple[Any, ...]:
-    return (
-        *(info.prefix, info.gated, info.n_experts, info.d_model, info.d_ff, info.activation),
-        info.dtype,
-        *(info.parameters, info.family.name),
-    )

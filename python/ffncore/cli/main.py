@@ -1,4 +1,4 @@
-"""`python -m ffncore`: info, inspect, bench and selftest, each with a help text and examples.
+"""`python -m ffncore`: its commands, each with a help text and examples.
 
 Tests: tests/cli/test_cli.py.
 """
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol
 
-from . import bench, info, inspect, selftest
+from . import bench, info, inspect, run, selftest, verify
 
 PROG = "python -m ffncore"
 
@@ -29,6 +29,8 @@ class Command(Protocol):
 COMMANDS: dict[str, Command] = {
     "info": info,
     "inspect": inspect,
+    "run": run,
+    "verify": verify,
     "bench": bench,
     "selftest": selftest,
 }
@@ -49,8 +51,8 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(
         prog=PROG,
-        description="Checks, inspects and measures: this installation of ffncore, a checkpoint, "
-        "the speed of a layer.",
+        description="Checks an installation of ffncore, inspects, runs and checks the layers of a "
+        "checkpoint, and measures the speed of layers.",
         epilog=f"`{PROG} COMMAND --help` explains a command and gives examples.",
     )
     commands = parser.add_subparsers(

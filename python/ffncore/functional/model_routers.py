@@ -1,4 +1,5 @@
-"""Two more routers: fc.sparsemixer (Phi-3.5-MoE) and fc.switch_capacity (Switch, NLLB-MoE).
+"""More routers: fc.sparsemixer (Phi-3.5-MoE), fc.switch_capacity (Switch, NLLB-MoE), and that of
+Inkling, which is for fc.load.
 
 Experts are chosen here, in numpy, by comparisons alone, so that all machines choose the same ones.
 Weights and gradients are computed by the kernels of fc.route, for experts that are chosen already.
@@ -14,7 +15,7 @@ from ..arrays.scalars import integer, number
 from ..arrays.shapes import Array, MaybeArray, as_array, check_shape
 from ..values.routing import Part, Routing
 from ..values.routing_options import Options, check_logits, check_logits_dtype
-from .routing import weigh
+from .routing import route, weigh
 
 
 def sparsemixer(
@@ -171,6 +172,45 @@ def _places(wanted: Array, n_experts: int) -> Array:
     place[order] = position - np.maximum.accumulate(np.where(start, position, 0))
     by_slot = place.reshape(len(rows), wanted.shape[-1], -1)
     return np.asarray(by_slot.swapaxes(1, 2).reshape(wanted.shape))
+
+
+def with_shared(
+    logits: Array,
+    *,
+    top_k: int,
+    n_shared: int,
+    e_score_correction_bias: MaybeArray = None,
+    routed_scaling_factor: float = 1.0,
+) -> Routing:
+    """Choose top_k experts by sigmoid and bias, and the last n_shared experts for every token.
+
+        weights = routed_scaling_factor * sigmoid(z) / sum of sigmoid(z)    over all of them
+
+    logits                   [..., experts and shared experts], float32 or float64
+    e_score_correction_bias  [experts], as for fc.route
+    routed_scaling_factor    multiplies the weights
+
+    Returns a Routing with top_k + n_shared slots, the shared experts last.
+
+    Raises ValueError and TypeError as fc.route does.
+    """
+    logits = check_logits(logits)
+    n = logits.shape[-1] - n_shared
+    chosen = route(
+        logits[..., :n],
+        top_k,
+        score_fn="sigmoid",
+        e_score_correction_bias=e_score_correction_bias,
+    ).experts
+    always = np.arange(n, n + n_shared, dtype=np.int32)
+    always = np.broadcast_to(always, (*chosen.shape[:-1], n_shared))
+    return route(
+        logits,
+        top_k + n_shared,
+        score_fn="sigmoid",
+        experts=np.concatenate([chosen, always], axis=-1),
+        routed_scaling_factor=routed_scaling_factor,
+    )
 
 
 def _made(experts: Array, weights: Array, n_experts: int, *parts: Part) -> Routing:

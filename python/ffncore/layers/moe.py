@@ -8,7 +8,7 @@
 
 x and y are [..., d]. Experts and the shared expert run in the kernels. The rest is numpy: router
 and gate in float64, rounded to float32; latent projections and sums in float32. With float64 x all
-of it is float64. models/mixture_families.py says which model has which parts.
+of it is float64. models/families says which model has which parts.
 
 The constructor and its checks are in moe_parts.py, the backward pass in moe_backward.py. Tests:
 tests/layers/test_moe_layer.py.
@@ -55,6 +55,11 @@ class MoE(MoEParts):
     null_experts    "identity": a null expert returns x; "skip": it returns 0
     apply_router_weight_on_input  as for fc.moe
     name            a text that print shows, such as the name of the layer in a checkpoint
+    expert_ids      the numbers that these experts have in the router, if it has more experts than
+                    the layer, as in expert parallelism: slots of other experts contribute nothing.
+                    None: all of the router's experts
+    around          an Around, what the model computes around the layer; the layer does not compute
+                    it
 
     shared has the dtype of the experts. With float64 experts all other arrays are float64, too;
     with any others each of them may be float32, bfloat16 or float16. The arguments are attributes.
@@ -83,6 +88,8 @@ class MoE(MoEParts):
             null_experts=self.null_experts,
             apply_router_weight_on_input=self.apply_router_weight_on_input,
             name=self.name,
+            expert_ids=self.expert_ids,
+            around=self.around,
         )
 
     # ---- forward
@@ -228,18 +235,22 @@ class MoE(MoEParts):
         return self.router.forward(given, jitter=jitter, experts=experts)
 
     def _without_null(self, routing: Routing) -> tuple[Routing, MaybeArray]:
-        """The routing without null experts, and the sum of their weights, [..., 1], for
-        "identity".
+        """The routing without null experts and experts that are not here, and the sum of the
+        weights of null experts, [..., 1], for "identity".
         """
-        if not self.n_null_experts:
+        if not self.n_null_experts and self.expert_ids is None:
             return routing, None
-        is_null = routing.experts >= self.n_experts
-        inner = Routing(
-            experts=np.where(is_null, np.int32(-1), routing.experts),
-            weights=routing.weights,
-            n_experts=self.n_experts,
-        )
-        if self.null_experts == "skip":
+        is_null = routing.experts >= self._first_null
+        if self.expert_ids is None:
+            own = np.where(is_null, np.int32(-1), routing.experts)
+        else:
+            # The last place is that of slots without an expert, which have -1.
+            place = np.full(self._first_null + self.n_null_experts + 1, -1, np.int32)
+            place[list(self.expert_ids)] = np.arange(self.n_experts, dtype=np.int32)
+            own = place[routing.experts]
+        # Slots without an expert may have any weight, which has no effect.
+        inner = Routing(experts=own, weights=routing.weights, n_experts=self.n_experts)
+        if self.null_experts == "skip" or not self.n_null_experts:
             return inner, None
         return inner, np.where(is_null, routing.weights, 0).sum(axis=-1, keepdims=True)
 

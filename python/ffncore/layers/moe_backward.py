@@ -146,7 +146,7 @@ class Backward:
             self._add_to_x(null)
             if grad_weights is not None:
                 products = (r * saved.x.astype(self.work, copy=False)).sum(-1, keepdims=True)
-                is_null = saved.routing.experts >= layer.n_experts
+                is_null = saved.routing.experts >= layer._first_null
                 products = products.astype(grad_weights.dtype)
                 grad_weights = np.where(is_null, products, grad_weights)
         return grad_weights

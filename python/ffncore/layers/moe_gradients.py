@@ -29,7 +29,12 @@ NESTED = ("experts", "shared")
 NUMBERS = ("activation", "shared_activation")
 LATENT = ("latent_in", "b_latent_in", "latent_out", "b_latent_out")
 # From fields that belong to the router to their names in RouterGrads.
-ROUTER = {"router_weight": "weight", "router_bias": "bias", "per_expert_scale": "per_expert_scale"}
+ROUTER = {
+    "router_weight": "weight",
+    "router_bias": "bias",
+    "per_expert_scale": "per_expert_scale",
+    "router_input_scale": "input_scale",
+}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -85,6 +90,7 @@ class MoELayerGrads:
     shared_activation  XieluGrads of the shared expert's activation
     shared_gate        [d_model]
     output_bias        [d_model]
+    router_input_scale  [d_model]
 
     A gradient that does not exist or was not requested (needs=) is None.
     """
@@ -105,6 +111,7 @@ class MoELayerGrads:
     shared_activation: XieluGrads | None = None
     shared_gate: MaybeArray = None
     output_bias: MaybeArray = None
+    router_input_scale: MaybeArray = None
 
     def arrays(self) -> dict[str, Array]:
         """Return a dict from names to arrays: "x", "router_weight", "experts.up" and so on.

@@ -12,6 +12,7 @@ Tests: tests/layers/test_moe_layer.py, tests/layers/test_moe_layer_errors.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from ..arrays.shapes import Array, MaybeArray, as_array, check_rank, check_shape
 from ..values.activation import Activation, as_activation
 from ..values.packed import PackedWeights, check_weights
 from ..values.weights import FFNWeights
+from .around import Around
 from .ffn import FFN
 from .moe_gradients import LATENT, ROUTER, nested
 from .router import Router, check_precision
@@ -31,6 +33,10 @@ _NULL = ("identity", "skip")
 
 class MoEParts:
     """The parts of a mixture of experts; see MoE, which inherits this constructor."""
+
+    # Also of pickles from versions without these attributes.
+    expert_ids: tuple[int, ...] | None = None
+    around: Around | None = None
 
     def __init__(
         self,
@@ -50,6 +56,8 @@ class MoEParts:
         null_experts: str = "identity",
         apply_router_weight_on_input: bool = False,
         name: str = "",
+        expert_ids: Sequence[int] | None = None,
+        around: Around | None = None,
     ) -> None:
         self.experts = check_weights(experts)
         if self.experts.n_experts is None:
@@ -72,6 +80,8 @@ class MoEParts:
         self.null_experts = null_experts
         self.apply_router_weight_on_input = bool(apply_router_weight_on_input)
         self.name = name
+        self.expert_ids = None if expert_ids is None else tuple(map(int, expert_ids))
+        self.around = around
         self._check()
 
     def _check(self) -> None:
@@ -111,6 +121,9 @@ class MoEParts:
         if self.n_null_experts < 0:
             raise ValueError(f"n_null_experts is {self.n_null_experts}; expected at least 0")
         total = self.n_experts + self.n_null_experts
+        if self.expert_ids is not None:
+            self._check_ids(self.expert_ids)
+            return
         if self.router is not None and self.router.n_experts != total:
             parts, hint = "", ""
             if self.n_null_experts:
@@ -119,6 +132,17 @@ class MoEParts:
                 hint = " (transposed? pass the router's weight.T)"
             raise ValueError(
                 f"router has {self.router.n_experts} experts; expected {total}{parts}{hint}"
+            )
+
+    def _check_ids(self, ids: tuple[int, ...]) -> None:
+        if len(ids) != self.n_experts:
+            raise ValueError(f"expert_ids has {len(ids)} numbers; expected {self.n_experts}")
+        if self.router is None:
+            raise ValueError("expert_ids is given and router is None; expected a router, too")
+        most = self.router.n_experts - self.n_null_experts
+        if any(not 0 <= e < most for e in ids) or len(set(ids)) != len(ids):
+            raise ValueError(
+                f"expert_ids is {ids}; expected different numbers from 0 to {most - 1}"
             )
 
     # ---- properties
@@ -142,6 +166,13 @@ class MoEParts:
     def dtype(self) -> np.dtype[Any]:
         """The dtype of the experts' matrices."""
         return self.experts.dtype
+
+    @property
+    def _first_null(self) -> int:
+        """The number of the first null expert in a routing."""
+        if self.expert_ids is not None and self.router is not None:
+            return self.router.n_experts - self.n_null_experts
+        return self.n_experts
 
     def parameters(self) -> dict[str, Array]:
         """Return a dict from names to the arrays that have gradients.
@@ -175,6 +206,8 @@ class MoEParts:
             parts.append(f"{self.n_null_experts} {self.null_experts}")
         if self.shared is not None:
             parts.append(f"shared {self.shared.d_ff}")
+        if self.expert_ids is not None:
+            parts.append(f"of {self._first_null}")
         if isinstance(self.experts, PackedWeights):
             parts.append("packed")
         return f"MoE({self.name}{': ' if self.name else ''}{', '.join(parts)})"

@@ -1,6 +1,7 @@
 """fc.Router: an object that holds the weights and the options of a router.
 
-    z       = logit_scale * (x W^T + b)               x [..., d], W [E, d]; x * jitter with jitter
+    u       = x / sqrt(mean x^2 + eps) * input_scale  with input_norm_eps, else x; x * jitter first
+    z       = logit_scale * (u W^T + b)               x [..., d], W [E, d]
     logits  = c tanh(z / c)                           c = logit_softcap
     routing = route(logits)                           fc.route with options, or another router
     weights = routing.weights * per_expert_scale[experts]
@@ -34,6 +35,7 @@ class RouterGrads:
     weight            [n_experts, d_model]
     bias              [n_experts]; None if the router has no bias
     per_expert_scale  [n_experts]; None if the router has none
+    input_scale       [d_model]; None if the router has none
 
     Each has the dtype of the array that it belongs to.
     """
@@ -42,6 +44,7 @@ class RouterGrads:
     weight: Array
     bias: MaybeArray = None
     per_expert_scale: MaybeArray = None
+    input_scale: MaybeArray = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -67,6 +70,8 @@ class Router:
     logit_softcap     a number c: logits become c tanh(logits / c). None: they stay as they are
     per_expert_scale  [n_experts], multiplies the weight of each expert after routing; None: no
                       factor
+    input_norm_eps    x is divided by sqrt(mean x^2 + input_norm_eps) first; None: it is not
+    input_scale       [d_model], multiplies x after that; None: no factor
     route             a function from logits to a Routing that fc.route_backward accepts:
                       fc.sparsemixer, fc.switch_capacity, or one of yours that calls them. None:
                       fc.route
@@ -85,6 +90,10 @@ class Router:
     >>> routing = router(x)
     """
 
+    # Also of pickles from versions without these attributes.
+    input_norm_eps: float | None = None
+    input_scale: MaybeArray = None
+
     def __init__(
         self,
         weight: Array,
@@ -93,21 +102,32 @@ class Router:
         logit_scale: float = 1.0,
         logit_softcap: float | None = None,
         per_expert_scale: MaybeArray = None,
+        input_norm_eps: float | None = None,
+        input_scale: MaybeArray = None,
         route: Callable[..., Routing] | None = None,
         **options: Any,
     ) -> None:
         self.weight = as_array("router.weight", weight)
         dtype = check_dtype("router.weight", self.weight)
         check_rank("router.weight", self.weight, 2, "[n_experts, d_model]")
-        for name, value in (("bias", bias), ("per_expert_scale", per_expert_scale)):
+        experts, d = self.weight.shape
+        for name, value, size in (
+            ("bias", bias, experts),
+            ("per_expert_scale", per_expert_scale, experts),
+            ("input_scale", input_scale, d),
+        ):
             if value is not None:
                 label = f"router.{name}"
                 value = as_array(label, value)
                 check_precision(label, value, dtype, "router.weight")
                 reason = f"to match router.weight {self.weight.shape}"
-                check_shape(label, value, self.weight.shape[:1], reason)
+                check_shape(label, value, (size,), reason)
         self.bias = bias
         self.per_expert_scale = per_expert_scale
+        self.input_scale = input_scale
+        self.input_norm_eps = (
+            None if input_norm_eps is None else number("input_norm_eps", input_norm_eps)
+        )
         self.logit_scale = number("logit_scale", logit_scale)
         self.logit_softcap = (
             None if logit_softcap is None else number("logit_softcap", logit_softcap)
@@ -136,7 +156,8 @@ class Router:
 
     def parameters(self) -> dict[str, Array]:
         """Return a dict from names to the arrays that have gradients: weight, bias and so on."""
-        named = {n: getattr(self, n) for n in ("weight", "bias", "per_expert_scale")}
+        names = ("weight", "bias", "per_expert_scale", "input_scale")
+        named = {n: getattr(self, n) for n in names}
         return {name: array for name, array in named.items() if array is not None}
 
     def __call__(
@@ -159,7 +180,7 @@ class Router:
         dtype = check_dtype("x", given)
         check_precision("router.weight", self.weight, dtype, "x")
         check_width(given, "router.weight", self.weight.shape)
-        z = linear(_jittered(given, jitter), self.weight, self.bias, FLOAT64)
+        z = linear(self._input(_jittered(given, jitter)), self.weight, self.bias, FLOAT64)
         z *= self.logit_scale
         if self.logit_softcap is not None:
             z = self.logit_softcap * np.tanh(z / self.logit_softcap)
@@ -233,12 +254,37 @@ class Router:
             dz *= 1 - np.square(saved.logits.astype(FLOAT64) / self.logit_softcap)
         dz *= self.logit_scale
         given = _jittered(saved.x, saved.jitter)
-        grads["x"], grads["weight"], db = linear_backward(dz, given, self.weight, FLOAT64)
+        du, grads["weight"], db = linear_backward(dz, self._input(given), self.weight, FLOAT64)
+        grads["x"] = self._input_backward(du, given, grads)
         if saved.jitter is not None:
             grads["x"] *= saved.jitter
         if self.bias is not None:
             grads["bias"] = db
         return grads
+
+    def _input(self, x: Array) -> Array:
+        """What the matrix multiplies: x, after the norm and the scale of the input."""
+        if self.input_norm_eps is not None:
+            x, _ = self._unit(x)
+        if self.input_scale is not None:
+            x = x.astype(FLOAT64, copy=False) * self.input_scale.astype(FLOAT64)
+        return x
+
+    def _unit(self, x: Array) -> tuple[Array, Array]:
+        """x / sqrt(mean x^2 + eps), and the factor, [..., 1]."""
+        wide = x.astype(FLOAT64, copy=False)
+        scale = 1 / np.sqrt(np.square(wide).mean(-1, keepdims=True) + (self.input_norm_eps or 0))
+        return wide * scale, scale
+
+    def _input_backward(self, du: Array, x: Array, grads: dict[str, Array]) -> Array:
+        """The gradient of x; that of input_scale is added to grads."""
+        unit, scale = self._unit(x) if self.input_norm_eps is not None else (x, None)
+        if self.input_scale is not None:
+            grads["input_scale"] = (du * unit).reshape(-1, x.shape[-1]).sum(axis=0)
+            du = du * self.input_scale.astype(FLOAT64)
+        if scale is None:
+            return du
+        return np.asarray(scale * (du - unit * (du * unit).mean(-1, keepdims=True)))
 
     def _routed(self, logits: Array, **more: Any) -> Routing:
         options = {**self.options, **more}

@@ -68,6 +68,15 @@ class LayerTensors:
             raise self.wrong(name, f"has shape {entry.shape}; expected {meaning}{told}")
         self.taken[name] = entry.dtype
 
+    def take_number(self, name: str) -> None:
+        """Check a tensor of one element."""
+        shape = self.shape(name) if name in self else ()
+        self.take(name, " ".join("1" for _ in shape))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor of the layer, from the header."""
+        return self.checkpoint.entry(self.start + name).shape
+
     def _fits(self, size: int, times: int, letter: str) -> bool:
         if not letter:
             return size == times
@@ -112,8 +121,11 @@ class LayerTensors:
             f"one dtype, or dtype= to convert them",
         )
 
-    def read(self, name: str, dtype: str | None) -> np.ndarray[Any, Any]:
-        return self.checkpoint.read(self.start + name, dtype)
+    def read(self, name: str, dtype: str | None, rows: range | None = None) -> np.ndarray[Any, Any]:
+        return self.checkpoint.read(self.start + name, dtype, rows)
+
+    def read_number(self, name: str) -> float:
+        return float(self.read(name, None).reshape(()))
 
     def count(self, names: Iterable[str]) -> int:
         """The number of elements of these tensors."""

@@ -1,16 +1,21 @@
-"""Checkpoint: the tensors of a model by name, from one safetensors file or from many with an index.
+"""Checkpoint: the tensors of a model by name, from one safetensors file or from many.
 
-Names are read once, from the header of the single file or from the index. Of many files, each is
-opened when one of its tensors is needed, so that a missing or damaged file only matters to layers
-with tensors in it. Files outside the folder are never opened. A tensor is read in the dtype in
-which it is stored, unless another one is requested. Tests: tests/models/test_checkpoint.py.
+Names are read once, from the index, or from the headers of the files if there is no index. With an
+index, each file is opened when one of its tensors is needed, so that a missing or damaged file only
+matters to layers with tensors in it. Without one, a single file or all shards of a model are
+opened; shards.py finds them. Files outside the folder are never opened. A tensor is read in the
+dtype in which it is stored, unless another one is requested.
+
+Names are without the prefixes that training tools add, such as "_orig_mod."; errors show the names
+in the file. Tests: tests/models/test_checkpoint.py.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,7 @@ from ...arrays.dtypes import as_dtype, converted
 from .config import Config, read_config
 from .json_text import brief, read_object, repeats, shown
 from .safetensors import Entry, SafetensorsFile
+from .shards import INDEX, shards
 
 # From the prefix and the number of a layer to the rest of its tensors' names, after "layers.N.".
 Groups = dict[tuple[str, int], list[str]]
@@ -28,27 +34,60 @@ Groups = dict[tuple[str, int], list[str]]
 _HUB = " (a model name on a hub is not a path: download it, and pass the folder)"
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
+# Prefixes that torch.compile, data-parallel training and adapters add to names, at any depth.
+_TOOLS = re.compile(
+    r"(?<![^.])(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module)\."
+    r"|base_model\.model\.)+"
+)
+
 # Longer numbers are not those of layers, and int() raises ValueError for very long ones.
 _MOST_DIGITS = 9
 
 
-class Checkpoint:
-    """The tensors of one model by name, in one file or in many with an index."""
+class Checkpoint(os.PathLike[str]):
+    """The tensors of one model by name, in one file or in many.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    It can stand for its path, so that functions that take a path can share an open checkpoint.
+
+    mapped  whether read() returns views of the mapped files, which cannot be written to, instead of
+            new arrays
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, mapped: bool = False) -> None:
         self.path = Path(path)
-        found = _find(self.path, os.fspath(path))
-        self._folder = found.parent
+        files = _find(self.path, os.fspath(path))
+        self._folder = files[0].parent
+        self._mapped = mapped
         self._open: dict[str, SafetensorsFile | ValueError | FileNotFoundError] = {}
         self._groups: dict[str, Groups] = {}
         self.config: Config = read_config(self._folder / "config.json")
         self._index: Path | None = None
-        self._listed: dict[str, Any] = {}
-        if found.name.endswith(".json"):
-            self._index = found
-            self._listed = _weight_map(found)
-        else:
-            self._single = self._open[found.name] = SafetensorsFile(found)
+        self._listed: dict[str, Any] = {}  # the file of each tensor
+        # The file that lists the names of the tensors; without an index, the folder of the shards.
+        self.names_file = files[0] if len(files) == 1 else self._folder
+        try:
+            if files[0].name.endswith(".json"):
+                self._index = files[0]
+                self._listed = _weight_map(files[0])
+            else:
+                for file in files:
+                    self._list(file)
+        except BaseException:
+            self.close()
+            raise
+        # Only the names that differ from those in the files.
+        self._stored = _renamed(self._listed)
+
+    def _list(self, file: Path) -> None:
+        """Open a file, and list its tensors."""
+        opened = self._open[file.name] = SafetensorsFile(file)
+        for name in opened:
+            if name in self._listed:
+                raise ValueError(
+                    f"{self._folder} has {shown(name)} in {self._listed[name]} and in {file.name}; "
+                    f"expected it in one file, or a {INDEX}"
+                )
+            self._listed[name] = file.name
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -61,16 +100,17 @@ class Checkpoint:
             if isinstance(file, SafetensorsFile):
                 file.close()
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
     def __contains__(self, name: str) -> bool:
-        return name in (self._single if self._index is None else self._listed)
+        return self._stored.get(name, name) in self._listed
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._single if self._index is None else self._listed)
-
-    @property
-    def names_file(self) -> Path:
-        """The file that lists the names of the tensors."""
-        return self._single.path if self._index is None else self._index
+        if not self._stored:
+            return iter(self._listed)
+        clean = {stored: name for name, stored in self._stored.items()}
+        return (clean.get(name, name) for name in self._listed)
 
     def layers(self, layer: str) -> Groups:
         """The names that start with `layer`, such as "layers.{}.", after any prefix, by layer."""
@@ -99,23 +139,27 @@ class Checkpoint:
         Raises ValueError if the tensor is damaged or not in its file, FileNotFoundError if there is
         no such file.
         """
-        return self._file_of(name).entry(name)
+        stored = self._stored.get(name, name)
+        return self._file_of(stored).entry(stored)
 
     def place(self, name: str) -> str:
         """The file and the name of a tensor, with which an error message about it begins."""
-        file = self._single.path if self._index is None else self._folder / self._listed[name]
-        return f"{file}: {shown(name)}"
+        stored = self._stored.get(name, name)
+        return f"{self._folder / self._listed[stored]}: {shown(stored)}"
 
-    def read(self, name: str, dtype: str | None) -> np.ndarray[Any, Any]:
-        """Read a tensor into a new array of `dtype`; None: the dtype in which it is stored."""
-        tensor = self._file_of(name).read(name)
+    def read(self, name: str, dtype: str | None, rows: range | None = None) -> np.ndarray[Any, Any]:
+        """Read a tensor as an array of `dtype`; None: the dtype in which it is stored.
+
+        rows  the part of the first dimension that is read; None: all of it
+        """
+        stored = self._stored.get(name, name)
+        file = self._file_of(stored)
+        tensor = file.view(stored, rows) if self._mapped else file.read(stored, rows)
         if dtype is None:
             return tensor
         return converted(tensor, as_dtype("dtype", dtype), self.place(name))
 
     def _file_of(self, name: str) -> SafetensorsFile:
-        if self._index is None:
-            return self._single
         listed = self._listed[name]
         if not isinstance(listed, str) or repeats(self._listed, name):
             found = "two files" if isinstance(listed, str) else f"the file {brief(listed)}"
@@ -147,14 +191,30 @@ class Checkpoint:
             return error
 
 
+def opened(path: str | os.PathLike[str]) -> AbstractContextManager[Checkpoint]:
+    """The Checkpoint of a path, for a with statement; one that is open already stays open."""
+    return nullcontext(path) if isinstance(path, Checkpoint) else Checkpoint(path)
+
+
 def _is_number(text: str) -> bool:
     """Whether text is a number as names have it: 0 or 17, but not 017."""
     short = text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS
     return short and (text[0] != "0" or text == "0")
 
 
-def _find(path: Path, given: str) -> Path:
-    """The one file, or the index of many; given: the path as the caller wrote it."""
+def _renamed(names: Iterable[str]) -> dict[str, str]:
+    """From names without the prefixes of tools to those in the file, where they differ."""
+    if not any(_TOOLS.search(name) for name in names):
+        return {}
+    clean: dict[str, list[str]] = {}
+    for name in names:
+        clean.setdefault(_TOOLS.sub("", name), []).append(name)
+    # Two tensors that would have one name keep their own.
+    return {n: s[0] for n, s in clean.items() if len(s) == 1 and s[0] != n}
+
+
+def _find(path: Path, given: str) -> list[Path]:
+    """The index, the one file, or all shards; given: the path as the caller wrote it."""
     if not os.path.exists(path):  # noqa: PTH110  # false, too, for a name that no file can have
         a_file = path.suffix in (".safetensors", ".json") or os.path.exists(path.parent)  # noqa: PTH110
         hub = _HUB if _HUB_NAME.fullmatch(given) and not a_file else ""
@@ -162,18 +222,20 @@ def _find(path: Path, given: str) -> Path:
             f"{path} does not exist; expected a folder or a .safetensors file{hub}"
         )
     if not path.is_dir():
-        return path
-    index = path / "model.safetensors.index.json"
-    if os.path.lexists(index):
-        return index
-    single = path / "model.safetensors"
-    files = [single] if os.path.lexists(single) else sorted(path.glob("*.safetensors"))
+        return [path]
+    for file in (path / INDEX, path / "model.safetensors"):
+        if os.path.lexists(file):
+            return [file]
+    files = sorted(path.glob("*.safetensors"))
+    found = shards(path, [file.name for file in files])
+    if found:
+        return [path / name for name in found]
     if len(files) != 1:
         raise ValueError(
-            f"{path} has {len(files)} .safetensors files and no model.safetensors.index.json; "
-            f"expected one file, or an index"
+            f"{path} has {len(files)} .safetensors files and no {INDEX}; expected one file, shards "
+            f"named as in model-00001-of-00003.safetensors, or an index"
         )
-    return files[0]
+    return files
 
 
 def _weight_map(index: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ that a damaged tensor does not prevent reading the others. Tests: tests/models/t
 from __future__ import annotations
 
 import math
+import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -87,9 +88,12 @@ class SafetensorsFile:
             raise
         self._entries: dict[str, Entry] = {}  # those that have been checked
         self._crossing: frozenset[str] | None = None
+        self._map: np.ndarray[Any, Any] | None = None  # the bytes of the file, once mapped
 
     def close(self) -> None:
+        """Close the file; arrays that view() returned stay valid."""
         self._file.close()
+        self._map = None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._header)
@@ -107,15 +111,45 @@ class SafetensorsFile:
             self._entries[name] = found
         return found
 
-    def read(self, name: str) -> np.ndarray[Any, Any]:
-        """Read a tensor into a new array. Its dtype has to be one that numpy has."""
+    def read(self, name: str, rows: range | None = None) -> np.ndarray[Any, Any]:
+        """Read a tensor into a new array. Its dtype has to be one that numpy has.
+
+        rows  the part of the first dimension that is read; None: all of it
+        """
+        begin, end, shape, dtype = self._place(name, rows)
+        return self._bytes(begin, end - begin, name).view(dtype).reshape(shape)
+
+    def view(self, name: str, rows: range | None = None) -> np.ndarray[Any, Any]:
+        """Return a tensor as a view of the mapped file, which cannot be written to.
+
+        If its elements are not aligned in the file, it is read into a new array.
+        """
+        begin, end, shape, dtype = self._place(name, rows)
+        if begin % dtype.alignment:
+            return self.read(name, rows)
+        if self._map is None:
+            try:
+                mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+            except OSError as error:
+                raise unreadable(self.path, error) from None
+            self._map = np.frombuffer(mapped, np.uint8)
+        if self._map.size < end:
+            raise self._cut_off(name)
+        return self._map[begin:end].view(dtype).reshape(shape)
+
+    def _place(
+        self, name: str, rows: range | None
+    ) -> tuple[int, int, tuple[int, ...], np.dtype[Any]]:
+        """Where a tensor or its rows begin and end in the file, their shape, and their dtype."""
         entry = self.entry(name)
-        if 0 in entry.shape:
-            raise self._wrong(
-                name, f"has shape {entry.shape}; expected at least 1 in each dimension"
-            )
-        data = self._bytes(entry.begin, entry.end - entry.begin, name)
-        return data.view(_numpy_dtype(entry.dtype)).reshape(entry.shape)
+        begin, end, shape = entry.begin, entry.end, entry.shape
+        if 0 in shape:
+            raise self._wrong(name, f"has shape {shape}; expected at least 1 in each dimension")
+        if rows is not None:
+            row = (end - begin) // shape[0]
+            begin, end = begin + rows.start * row, begin + rows.stop * row
+            shape = (len(rows), *shape[1:])
+        return begin, end, shape, _numpy_dtype(entry.dtype)
 
     def _read_header(self) -> dict[str, Any]:
         if self.size < 8:
@@ -150,9 +184,12 @@ class SafetensorsFile:
         except OSError as error:
             raise unreadable(self.path, error) from None
         if done < length:
-            what = f"{shown(name)} ends" if name else "its header ends"
-            raise ValueError(f"{self.path} was cut off while it was read: {what} too early")
+            raise self._cut_off(name)
         return data
+
+    def _cut_off(self, name: str) -> ValueError:
+        what = shown(name) if name else "its header"
+        return ValueError(f"{self.path} was cut off while it was read: {what} ends too early")
 
     def _checked(self, name: str) -> Entry:
         if name not in self:
