@@ -294,7 +294,7 @@ def test_apertus_has_trained_numbers_in_its_activation(rng, tmp_path):
         fc.load(tmp_path)
 
 
-@pytest.mark.parametrize("pattern, share", [([0.0, 0.95], 0.95), (0.95, 0.95), (None, 0.0)])
+@pytest.mark.parametrize("pattern, share", [([0.0, 0.95], 0.95), (0.95, 0.95), (None, 0.95)])
 def test_gemma3n_cuts_gates_off_in_some_layers(rng, tmp_path, pattern, share):
     start = "model.language_model.layers.1.mlp."
     t = gated(rng, start)
@@ -316,6 +316,8 @@ def test_gemma3n_has_a_pattern_of_its_own(tmp_path):
     write(tmp_path, tensors, {"model_type": "gemma3n_text"})
     assert fc.load(tmp_path, layer=9).inner.sparsity == 0.95
     assert fc.load(tmp_path, layer=10).inner is None
+    write(tmp_path, tensors, {"model_type": "gemma3n_text", "num_hidden_layers": 10})
+    assert fc.load(tmp_path, layer=9).inner is None
     config = {"model_type": "gemma3n_text", "activation_sparsity_pattern": [0.5]}
     write(tmp_path, tensors, config)
     with pytest.raises(ValueError, match=r"has activation_sparsity_pattern .*an entry for layer 9"):

@@ -54,7 +54,7 @@ DENSE = (
         activation_keys=("hidden_activation",),
         by_layer=("activation_sparsity_pattern",),
         inner=gemma3n_sparsity,
-        keys=("activation_sparsity_pattern",),
+        keys=("activation_sparsity_pattern", "num_hidden_layers"),
     ),
     Family("ernie4_5", ("ernie4_5",), "layers.{}.", (gated("mlp."),), bias_key="use_bias"),
     Family(

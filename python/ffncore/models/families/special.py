@@ -45,8 +45,9 @@ def step_limits(config: Config, kind: str) -> dict[str, Any]:
 def gemma3n_sparsity(config: Config) -> dict[str, Any]:
     """The share of gates that are cut off in this layer."""
     key = "activation_sparsity_pattern"
-    if not config.has(key) and config.is_null(key):
-        return {}
+    if not config.has(key):  # the class makes a pattern from the number of layers
+        sparse = 10 if config.integer("num_hidden_layers", 1) > 10 else 0
+        return {"sparsity": 0.95} if (config.layer or 0) < sparse else {}
     share = config.number(key, least=0)
     if share >= 1:
         raise config.wrong(key, "numbers below 1")

@@ -39,7 +39,7 @@ class Config:
         self.whole = whole
         self.there = there
         self.tower = tower
-        self._layer, self._by_layer = layer, by_layer
+        self.layer, self._by_layer = layer, by_layer
         outer = whole.get("model_type")
         self.outer = outer if isinstance(outer, str) else ""
         models = TOWERS.get(self.outer, {})
@@ -154,10 +154,10 @@ class Config:
             value = self._default(key)
             if value is None:
                 raise self._missing(key)
-        if key in self._by_layer and isinstance(value, list) and self._layer is not None:
-            if self._layer >= len(value):
-                raise self.wrong(key, f"an entry for layer {self._layer}")
-            value = value[self._layer]
+        if key in self._by_layer and isinstance(value, list) and self.layer is not None:
+            if self.layer >= len(value):
+                raise self.wrong(key, f"an entry for layer {self.layer}")
+            value = value[self.layer]
         return value
 
     def _default(self, key: str) -> Any:

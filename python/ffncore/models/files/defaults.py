@@ -62,6 +62,7 @@ _DENSE: tuple[tuple[str, dict[str, Any]], ...] = (
         {
             "hidden_activation": "gelu_pytorch_tanh",
             "activation_sparsity_pattern": [0.95] * 10 + [0.0] * 25,
+            "num_hidden_layers": 35,
         },
     ),
     ("ernie4_5", {"hidden_act": "silu", "use_bias": False}),

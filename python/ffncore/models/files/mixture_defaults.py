@@ -360,6 +360,7 @@ MIXTURES: tuple[tuple[str, dict[str, Any]], ...] = (
             "num_experts_per_tok": 6,
             "routed_scaling_factor": 1.5,
             "n_shared_experts": 1,
+            "scoring_func": "sqrtsoftplus",
         },
     ),
 )
