@@ -238,6 +238,7 @@ CASES = {
         "16 bits": Case(with_float32_biases, run_block),
         "fused": Case(fused, run_block),
         "experts": Case(lambda: experts(biases=("b_down",)), run_experts),
+        "quantised": Case(lambda: fc.quantize(block(biases=all_biases(True)), "int8"), run_block),
         "partial": Case(
             lambda: gradients(saved(), needs=("x", "down")).weights, lambda w: w.arrays()
         ),
@@ -249,6 +250,14 @@ CASES = {
         "an expert": Case(lambda: fc.pack(experts(biases=("b_up",))).expert(3), run_block),
         "large": Case(lambda: fc.pack(large()), run_large),
     },
+    fc.QuantizedTensor: {
+        name: Case(
+            lambda name=name: fc.quantize(draw(3, 4, 256), name),
+            lambda q: {"w": q.dequantize(), **q.parts()},
+        )
+        for name in ("q4_k", "q2_0", "tq1_0", "int8", "int4", "fp8_e4m3")
+    },
+    fc.FormatInfo: {"one": Case(lambda: fc.formats()["q4_0"], lambda i: i._asdict())},
     fc.Activation: {
         name: Case(
             lambda name=name, options=options: fc.Activation(name, **options),
@@ -275,6 +284,7 @@ CASES = {
     fc.Saved: {
         "preactivations": Case(lambda: saved(block(biases=all_biases(True))), use_saved),
         "input": Case(lambda: saved(save="input"), use_saved),
+        "quantised": Case(lambda: saved(fc.quantize(block(), "int8")), use_saved),
         "plain": Case(lambda: saved(block(gated=False), activation="xielu"), use_saved),
         "packed": Case(lambda: saved(fc.pack(block())), use_saved),
         "float32 beside 16 bits": Case(lambda: saved(with_float32_biases()), use_saved),

@@ -46,6 +46,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._core import __version__
 from .arrays.memory import clear_workspace
+from .encodings.tensor import QuantizedTensor
 from .functional.cost import Cost, cost
 from .functional.dense import ffn, ffn_backward, ffn_forward
 from .functional.elementwise import activation, activation_backward
@@ -65,6 +66,8 @@ from .values.weights import FFNWeights
 if TYPE_CHECKING:
     from . import models as models
     from . import reference as reference
+    from .encodings.format import FormatInfo
+    from .encodings.table import formats
     from .functional.gradcheck import GradientError, GradientReport, check_gradients
     from .functional.losses import (
         load_balancing_loss,
@@ -76,9 +79,12 @@ if TYPE_CHECKING:
     from .layers import FFN, MoE, MoELayerGrads, MoELayerSaved, Router, RouterGrads
     from .models import load
     from .models.load_packed import load_packed
+    from .quantisation.quantize import quantize
 
 # Modules that are imported when one of their public names is first used, and these names.
 _LAZY = {
+    "encodings.format": ("FormatInfo",),
+    "encodings.table": ("formats",),
     "functional.gradcheck": ("GradientError", "GradientReport", "check_gradients"),
     "functional.losses": (
         *("load_balancing_loss", "load_balancing_loss_backward"),
@@ -88,6 +94,7 @@ _LAZY = {
     "layers": ("FFN", "MoE", "MoELayerGrads", "MoELayerSaved", "Router", "RouterGrads"),
     "models": ("load",),
     "models.load_packed": ("load_packed",),
+    "quantisation.quantize": ("quantize",),
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}
 
@@ -118,6 +125,7 @@ __all__ = [
     "Cost",
     "FFNGrads",
     "FFNWeights",
+    "FormatInfo",
     "GradientError",
     "GradientReport",
     "MoE",
@@ -126,6 +134,7 @@ __all__ = [
     "MoELayerSaved",
     "MoESaved",
     "PackedWeights",
+    "QuantizedTensor",
     "Router",
     "RouterGrads",
     "Routing",
@@ -143,6 +152,7 @@ __all__ = [
     "ffn",
     "ffn_backward",
     "ffn_forward",
+    "formats",
     "get_num_threads",
     "load",
     "load_balancing_loss",
@@ -153,6 +163,7 @@ __all__ = [
     "moe_forward",
     "num_threads",
     "pack",
+    "quantize",
     "reference",
     "route",
     "route_backward",
