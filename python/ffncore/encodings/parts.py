@@ -84,6 +84,11 @@ def pack_nibbles(codes: Array) -> Array:
 
 
 def unpack_nibbles(packed: Array, k: int) -> Array:
+    if packed.dtype != np.uint8 or packed.shape[-1] != (k + 1) // 2:
+        raise ValueError(
+            f"codes of 4 bits have shape {packed.shape} and dtype {packed.dtype}; expected "
+            f"{(k + 1) // 2} bytes of uint8 in a row"
+        )
     codes = np.empty((*packed.shape[:-1], k), np.uint8)
     codes[..., ::2] = packed & np.uint8(15)
     codes[..., 1::2] = packed[..., : k // 2] >> np.uint8(4)

@@ -236,8 +236,7 @@ class QuantizedTensor:
         return made
 
     def __reduce__(self) -> Any:
-        parts = {name: np.asarray(array) for name, array in self.parts().items()}
-        return _remade, (self.format, self.shape, parts)
+        return _remade, (self.format, self.shape, self._parts)
 
     def __repr__(self) -> str:
         return (
@@ -249,7 +248,8 @@ class QuantizedTensor:
 def _remade(format: str, shape: Any, parts: dict[str, Any]) -> QuantizedTensor:
     if "blocks" in parts:
         return QuantizedTensor.from_bytes(format, parts["blocks"], shape)
-    return QuantizedTensor.from_parts(format, shape, **parts)
+    stored = _format(format).extract(_check_shape(shape, "q"), parts)
+    return QuantizedTensor.from_parts(format, shape, **stored)
 
 
 def _format(value: object) -> Format:
