@@ -248,7 +248,7 @@ class QuantizedTensor:
 def _remade(format: str, shape: Any, parts: dict[str, Any]) -> QuantizedTensor:
     if "blocks" in parts:
         return QuantizedTensor.from_bytes(format, parts["blocks"], shape)
-    stored = _format(format).extract(_check_shape(shape, "q"), parts)
+    stored: Any = _format(format).extract(_check_shape(shape, "q"), parts)
     return QuantizedTensor.from_parts(format, shape, **stored)
 
 
