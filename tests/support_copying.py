@@ -231,6 +231,14 @@ def items(value):
     return dict(enumerate(value))
 
 
+def fake_saved(**options):
+    return fc.fake_quantize(draw(3, 256), "q1_0", **options)[1]
+
+
+def use_fake_saved(saved):
+    return fc.fake_quantize_backward(draw(3, 256), saved)._asdict()
+
+
 CASES = {
     fc.FFNWeights: {
         "block": Case(lambda: block(biases=all_biases(True)), run_block),
@@ -256,6 +264,16 @@ CASES = {
             lambda q: {"w": q.dequantize(), **q.parts()},
         )
         for name in ("q4_k", "q2_0", "tq1_0", "int8", "int4", "fp8_e4m3")
+    },
+    fc.FakeQuantizeSaved: {
+        "own scales": Case(lambda: fake_saved(), use_fake_saved),
+        "trained": Case(lambda: fake_saved(scale=np.full((3, 2), 0.5, F4)), use_fake_saved),
+    },
+    fc.FakeQuantizeGrads: {
+        "one": Case(
+            lambda: fc.fake_quantize_backward(draw(3, 256), fake_saved(scale=0.5)),
+            lambda g: g._asdict(),
+        )
     },
     fc.FormatInfo: {"one": Case(lambda: fc.formats()["q4_0"], lambda i: i._asdict())},
     fc.Activation: {

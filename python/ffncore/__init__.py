@@ -79,6 +79,12 @@ if TYPE_CHECKING:
     from .layers import FFN, MoE, MoELayerGrads, MoELayerSaved, Router, RouterGrads
     from .models import load
     from .models.load_packed import load_packed
+    from .quantisation.fake import (
+        FakeQuantizeGrads,
+        FakeQuantizeSaved,
+        fake_quantize,
+        fake_quantize_backward,
+    )
     from .quantisation.quantize import quantize
 
 # Modules that are imported when one of their public names is first used, and these names.
@@ -94,6 +100,10 @@ _LAZY = {
     "layers": ("FFN", "MoE", "MoELayerGrads", "MoELayerSaved", "Router", "RouterGrads"),
     "models": ("load",),
     "models.load_packed": ("load_packed",),
+    "quantisation.fake": (
+        *("FakeQuantizeGrads", "FakeQuantizeSaved"),
+        *("fake_quantize", "fake_quantize_backward"),
+    ),
     "quantisation.quantize": ("quantize",),
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}
@@ -125,6 +135,8 @@ __all__ = [
     "Cost",
     "FFNGrads",
     "FFNWeights",
+    "FakeQuantizeGrads",
+    "FakeQuantizeSaved",
     "FormatInfo",
     "GradientError",
     "GradientReport",
@@ -149,6 +161,8 @@ __all__ = [
     "clear_workspace",
     "cost",
     "cpu_features",
+    "fake_quantize",
+    "fake_quantize_backward",
     "ffn",
     "ffn_backward",
     "ffn_forward",

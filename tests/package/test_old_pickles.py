@@ -20,7 +20,7 @@ BY_NUMPY = {"GradientError", "GradientReport", "MoELayerGrads", "MoELayerSaved",
 
 
 # Types that came after the file was written.
-NEWER = {"FormatInfo", "QuantizedTensor"}
+NEWER = {"FakeQuantizeGrads", "FakeQuantizeSaved", "FormatInfo", "QuantizedTensor"}
 
 
 def test_every_type_that_users_hold_is_there():
