@@ -15,6 +15,7 @@ from support import BFLOAT16, all_biases, make_experts, make_weights, normal
 import ffncore as fc
 from ffncore import reference
 from ffncore.arrays import memory
+from ffncore.encodings.grid import Grid
 from ffncore.functional.routing import backward_of_part
 from ffncore.layers.router import RouterSaved
 from ffncore.models import families, mixture_families
@@ -269,6 +270,7 @@ CASES = {
         "own scales": Case(lambda: fake_saved(), use_fake_saved),
         "trained": Case(lambda: fake_saved(scale=np.full((3, 2), 0.5, F4)), use_fake_saved),
     },
+    Grid: {"one": Case(lambda: fake_saved().grid, lambda grid: {"scales": grid.scales})},
     fc.FakeQuantizeGrads: {
         "one": Case(
             lambda: fc.fake_quantize_backward(draw(3, 256), fake_saved(scale=0.5)),

@@ -260,5 +260,5 @@ def _sum_like(terms: Array, scale: Array) -> Array:
     by_group = terms.reshape(*terms.shape[:-1], groups, -1).sum(axis=-1)
     sums = by_group if rows > 1 else by_group.sum(axis=-2, keepdims=True)
     if scale.size == 1:
-        return np.asarray(sums.sum()).reshape(scale.shape)
+        return np.asarray(np.asarray(sums.sum()).reshape(scale.shape))
     return np.asarray(sums.reshape(scale.shape))
