@@ -111,13 +111,13 @@ def test_the_other_way_to_make_it(rng):
 
 def test_a_changed_pickle_is_refused(rng):
     q = make(rng, "q8_0", 2, 32)
-    make_again, (name, _, parts) = q.__reduce__()
+    make_again, (name, _, parts, scale) = q.__reduce__()
     with pytest.raises(ValueError, match="data has 68 bytes; expected 136 for q8_0 weights"):
-        make_again(name, (4, 32), parts)
+        make_again(name, (4, 32), parts, scale)
     q = make(rng, "int4", 2, 128)
-    make_again, (name, _, parts) = q.__reduce__()
+    make_again, (name, _, parts, scale) = q.__reduce__()
     assert parts["codes"].nbytes == 128
     with pytest.raises(
         ValueError, match=r"codes of 4 bits have shape \(2, 64\) .*expected 32 bytes"
     ):
-        make_again(name, (2, 64), parts)
+        make_again(name, (2, 64), parts, scale)

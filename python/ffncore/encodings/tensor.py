@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..arrays.shapes import MAX_ELEMENTS, Array, MaybeArray, as_array
+from ..arrays.shapes import MAX_ELEMENTS, Array, MaybeArray, as_array, check_shape
 
 if TYPE_CHECKING:
     from .format import Format, Parts
@@ -27,16 +27,18 @@ class QuantizedTensor:
     cannot be changed. It can be copied and pickled; tensor[e] is the matrix of one expert, and ==
     compares formats, shapes and stored numbers.
 
-    The attributes are format, a name of fc.formats(), and shape.
+    The attributes are format, a name of fc.formats(), shape, and input_scale: None, or float32 [in]
+    by which x is to be divided, with method="awq" of fc.quantize.
 
     >>> q = fc.quantize(np.ones((8, 64), "f4"), "q4_0")
     >>> q.format, q.shape, q.nbytes, q.bits_per_weight
     >>> q.dequantize().shape
     """
 
-    __slots__ = ("_format", "_parts", "shape")
+    __slots__ = ("_format", "_parts", "input_scale", "shape")
 
     shape: tuple[int, ...]
+    input_scale: MaybeArray
     _format: Format
     _parts: Parts
 
@@ -47,13 +49,24 @@ class QuantizedTensor:
         )
 
     @classmethod
-    def _make(cls, format: Format, shape: tuple[int, ...], parts: Parts) -> QuantizedTensor:
+    def _make(
+        cls,
+        format: Format,
+        shape: tuple[int, ...],
+        parts: Parts,
+        input_scale: MaybeArray = None,
+    ) -> QuantizedTensor:
         made = object.__new__(cls)
         kept = {}
         for name, array in parts.items():
             kept[name] = view = array.view()
             view.flags.writeable = False
-        for attribute, value in (("_format", format), ("shape", shape), ("_parts", kept)):
+        for attribute, value in (
+            ("_format", format),
+            ("shape", shape),
+            ("_parts", kept),
+            ("input_scale", input_scale),
+        ):
             object.__setattr__(made, attribute, value)
         return made
 
@@ -212,12 +225,15 @@ class QuantizedTensor:
             name: a if name == "g_idx" and a.ndim == 1 else a[index]
             for name, a in self._parts.items()
         }
-        return self._make(self._format, self.shape[1:], parts)
+        return self._make(self._format, self.shape[1:], parts, self.input_scale)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, QuantizedTensor):
             return NotImplemented
         if self.shape != other.shape or self._format is not other._format:
+            return False
+        scales = self.input_scale, other.input_scale
+        if (scales[0] is None) != (scales[1] is None) or not np.array_equal(*scales):  # type: ignore[arg-type]
             return False
         if "blocks" in self._parts:
             return self.to_bytes() == other.to_bytes()
@@ -236,7 +252,7 @@ class QuantizedTensor:
         return made
 
     def __reduce__(self) -> Any:
-        return _remade, (self.format, self.shape, self._parts)
+        return _remade, (self.format, self.shape, self._parts, self.input_scale)
 
     def __repr__(self) -> str:
         return (
@@ -245,11 +261,17 @@ class QuantizedTensor:
         )
 
 
-def _remade(format: str, shape: Any, parts: dict[str, Any]) -> QuantizedTensor:
+def _remade(
+    format: str, shape: Any, parts: dict[str, Any], input_scale: MaybeArray
+) -> QuantizedTensor:
     if "blocks" in parts:
-        return QuantizedTensor.from_bytes(format, parts["blocks"], shape)
-    stored: Any = _format(format).extract(_check_shape(shape, "q"), parts)
-    return QuantizedTensor.from_parts(format, shape, **stored)
+        made = QuantizedTensor.from_bytes(format, parts["blocks"], shape)
+    else:
+        stored: Any = _format(format).extract(_check_shape(shape, "q"), parts)
+        made = QuantizedTensor.from_parts(format, shape, **stored)
+    if input_scale is not None:
+        check_shape("input_scale", as_array("input_scale", input_scale), shape[-1:], "to match q")
+    return made._make(made._format, made.shape, made._parts, input_scale)
 
 
 def _format(value: object) -> Format:

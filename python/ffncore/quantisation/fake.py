@@ -197,7 +197,7 @@ def fake_quantize_backward(grad: Array, saved: FakeQuantizeSaved) -> FakeQuantiz
 def _with_own_scales(w: Array, format: str) -> tuple[Array, FakeQuantizeSaved]:
     task = check_task("w", format, "group", None)
     if w.dtype == FLOAT32:
-        q = tensor_of(w, task, "rtn")
+        q = tensor_of(w, task)
         return q.dequantize(), FakeQuantizeSaved(w, format, None, q._planes().grid)
     if format != "q1_0":
         raise TypeError(f"w has dtype float64; expected float32 for {format!r} without scale")

@@ -1,7 +1,8 @@
 """One matrix at a time: the choice of scales and codes by a quantiser, and the tensor of both.
 
 A quantiser gets a Task and a matrix. It returns a choice of scales, as the format stores them
-(encodings/format.py), and the codes. Here is the simplest one, rounding to nearest.
+(encodings/format.py), and the codes. Here is the simplest one, rounding to nearest; gptq.py and
+hqq.py have others, and awq.py scales the inputs before rounding.
 
     rtn   scales from the weights alone, and the nearest code of each weight
 
@@ -20,6 +21,7 @@ from ..encodings.fitting import Misfit
 from ..encodings.format import Format, Parts
 from ..encodings.grid import Planes, dequantized, nearest_codes
 from ..encodings.table import format_of
+from .calibration import Calibration
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Task:
         return self.numbers(choice, self.round(w, choice))
 
 
-def rtn(task: Task, w: Array) -> tuple[Parts, Array]:
+def rtn(task: Task, w: Array, known: Calibration | None) -> tuple[Parts, Array]:  # noqa: ARG001
     choice = task.fit(w)
     return choice, task.round(w, choice)
 

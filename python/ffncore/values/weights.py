@@ -278,6 +278,14 @@ class FFNWeights(Copied):
         """
         return FFNWeights(**self._float32()) if self.quantized else self
 
+    @property
+    def input_scale(self) -> MaybeArray:
+        """[d_model], by which x is to be divided before a call; None: by nothing.
+
+        Only fc.quantize with method="awq" makes such weights.
+        """
+        return self.up.input_scale if isinstance(self.up, QuantizedTensor) else None
+
     def _float32(self) -> dict[str, Array]:
         return {
             name: a.dequantize()
