@@ -156,6 +156,26 @@ def test_layer_objects(rng):
                                        "shared.b_down"}  # fmt: skip
 
 
+@pytest.mark.parametrize("narrow", NARROW, ids=str)
+def test_layer_objects_of_16_bits(rng, narrow):
+    """Routers and shared experts beside quantised experts may have 16 bits, as x."""
+    experts = fc.quantize(make_experts(rng, 3, D, F, dtype=narrow), "q8_0")
+    shared = fc.FFN(make(rng, dtype=narrow), "silu")
+    router = fc.Router(normal(rng, 3, D, dtype=narrow), top_k=2)
+    layer = fc.MoE(experts, "silu", router, shared=shared)
+    x = normal(rng, T, D, dtype=narrow)
+    y, saved = layer.forward(x)
+    assert y.dtype == narrow
+    routed = fc.moe(x, saved.routing, experts, activation="silu")
+    expected = routed.astype("f4") + shared(x).astype("f4")
+    np.testing.assert_array_equal(y, expected.astype(narrow))
+    assert layer.backward(y, saved).x.dtype == narrow
+    with pytest.raises(TypeError, match=r"^x has dtype float64; expected float32 or 16 bits"):
+        layer(x.astype("f8"))
+    with pytest.raises(TypeError, match=r"^shared has dtype float64; expected float32"):
+        fc.MoE(experts, "silu", router, shared=fc.FFN(make(rng, dtype=np.float64), "silu"))
+
+
 def test_copies_and_pickles(rng):
     w = quantized(make(rng), "q4_k")
     x = normal(rng, T, D, dtype=np.float32)

@@ -23,8 +23,11 @@ from .matrix import Task
 # The damping that the authors chose.
 DAMPING = 0.01
 
-# Columns whose errors are passed on one by one: enough for a fast product with the rest.
-BLOCK = 128
+# Columns whose errors are passed on one by one: few, because the product with the rest is faster.
+BLOCK = 32
+
+# The size from which a triangle is inverted in two halves and products.
+SMALL = 128
 
 
 def gptq(task: Task, w: Array, known: Calibration | None) -> tuple[Parts, Array]:
@@ -74,4 +77,17 @@ def _factor(task: Task, moment: Array) -> Array:
         raise ValueError(
             f"the second moment for {task.name} is not positive; expected X^T X of inputs X"
         ) from None
-    return np.asarray(np.linalg.inv(r))
+    return _inverse(r)
+
+
+def _inverse(r: Array) -> Array:
+    """The inverse of an upper triangle: [[A, B], [0, D]] has [[A', -A' B D'], [0, D']]."""
+    n = len(r)
+    if n <= SMALL:
+        return np.asarray(np.linalg.inv(r))
+    half = n // 2
+    found = np.zeros((n, n))
+    first, last = _inverse(r[:half, :half]), _inverse(r[half:, half:])
+    found[:half, :half], found[half:, half:] = first, last
+    found[:half, half:] = -(first @ (r[:half, half:] @ last))
+    return found

@@ -18,24 +18,33 @@ import numpy as np
 from ..arrays.dtypes import FLOAT32
 from ..arrays.shapes import Array
 from ..encodings.format import Parts
+from ..encodings.grid import row_chunks
 from .calibration import Calibration
 from .matrix import Task
 
 NORM, BETA, GROWTH, TURNS = 0.7, 10.0, 1.01, 20
 
 
-@np.errstate(all="ignore")
 def hqq(task: Task, w: Array, known: Calibration | None) -> tuple[Parts, Array]:  # noqa: ARG001
     if "zeros" not in task.format.takes or task.format.name != "int4":
         raise ValueError(
             f"method 'hqq' chooses zeros, which {task.format.name} has not; expected int4"
         )
     choice = task.fit(w)
-    rows, k = w.shape
-    groups = w.reshape(rows, -1, task.span(k))
-    scales = choice["scales"].astype(FLOAT32)[..., None]
+    zeros = np.empty(choice["zeros"].shape, np.float16)
+    for part in row_chunks(*w.shape):
+        groups = w[part].reshape(*zeros[part].shape, -1)
+        zeros[part] = _zeros(groups, choice["scales"][part], choice["zeros"][part])
+    choice = {"scales": choice["scales"], "zeros": zeros}
+    return choice, task.round(w, choice)
+
+
+@np.errstate(all="ignore")
+def _zeros(groups: Array, scales: Array, first: Array) -> Array:
+    """The zeros [rows, groups] of weights [rows, groups, n]."""
+    scales = scales.astype(FLOAT32)[..., None]
     unit = np.where(scales == 0, np.inf, scales).astype(FLOAT32)
-    zeros: Any = choice["zeros"].astype(FLOAT32)[..., None]
+    zeros: Any = first.astype(FLOAT32)[..., None]
     best, least, beta = zeros, np.inf, BETA
     for _ in range(TURNS):
         codes = np.clip(np.rint(groups / unit + zeros), 0, 15)
@@ -49,5 +58,4 @@ def hqq(task: Task, w: Array, known: Calibration | None) -> tuple[Parts, Array]:
         outlier = np.where(size == 0, 0, outlier)
         zeros = (codes - (groups - outlier) / unit).mean(axis=2, keepdims=True)
         beta *= GROWTH
-    choice = {"scales": choice["scales"], "zeros": best[..., 0].astype(np.float16)}
-    return choice, task.round(w, choice)
+    return np.asarray(best[..., 0])

@@ -77,11 +77,7 @@ class LayerArguments:
         self.core = as_core(self.activation, w.gated, w.dtype)
         self.seen = seen = see(place, "x", x)
         self.x = seen if place is None else x
-        self.quantized = isinstance(w, FFNWeights) and w.quantized
-        if self.quantized:
-            self._check_dtype()
-        else:
-            check_same_dtype("x", seen, w.dtype, "the weights", or_float32=True)
+        self.quantized = check_x_dtype(seen, w, "the weights")
         self.dtype = FLOAT32 if self.quantized else seen.dtype
         check_width(seen, "w.up", w._up_shape)
         tokens = row_count(seen.shape)
@@ -96,12 +92,6 @@ class LayerArguments:
         check_size(tokens * k, max(w.shape), "the routed rows of x and the sizes of an expert")
         self.ids = ids.reshape(tokens, k)
         self.on_input = bool(mixture[1])
-
-    def _check_dtype(self) -> None:
-        if check_dtype("x", self.seen) is FLOAT64:
-            raise TypeError(
-                "x has dtype float64; expected float32 or 16 bits beside quantised weights"
-            )
 
     def output(self, out: object) -> Made:
         """The array for y: out, checked, or a new one."""
@@ -137,6 +127,16 @@ class LayerArguments:
         if self.routing is None:
             return _core.saved_bytes(x, row_count(x.shape), w.d_ff, w.gated)
         return _core.moe_saved_bytes(x, self.ids, w.n_experts or 0, w.d_ff, w.gated)
+
+
+def check_x_dtype(x: Array, weights: FFNWeights | PackedWeights, name: str) -> bool:
+    """Check the dtype of x beside weights, and return whether these are quantised."""
+    if not (isinstance(weights, FFNWeights) and weights.quantized):
+        check_same_dtype("x", x, weights.dtype, name, or_float32=True)
+        return False
+    if check_dtype("x", x) is FLOAT64:
+        raise TypeError("x has dtype float64; expected float32 or 16 bits beside quantised weights")
+    return True
 
 
 def _place_of(x: object, weights: object, routing: object) -> Place | None:
