@@ -6,7 +6,7 @@
 
 Scales are chosen when the first column of their group comes up, from the weights as they are then.
 Errors within a block of columns are passed on one by one, those to later blocks in one product.
-With inputs whose directions are of very different size this halves the error of the outputs; with
+With inputs whose directions are of very different size this takes a third off the error; with
 independent inputs it is no better than rounding. Tests: tests/quantisation/test_methods.py.
 """
 
