@@ -15,6 +15,7 @@ from support import BFLOAT16, all_biases, make_experts, make_weights, normal
 import ffncore as fc
 from ffncore import reference
 from ffncore.arrays import memory
+from ffncore.encodings.grid import Grid
 from ffncore.functional.routing import backward_of_part
 from ffncore.layers.around import Around
 from ffncore.layers.router import RouterSaved
@@ -237,6 +238,14 @@ def items(value):
     return dict(enumerate(value))
 
 
+def fake_saved(**options):
+    return fc.fake_quantize(draw(3, 256), "q1_0", **options)[1]
+
+
+def use_fake_saved(saved):
+    return fc.fake_quantize_backward(draw(3, 256), saved)._asdict()
+
+
 CASES = {
     fc.FFNWeights: {
         "block": Case(lambda: block(biases=all_biases(True)), run_block),
@@ -244,6 +253,7 @@ CASES = {
         "16 bits": Case(with_float32_biases, run_block),
         "fused": Case(fused, run_block),
         "experts": Case(lambda: experts(biases=("b_down",)), run_experts),
+        "quantised": Case(lambda: fc.quantize(block(biases=all_biases(True)), "int8"), run_block),
         "partial": Case(
             lambda: gradients(saved(), needs=("x", "down")).weights, lambda w: w.arrays()
         ),
@@ -255,6 +265,25 @@ CASES = {
         "an expert": Case(lambda: fc.pack(experts(biases=("b_up",))).expert(3), run_block),
         "large": Case(lambda: fc.pack(large()), run_large),
     },
+    fc.QuantizedTensor: {
+        name: Case(
+            lambda name=name: fc.quantize(draw(3, 4, 256), name),
+            lambda q: {"w": q.dequantize(), **q.parts()},
+        )
+        for name in ("q4_k", "q2_0", "tq1_0", "int8", "int4", "fp8_e4m3")
+    },
+    fc.FakeQuantizeSaved: {
+        "own scales": Case(lambda: fake_saved(), use_fake_saved),
+        "trained": Case(lambda: fake_saved(scale=np.full((3, 2), 0.5, F4)), use_fake_saved),
+    },
+    Grid: {"one": Case(lambda: fake_saved().grid, lambda grid: {"scales": grid.scales})},
+    fc.FakeQuantizeGrads: {
+        "one": Case(
+            lambda: fc.fake_quantize_backward(draw(3, 256), fake_saved(scale=0.5)),
+            lambda g: g._asdict(),
+        )
+    },
+    fc.FormatInfo: {"one": Case(lambda: fc.formats()["q4_0"], lambda i: i._asdict())},
     fc.Activation: {
         name: Case(
             lambda name=name, options=options: fc.Activation(name, **options),
@@ -281,6 +310,7 @@ CASES = {
     fc.Saved: {
         "preactivations": Case(lambda: saved(block(biases=all_biases(True))), use_saved),
         "input": Case(lambda: saved(save="input"), use_saved),
+        "quantised": Case(lambda: saved(fc.quantize(block(), "int8")), use_saved),
         "plain": Case(lambda: saved(block(gated=False), activation="xielu"), use_saved),
         "packed": Case(lambda: saved(fc.pack(block())), use_saved),
         "float32 beside 16 bits": Case(lambda: saved(with_float32_biases()), use_saved),

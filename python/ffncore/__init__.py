@@ -47,6 +47,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._core import __version__
 from .arrays.memory import clear_workspace
+from .encodings.tensor import QuantizedTensor
 from .functional.cost import Cost, cost
 from .functional.dense import ffn, ffn_backward, ffn_forward
 from .functional.elementwise import activation, activation_backward
@@ -66,6 +67,8 @@ from .values.weights import FFNWeights
 if TYPE_CHECKING:
     from . import models as models
     from . import reference as reference
+    from .encodings.format import FormatInfo
+    from .encodings.table import formats
     from .functional.gradcheck import GradientError, GradientReport, check_gradients
     from .functional.losses import (
         load_balancing_loss,
@@ -77,9 +80,18 @@ if TYPE_CHECKING:
     from .layers import FFN, MoE, MoELayerGrads, MoELayerSaved, Router, RouterGrads
     from .models import load, load_all
     from .models.load_packed import load_packed
+    from .quantisation.fake import (
+        FakeQuantizeGrads,
+        FakeQuantizeSaved,
+        fake_quantize,
+        fake_quantize_backward,
+    )
+    from .quantisation.quantize import quantize
 
 # Modules that are imported when one of their public names is first used, and these names.
 _LAZY = {
+    "encodings.format": ("FormatInfo",),
+    "encodings.table": ("formats",),
     "functional.gradcheck": ("GradientError", "GradientReport", "check_gradients"),
     "functional.losses": (
         *("load_balancing_loss", "load_balancing_loss_backward"),
@@ -89,6 +101,11 @@ _LAZY = {
     "layers": ("FFN", "MoE", "MoELayerGrads", "MoELayerSaved", "Router", "RouterGrads"),
     "models": ("load", "load_all"),
     "models.load_packed": ("load_packed",),
+    "quantisation.fake": (
+        *("FakeQuantizeGrads", "FakeQuantizeSaved"),
+        *("fake_quantize", "fake_quantize_backward"),
+    ),
+    "quantisation.quantize": ("quantize",),
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}
 
@@ -119,6 +136,9 @@ __all__ = [
     "Cost",
     "FFNGrads",
     "FFNWeights",
+    "FakeQuantizeGrads",
+    "FakeQuantizeSaved",
+    "FormatInfo",
     "GradientError",
     "GradientReport",
     "MoE",
@@ -127,6 +147,7 @@ __all__ = [
     "MoELayerSaved",
     "MoESaved",
     "PackedWeights",
+    "QuantizedTensor",
     "Router",
     "RouterGrads",
     "Routing",
@@ -141,9 +162,12 @@ __all__ = [
     "clear_workspace",
     "cost",
     "cpu_features",
+    "fake_quantize",
+    "fake_quantize_backward",
     "ffn",
     "ffn_backward",
     "ffn_forward",
+    "formats",
     "get_num_threads",
     "load",
     "load_all",
@@ -155,6 +179,7 @@ __all__ = [
     "moe_forward",
     "num_threads",
     "pack",
+    "quantize",
     "reference",
     "route",
     "route_backward",

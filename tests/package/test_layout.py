@@ -23,20 +23,25 @@ MAY_IMPORT = {
     "bench": {"bench.peers", "ffncore", "values", "arrays", "_core"},
     "bench.peers": set(),  # which also run with interpreters that have no ffncore
     "ffncore": {
-        *("models", "layers", "functional", "runtime", "reference", "values", "arrays"),
-        *("old_paths", "_core"),
+        *("models", "layers", "quantisation", "functional", "runtime", "reference", "values"),
+        *("encodings", "arrays", "old_paths", "_core"),
     },
-    "models": {"models.families", "models.files", "layers", "runtime", "values", "arrays"},
+    "models": {
+        *("models.families", "models.files", "layers", "quantisation", "runtime", "values"),
+        *("encodings", "arrays"),
+    },
     "models.families": {"models.files", "layers", "functional"},
     "models.files": {"arrays"},
-    "layers": {"functional", "values", "arrays"},
+    "layers": {"functional", "values", "encodings", "arrays"},
+    "quantisation": {"functional", "values", "encodings", "arrays"},
     "functional": {"backends.cpu", "backends.cuda", "values", "arrays", "_core"},
     "runtime": {"backends.cuda", "_core"},
     "backends": set(),
     "backends.cpu": {"values", "arrays", "_core"},
     "backends.cuda": {"values", "arrays"},
-    "reference": {"values", "arrays"},
-    "values": {"arrays", "_core"},
+    "reference": {"values", "encodings", "arrays", "_core"},
+    "values": {"encodings", "arrays", "_core"},
+    "encodings": {"arrays"},
     "arrays": {"_core"},
     "old_paths": set(),
     "_core": set(),
@@ -140,7 +145,7 @@ def test_import_loads_no_more_than_the_functions():
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     loaded = {folder_of(name) for name in done.stdout.split() if name in KNOWN}
     assert loaded <= {
-        *("functional", "runtime", "backends", "backends.cpu", "values", "arrays"),
+        *("functional", "runtime", "backends", "backends.cpu", "values", "encodings", "arrays"),
         *("old_paths", "_core"),
     }
 

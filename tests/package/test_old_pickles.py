@@ -19,10 +19,14 @@ OLD = old_pickles.read()
 BY_NUMPY = {"GradientError", "GradientReport", "MoELayerGrads", "MoELayerSaved", "RouterGrads"}
 
 
+# Types that came after the file was written.
+NEWER = {"FakeQuantizeGrads", "FakeQuantizeSaved", "FormatInfo", "QuantizedTensor"}
+
+
 def test_every_type_that_users_hold_is_there():
     kinds = {name.partition("-")[0] for name in OLD}
     expected = {name for name in fc.__all__ if is_value(getattr(fc, name))}
-    assert expected <= kinds
+    assert expected - NEWER <= kinds
 
 
 def test_types_that_have_moved_are_found_where_pickles_look_for_them():

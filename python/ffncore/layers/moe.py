@@ -25,6 +25,7 @@ from ..arrays.dtypes import FLOAT64, check_dtype, check_same_dtype
 from ..arrays.overlap import check_apart, check_out
 from ..arrays.shapes import Array, MaybeArray, as_array, check_width
 from ..functional.mixtures import moe, moe_forward
+from ..values.arguments import check_x_dtype
 from ..values.packed import pack, weights_inputs
 from ..values.routing import Routing
 from ..values.weights import FFNWeights
@@ -155,7 +156,7 @@ class MoE(MoEParts):
         out: MaybeArray,
     ) -> tuple[Array, MoELayerSaved]:
         tokens = as_array("x", x)
-        check_same_dtype("x", tokens, self.dtype, "the experts", or_float32=True)
+        check_x_dtype(tokens, self.experts, "the experts")
         if self.latent_in is None:
             check_width(tokens, "experts.up", self.experts._up_shape)
         else:

@@ -19,6 +19,7 @@ from ..arrays.dtypes import FLOAT64
 from ..arrays.overlap import check_apart, check_out
 from ..arrays.scalars import check_names
 from ..arrays.shapes import Array, MaybeArray
+from ..encodings.tensor import QuantizedTensor
 from ..values.gradients import XieluGrads
 from ..values.routing import Routing
 from ..values.weights import FFNWeights
@@ -133,7 +134,9 @@ class MoELayerGrads:
 
 
 def nested(prefix: str, weights: FFNWeights) -> dict[str, Array]:
-    return {f"{prefix}.{name}": array for name, array in weights.arrays().items()}
+    """The arrays of weights that have gradients, with the prefix before their names."""
+    arrays = weights.arrays().items()
+    return {f"{prefix}.{n}": a for n, a in arrays if not isinstance(a, QuantizedTensor)}
 
 
 def part(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:

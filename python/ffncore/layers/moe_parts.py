@@ -109,7 +109,7 @@ class MoEParts:
             raise ValueError("shared_gate is given and shared is None; expected shared too")
         if self.shared is not None and self.shared.d_model != d:
             raise ValueError(f"shared has d_model {self.shared.d_model}; expected {d}")
-        if self.shared is not None and self.shared.dtype != self.dtype:
+        if self.shared is not None and not self._fits(self.shared):
             raise TypeError(
                 f"shared has dtype {self.shared.dtype.name}; expected {self.dtype.name} "
                 f"to match the experts"
@@ -144,6 +144,13 @@ class MoEParts:
             raise ValueError(
                 f"expert_ids is {ids}; expected different numbers from 0 to {most - 1}"
             )
+
+    def _fits(self, shared: FFN) -> bool:
+        """Whether shared takes the same x: quantised weights take float32 and 16 bits."""
+        layers = self.experts, shared.weights
+        if any(isinstance(w, FFNWeights) and w.quantized for w in layers):
+            return FLOAT64 not in (w.dtype for w in layers)
+        return shared.dtype == self.dtype
 
     # ---- properties
 

@@ -2,7 +2,7 @@
 
     activations.py  activations, derivatives     dense.py   a layer and its backward pass
     routing.py      routers and their losses     experts.py mixtures of experts
-    sums.py         the order of additions in sums
+    sums.py         the order of additions         quantised.py  products of integers
 
 Each function computes in `dtype`. float64 is the specification. float32 is the same formula with
 the rounding of numpy, with which the error of the kernels is compared. complex128 lets tests
@@ -28,6 +28,7 @@ from .activations import (
 )
 from .dense import Weights, arrays, ffn, ffn_backward, preactivations
 from .experts import moe, moe_backward
+from .quantised import ffn_int8, round_to_int8
 from .routing import (
     Routed,
     load_balancing_loss,
@@ -52,6 +53,7 @@ __all__ = [
     "error_bound",
     "ffn",
     "ffn_backward",
+    "ffn_int8",
     "finite",
     "load_balancing_loss",
     "minimum",
@@ -59,6 +61,7 @@ __all__ = [
     "moe_backward",
     "preactivations",
     "product_in_order",
+    "round_to_int8",
     "route",
     "route_backward",
     "router_z_loss",

@@ -27,7 +27,7 @@ Weights = FFNWeights | Mapping[str, Any]
 
 def arrays(weights: Weights, dtype: npt.DTypeLike) -> dict[str, Any]:
     """Return a dict from the names of weights to arrays of `dtype`, or None for missing ones."""
-    given = weights.arrays() if isinstance(weights, FFNWeights) else weights
+    given = weights.dequantize().arrays() if isinstance(weights, FFNWeights) else weights
     return {n: None if given.get(n) is None else np.asarray(given[n], dtype) for n in NAMES}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .. import _core
-from ..arrays.dtypes import FLOAT32, FLOAT64, check_same_dtype
+from ..arrays.dtypes import FLOAT32, FLOAT64, check_dtype, check_same_dtype
 from ..arrays.libraries import library_of
 from ..arrays.overlap import check_apart, check_out
 from ..arrays.places import Made, Place, no_gpu_array, place_of, see
@@ -40,19 +40,23 @@ class LayerArguments:
     ids         [T, k], its experts, for checks and kernels
     factors     [..., k], its weights, likewise
     on_input    whether factors multiply the input of an expert instead of its output
+    quantized   whether weights have a QuantizedTensor: then all is computed in float32
+    dtype       of the computation's x, h and saved activations
     """
 
     __slots__ = (
-        *("activation", "core", "factors", "ids", "on_input"),
-        *("place", "routing", "seen", "weights", "x"),
+        *("activation", "core", "dtype", "factors", "ids", "on_input"),
+        *("place", "quantized", "routing", "seen", "weights", "x"),
     )
 
     activation: Activation
     core: CoreActivation
+    dtype: np.dtype[Any]
     factors: Array
     ids: Array
     on_input: bool
     place: Place | None
+    quantized: bool
     routing: Routing | None
     seen: Array
     weights: FFNWeights | PackedWeights
@@ -73,7 +77,8 @@ class LayerArguments:
         self.core = as_core(self.activation, w.gated, w.dtype)
         self.seen = seen = see(place, "x", x)
         self.x = seen if place is None else x
-        check_same_dtype("x", seen, w.dtype, "the weights", or_float32=True)
+        self.quantized = check_x_dtype(seen, w, "the weights")
+        self.dtype = FLOAT32 if self.quantized else seen.dtype
         check_width(seen, "w.up", w._up_shape)
         tokens = row_count(seen.shape)
         if mixture is None:
@@ -116,10 +121,22 @@ class LayerArguments:
 
     def saved_bytes(self) -> int:
         """The bytes that a forward pass on a CPU saves: gate and up of every row."""
-        w = self.weights
+        w, x = self.weights, self.seen
+        if x.dtype != self.dtype:  # only the dtype counts
+            x = np.broadcast_to(self.dtype.type(0), x.shape)
         if self.routing is None:
-            return _core.saved_bytes(self.seen, row_count(self.seen.shape), w.d_ff, w.gated)
-        return _core.moe_saved_bytes(self.seen, self.ids, w.n_experts or 0, w.d_ff, w.gated)
+            return _core.saved_bytes(x, row_count(x.shape), w.d_ff, w.gated)
+        return _core.moe_saved_bytes(x, self.ids, w.n_experts or 0, w.d_ff, w.gated)
+
+
+def check_x_dtype(x: Array, weights: FFNWeights | PackedWeights, name: str) -> bool:
+    """Check the dtype of x beside weights, and return whether these are quantised."""
+    if not (isinstance(weights, FFNWeights) and weights.quantized):
+        check_same_dtype("x", x, weights.dtype, name, or_float32=True)
+        return False
+    if check_dtype("x", x) is FLOAT64:
+        raise TypeError("x has dtype float64; expected float32 or 16 bits beside quantised weights")
+    return True
 
 
 def _place_of(x: object, weights: object, routing: object) -> Place | None:

@@ -22,6 +22,7 @@ from ..arrays.dtypes import FLOAT32, as_dtype, check_range, is_narrow, rounded
 from ..arrays.memory import LINE, Memory, allocate
 from ..arrays.overlap import share_memory
 from ..arrays.shapes import Array, MaybeArray
+from ..encodings.tensor import QuantizedTensor
 from .copied import Copied
 from .packed_file import write
 from .weights import NAMES, Call, FFNWeights, check_expert
@@ -266,7 +267,8 @@ def pack(
     """Pack weights: copy them into the layout that the kernels read.
 
     Results have the same bits as with the unpacked weights, and calls are faster. Weights change in
-    training, so pack them for inference.
+    training, so pack them for inference. Quantised weights are packed as the float32 numbers that
+    they stand for, and take the memory of float32.
 
     weights  FFNWeights of numpy arrays, of one layer or of experts
     dtype    the dtype of the packed matrices: "float32", "float64", "bfloat16", "float16" or a
@@ -312,12 +314,11 @@ def _check_ranges(weights: FFNWeights, wanted: np.dtype[Any]) -> None:
     if wanted is weights.dtype:
         return
     n = weights.n_experts
-    for name, array in weights.arrays().items():
-        own = _dtype_beside(name, wanted)
-        if n is None:
-            check_range(f"w.{name}", array, own)
-        for e in range(n or 0):
-            check_range(f"w.{name} of expert {e}", array[e], own)
+    for e in range(1 if n is None else n):
+        block = weights if n is None else weights.expert(e)
+        where = "" if n is None else f" of expert {e}"
+        for name, array in block.dequantize().arrays().items():
+            check_range(f"w.{name}{where}", array, _dtype_beside(name, wanted))
 
 
 def _dtype_beside(name: str, wanted: np.dtype[Any]) -> np.dtype[Any]:
@@ -333,6 +334,7 @@ def _kernels_round(weights: FFNWeights, wanted: np.dtype[Any]) -> bool:
 
 
 def _converted(block: FFNWeights, wanted: np.dtype[Any]) -> FFNWeights:
+    block = block.dequantize()
     if wanted is block.dtype or _kernels_round(block, wanted):
         return block
     arrays = {n: rounded(a, _dtype_beside(n, wanted)) for n, a in block.arrays().items()}
@@ -367,7 +369,7 @@ def _check_refill(out: object, weights: FFNWeights, dtype: np.dtype[Any]) -> Non
         raise TypeError(f"out has dtype {out.dtype.name}; expected {dtype.name}")
     if out._sizes.of_one() != _sizes_of(weights) or out.n_experts != weights.n_experts:
         raise ValueError(f"out is {out!r}; expected the sizes and biases of {weights!r}")
-    if any(share_memory(out._buffer, a) for a in weights.arrays().values()):
+    if any(a is not None and share_memory(out._buffer, a) for _, a in weights_inputs(weights)):
         raise ValueError("out overlaps the weights; expected memory of its own")
 
 
@@ -375,4 +377,8 @@ def weights_inputs(weights: FFNWeights | PackedWeights) -> list[tuple[str, Maybe
     """The names and arrays of weights that an output must not overlap."""
     if isinstance(weights, PackedWeights):
         return [("the packed weights", weights._buffer)]
-    return [(f"w.{name}", array) for name, array in weights._views.items()]
+    return [
+        (f"w.{name}", part)
+        for name, array in weights._views.items()
+        for part in (array._parts.values() if isinstance(array, QuantizedTensor) else (array,))
+    ]

@@ -23,6 +23,7 @@ from ..arrays.overlap import check_apart, check_out
 from ..arrays.places import see
 from ..arrays.scalars import check_names
 from ..arrays.shapes import Array, MaybeArray, check_shape
+from ..encodings.tensor import QuantizedTensor
 from .arguments import LayerArguments
 from .gradients import GRADIENTS, MOE_GRADIENTS, FFNGrads, XieluGrads
 from .packed import PackedWeights, weights_inputs
@@ -149,7 +150,8 @@ def _like(arguments: LayerArguments) -> dict[str, Array]:
     if arguments.routing is not None:
         found["routing_weights"] = arguments.routing._arrays[1]
     if isinstance(arguments.weights, FFNWeights):
-        found |= arguments.weights._views
+        views = arguments.weights._views
+        found |= {name: a for name, a in views.items() if isinstance(a, np.ndarray)}
         if arguments.activation.name == "xielu":
             found["activation"] = _NO_ARRAY
     return found
@@ -172,6 +174,10 @@ def _check_needs(
             raise ValueError(
                 f"needs has {name!r}, but packed weights give only the gradient of "
                 f"{' and '.join(exist)}"
+            )
+        if name in NAMES and isinstance(getattr(arguments.weights, name), QuantizedTensor):
+            raise ValueError(
+                f"needs has {name!r}, but w.{name} is quantised, so that it has no gradient"
             )
         if name == "activation":
             raise ValueError(

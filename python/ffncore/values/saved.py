@@ -247,11 +247,11 @@ def _checked(panels: Memory | None, arguments: LayerArguments) -> MaybeArray:
     """The array of panels from a pickle, checked for size and dtype."""
     if panels is None:
         return None
-    array, x, nbytes = panels.array, arguments.seen, arguments.saved_bytes()
-    if array.nbytes != nbytes or array.dtype != x.dtype:
+    array, nbytes, dtype = panels.array, arguments.saved_bytes(), arguments.dtype
+    if array.nbytes != nbytes or array.dtype != dtype:
         raise ValueError(
             f"the saved activations have {array.nbytes} bytes of {array.dtype}; expected {nbytes} "
-            f"bytes of {x.dtype} for x {x.shape}"
+            f"bytes of {dtype} for x {arguments.seen.shape}"
         )
     return array
 

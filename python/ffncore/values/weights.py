@@ -11,6 +11,9 @@ An FFNWeights is checked once, when it is made. It also keeps the arguments of t
 that a call has nothing left to check. For the core it holds views of its own: a caller may change
 the shape of an array in place later, and this must not change what the kernels read.
 
+A matrix may also be a QuantizedTensor. Then the layer is computed in float32, with the numbers that
+the tensor stands for.
+
 packed.py packs weights for the kernels. Tests: tests/values/test_weights.py.
 """
 
@@ -18,12 +21,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from .. import _core
-from ..arrays.dtypes import FLOAT32, check_dtype, check_same_dtype, is_narrow
+from ..arrays.dtypes import FLOAT32, check_dtype, check_same_dtype, dtype_name, is_narrow
 from ..arrays.overlap import owners
 from ..arrays.places import Place, place_of, see
 from ..arrays.shapes import (
@@ -36,8 +39,12 @@ from ..arrays.shapes import (
     check_shape,
     check_size,
 )
+from ..encodings.tensor import QuantizedTensor
 from .activation import case_index
 from .copied import Copied
+
+# A matrix of a layer: an array or a QuantizedTensor. It is Any, because most code has arrays alone.
+Matrix: TypeAlias = Any
 
 NAMES = ("gate", "up", "down", "b_gate", "b_up", "b_down")
 
@@ -81,6 +88,10 @@ class FFNWeights(Copied):
     float16. The biases of 16-bit weights may also be float32. Arrays may have any strides. They are
     not copied, so changing one changes the weights.
 
+    gate, up and down may also be QuantizedTensors (fc.quantize makes them). Then dtype is float32,
+    x and the arrays beside them may be float32 or have 16 bits, and results have the bits of the
+    same layer with the float32 weights that dequantize() returns.
+
     The attributes are the arrays, d_model, d_ff, n_experts (None for a single layer) and dtype.
     They cannot be assigned to.
 
@@ -94,9 +105,9 @@ class FFNWeights(Copied):
     >>> w.d_model, w.d_ff, w.gated
     """
 
-    gate: MaybeArray = None
-    up: Array
-    down: Array
+    gate: Matrix = None
+    up: Matrix
+    down: Matrix
     b_gate: MaybeArray = None
     b_up: MaybeArray = None
     b_down: MaybeArray = None
@@ -106,23 +117,27 @@ class FFNWeights(Copied):
         n_experts: int | None = field(init=False)  # None: a single layer
         dtype: np.dtype[Any] = field(init=False)
         _up_shape: tuple[int, ...] = field(init=False)
-        _views: dict[str, Array] = field(init=False)  # of the arrays by name; on a GPU their ghosts
+        _views: dict[str, Any] = field(init=False)  # of the arrays by name; on a GPU their ghosts
         _place: Place | None = field(init=False)  # the GPU, if any
         _kept: tuple[Any, ...] = field(init=False)  # views that keep a GPU's memory alive
-        # What calls take; None if an array is not aligned, and on a GPU before the first call.
+        # What calls take; None if an array is not aligned or quantised, and on a GPU before the
+        # first call.
         _struct: Any = field(init=False)
         _call: Call | None = field(init=False)  # None: ffn's fast path does not apply
 
     def __post_init__(self) -> None:
         place = place_of("up", self.up)
-        up = see(place, "up", self.up)
-        dtype = check_dtype("up", up)
+        up: Any = _see_matrix(place, "up", self.up)
+        quantized = self.quantized
+        dtype = FLOAT32 if quantized else check_dtype("up", up)
         if up.ndim != 3:
             check_rank("up", up, 2, _MEANING["up"])
         if not all(up.shape):
             raise ValueError(f"up has shape {up.shape}; expected at least 1 in each dimension")
         *lead, f, d = up.shape
-        checked: dict[str, Array] = {"up": up}
+        if quantized:
+            _check_beside_codes("up", up)
+        checked: dict[str, Any] = {"up": up}
         for name, shape in (
             ("gate", (*lead, f, d)),
             ("down", (*lead, d, f)),
@@ -133,17 +148,26 @@ class FFNWeights(Copied):
             value = getattr(self, name)
             if value is None and name != "down":
                 continue
-            checked[name] = array = see(place, name, value)
-            _check_beside(name, array, shape, "up", up)
+            see_it = see if name in NAMES[3:] else _see_matrix
+            checked[name] = array = see_it(place, name, value)
+            if quantized:
+                _check_beside_codes(name, array)
+            else:
+                check_same_dtype(name, array, dtype, "up", or_float32=name in NAMES[3:])
+            _check_shape(name, array, shape, "up", up)
         if "b_gate" in checked and "gate" not in checked:
             raise ValueError("b_gate is given and gate is None; expected gate, too")
         check_size(math.prod(lead) * f, d, "the dimensions of up")
         for name, checked_array in checked.items():
             if place is None:
                 object.__setattr__(self, name, checked_array)
-        views = {name: checked[name].view() for name in NAMES if name in checked}
+        views: dict[str, Any] = {
+            name: array if isinstance(array, QuantizedTensor) else array.view()
+            for name in NAMES
+            if (array := checked.get(name)) is not None
+        }
         struct = call = None
-        if place is None and all(a.flags.num & ALIGNED for a in views.values()):
+        if place is None and not quantized and all(a.flags.num & ALIGNED for a in views.values()):
             struct = _core.Weights(**views)
             if not lead:
                 call = Call(struct, dtype, (f, d), "gate" in checked, tuple(views.values()))
@@ -204,7 +228,12 @@ class FFNWeights(Copied):
             ("b_down", b_down, (*lead, d)),
         ):
             if name == "down" or given is not None:
-                _check_beside(name, see(place, name, given), shape, "gate_up", fused)
+                array = see(place, name, given)
+                narrow_or_wide = name[:2] == "b_"
+                check_same_dtype(
+                    name, array, check_dtype("gate_up", fused), "gate_up", or_float32=narrow_or_wide
+                )
+                _check_shape(name, array, shape, "gate_up", fused)
         pair = (slice(rows // 2), slice(rows // 2, None))
         if layout == "interleaved":
             pair = (slice(0, None, 2), slice(1, None, 2))
@@ -235,6 +264,37 @@ class FFNWeights(Copied):
         return self.gate is not None
 
     @property
+    def quantized(self) -> bool:
+        """Whether one of the matrices is a QuantizedTensor."""
+        return any(isinstance(getattr(self, name), QuantizedTensor) for name in NAMES[:3])
+
+    def dequantize(self) -> FFNWeights:
+        """Return weights of float32 arrays, with the numbers that the QuantizedTensors stand for.
+
+        Arrays beside them that have 16 bits are widened. Weights without a QuantizedTensor are
+        returned as they are.
+
+        >>> fc.quantize(weights, "int8").dequantize().up.dtype
+        """
+        return FFNWeights(**self._float32()) if self.quantized else self
+
+    @property
+    def input_scale(self) -> MaybeArray:
+        """[d_model], by which x is to be divided before a call; None: by nothing.
+
+        Only fc.quantize with method="awq" makes such weights.
+        """
+        return self.up.input_scale if isinstance(self.up, QuantizedTensor) else None
+
+    def _float32(self) -> dict[str, Array]:
+        return {
+            name: a.dequantize()
+            if isinstance(a, QuantizedTensor)
+            else a.astype(FLOAT32, copy=False)
+            for name, a in self._views.items()
+        }
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(d_ff, d_model), the shape of up; for experts, that of each of them."""
         return self.d_ff, self.d_model
@@ -252,21 +312,31 @@ class FFNWeights(Copied):
         e = check_expert(e, self.n_experts)
         return FFNWeights(**{name: array[e] for name, array in self.arrays().items()})
 
-    def arrays(self) -> dict[str, Array]:
-        """Return a dict from names to arrays, without those that are None."""
+    def arrays(self) -> dict[str, Any]:
+        """Return a dict from names to arrays and QuantizedTensors, without those that are None."""
         return {name: a for name in NAMES if (a := getattr(self, name)) is not None}
 
     def _core_weights(self) -> _core.Weights:
-        """The arrays for _core. Arrays with unaligned elements are copied, anew for each call."""
+        """The arrays for _core. Arrays with unaligned elements are copied, anew for each call, and
+        quantised ones are dequantised.
+        """
         if self._place is not None:
             raise TypeError(f"the weights are {self._place}; expected numpy arrays here")
         if self._struct is not None:
             return self._struct  # type: ignore[no-any-return]
-        return _core.Weights(**{name: aligned(a) for name, a in self._views.items()})
+        arrays = self._float32() if self.quantized else self._views
+        return _core.Weights(**{name: aligned(a) for name, a in arrays.items()})
 
     def __repr__(self) -> str:
-        shapes = ", ".join(f"{name}={tuple(a.shape)}" for name, a in self.arrays().items())
-        dtype = next((getattr(a.dtype, "name", a.dtype) for a in self.arrays().values()), "empty")
+        arrays = self.arrays()
+        shapes = ", ".join(
+            f"{name}={tuple(a.shape)}{f' {a.format}' if isinstance(a, QuantizedTensor) else ''}"
+            for name, a in arrays.items()
+        )
+        dtypes = (a.dtype for a in arrays.values() if not isinstance(a, QuantizedTensor))
+        dtype = next(
+            (getattr(d, "name", d) for d in dtypes), "empty" if not arrays else "quantised"
+        )
         return f"FFNWeights({shapes}, {dtype})"
 
     def _state(self) -> dict[str, Any]:
@@ -289,13 +359,31 @@ _MEANING = {
 }
 
 
-def _check_beside(
-    name: str, array: Array, shape: tuple[int, ...], other: str, matrix: Array
-) -> None:
-    """dtype and shape of an argument have to match those of another one, a matrix."""
-    check_same_dtype(name, array, check_dtype(other, matrix), other, or_float32=name[:2] == "b_")
+def _see_matrix(place: Place | None, name: str, value: object) -> Any:
+    """A matrix as checks see it: a QuantizedTensor as it is, else an array (arrays/places.py)."""
+    return value if isinstance(value, QuantizedTensor) else see(place, name, value)
+
+
+def _check_beside_codes(name: str, array: Any) -> None:
+    """Arrays beside quantised ones have float32 or 16 bits, because the layer is float32."""
+    if isinstance(array, QuantizedTensor):
+        return
+    dtype = check_dtype(name, array)
+    if dtype is not FLOAT32 and not is_narrow(dtype):
+        raise TypeError(
+            f"{name} has dtype {dtype_name(dtype)}; expected float32 or 16 bits beside quantised "
+            f"weights"
+        )
+
+
+def _check_shape(name: str, array: Any, shape: tuple[int, ...], other: str, matrix: Any) -> None:
+    """The shape of an argument has to match that of another one, a matrix."""
     meaning = _MEANING[name] if matrix.ndim == 2 else f"[n_experts, {_MEANING[name][1:]}"
     check_rank(name, array, len(shape), meaning)
+    if isinstance(array, QuantizedTensor) and array.shape != shape:
+        raise ValueError(
+            f"{name} has shape {array.shape}; expected {shape} to match {other} {matrix.shape}"
+        )
     check_shape(name, array, shape, f"to match {other} {matrix.shape}")
 
 

@@ -1,0 +1,1 @@
+"""Quantised weights: the formats, bit by bit, and QuantizedTensor, which holds one matrix."""

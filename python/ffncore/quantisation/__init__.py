@@ -1,0 +1,1 @@
+"""Making quantised weights: quantisers, converters of checkpoints, and training through them."""
