@@ -1,0 +1,126 @@
+"""Model types whose feed-forward layers are dense: one row each, see zoo.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from blocks import torch
+from zoo import Block, Model
+
+# ---- what transformers has no single module for --------------------------------------------------
+
+
+def bert(layer: Any, x: Any) -> Any:
+    """Two modules; the second one also adds the residual and normalizes."""
+    return layer.output.dense(layer.intermediate(x))
+
+
+def mpt(block: Any, x: Any) -> Any:
+    """The block adds the residual that it is given; here nothing."""
+    return block(x, torch.zeros_like(x))
+
+
+def albert(layer: Any, x: Any) -> Any:
+    return layer.ffn_output(layer.activation(layer.ffn(x)))
+
+
+def fc1_fc2(layer: Any, x: Any) -> Any:
+    """The two matrices are modules of the decoder layer."""
+    return layer.fc2(layer.activation_fn(layer.fc1(x)))
+
+
+# ---- rows ----------------------------------------------------------------------------------------
+
+ENCODER = (Block("encoder.layer.{}", call=bert),)
+LLAMA = (Block("model.layers.{}.mlp"),)
+GPT = (Block("transformer.h.{}.mlp"),)
+
+
+def encoders(*model_types: str, **keys: Any) -> list[Model]:
+    return [Model(t, ENCODER, keys, "AutoModel") for t in model_types]
+
+
+def decoders(*model_types: str, blocks: tuple[Block, ...] = LLAMA, **keys: Any) -> list[Model]:
+    return [Model(t, blocks, keys) for t in model_types]
+
+
+def stacks(call: Any = fc1_fc2) -> tuple[Block, ...]:
+    """The layers of an encoder and of a decoder."""
+    return tuple(
+        Block(f"model.{side}.layers.{{}}", load={"prefix": f"model.{side}"}, call=call)
+        for side in ("encoder", "decoder")
+    )
+
+
+T5 = tuple(
+    Block(f"{side}.block.{{}}.layer.{n}.DenseReluDense", load={"prefix": side})
+    for side, n in (("encoder", 1), ("decoder", 2))
+)
+
+
+DENSE = [
+    # two matrices
+    *encoders("bert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet", "deberta"),
+    *encoders("deberta-v2", "layoutlm", "megatron-bert", "ernie"),
+    *encoders("esm", mask_token_id=1),
+    Model("gpt2", GPT),
+    Model("gpt2", GPT, {"n_inner": 12}, variant="inner"),
+    Model("imagegpt", GPT, head="ImageGPTForCausalImageModeling"),
+    Model("decision_transformer", (Block("encoder.h.{}.mlp"),), head="DecisionTransformerModel"),
+    Model("openai-gpt", GPT),
+    Model(
+        "albert",
+        (Block("encoder.albert_layer_groups.0.albert_layers.0", call=albert),),
+        head="AutoModel",
+    ),
+    Model(
+        "distilbert", (Block("distilbert.transformer.layer.{}.ffn"),), head="AutoModelForMaskedLM"
+    ),
+    *decoders("opt", blocks=(Block("model.decoder.layers.{}", call=fc1_fc2),)),
+    Model("bart", stacks(), head="AutoModelForSeq2SeqLM"),
+    Model(
+        "whisper",
+        stacks(),
+        {"max_source_positions": 8, "max_target_positions": 8, "decoder_start_token_id": 0},
+        head="WhisperForConditionalGeneration",
+    ),
+    *decoders("phi", "nanochat", "starcoder2", "nemotron", "arcee", "jais2", "persimmon"),
+    *decoders("falcon", blocks=GPT, num_kv_heads=1),
+    Model(
+        "falcon",
+        GPT,
+        {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True},
+        variant="new",
+    ),
+    Model("gpt_neox", (Block("gpt_neox.layers.{}.mlp"),)),
+    Model("bloom", (Block("transformer.h.{}.mlp", call=mpt),)),
+    *decoders("gptj", "codegen", blocks=GPT, rotary_dim=4),
+    Model("gpt_neo", GPT, {"attention_types": [[["global", "local"], 1]]}),
+    *decoders("gpt_bigcode", blocks=GPT),
+    Model("mpt", (Block("transformer.blocks.{}.ffn", call=mpt),)),
+    Model("vit", (Block("layers.{}.mlp"),), head="ViTModel"),
+    Model("deit", (Block("layers.{}.mlp"),), head="DeiTModel"),
+    Model("dinov2", (Block("layers.{}.mlp"),), {"mlp_ratio": 2}, head="Dinov2Model"),
+    # gate, up and down
+    *decoders("llama", "mistral", "ministral", "qwen2", "qwen3", "olmo", "olmo2", "olmo3"),
+    *decoders("smollm3", "granite", "cohere", "cohere2", "stablelm", "exaone4"),
+    *decoders("gemma", "gemma2", "gemma3_text"),
+    Model("llama", LLAMA, {"mlp_bias": True}, variant="bias"),
+    *decoders("ministral3", "hyperclovax", "minicpm3", "hunyuan_v1_dense"),
+    *decoders("phi3", "glm", "glm4"),
+    Model("t5", T5, head="T5ForConditionalGeneration"),
+    *(
+        Model(t, T5, {"feed_forward_proj": "gated-gelu"}, head=head, variant=variant)
+        for t, head, variant in (
+            ("t5", "T5ForConditionalGeneration", "gated"),
+            ("mt5", "MT5ForConditionalGeneration", ""),
+            ("umt5", "UMT5ForConditionalGeneration", ""),
+        )
+    ),
+    Model(
+        "modernbert",
+        (Block("model.layers.{}.mlp"),),
+        {"cls_token_id": 0, "sep_token_id": 0},
+        head="AutoModelForMaskedLM",
+    ),
+]
