@@ -29,6 +29,12 @@ def fc1_fc2(layer: Any, x: Any) -> Any:
     return layer.fc2(layer.activation_fn(layer.fc1(x)))
 
 
+def xielu(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.mlp.act_fn.beta.fill_(0.5)
+        layer.mlp.act_fn.eps.fill_(-0.01)
+
+
 # ---- rows ----------------------------------------------------------------------------------------
 
 ENCODER = (Block("encoder.layer.{}", call=bert),)
@@ -117,6 +123,17 @@ DENSE = [
             ("umt5", "UMT5ForConditionalGeneration", ""),
         )
     ),
+    Model("apertus", LLAMA, {"dtype": "float32"}, prepare=xielu),
+    Model("bitnet", LLAMA),
+    Model("gte", (Block("layers.{}.mlp"),), head="GteModel"),
+    Model("nomic_bert", (Block("layers.{}.mlp"),), head="NomicBertModel"),
+    Model("dinov2", (Block("layers.{}.mlp"),), {"mlp_ratio": 2, "use_swiglu_ffn": True}, head="Dinov2Model", variant="giant"),
+    Model("falcon_h1", (Block("model.layers.{}.feed_forward"),), {"mlp_multipliers": [0.7, 1.3]}),
+    Model("lfm2", (Block("model.layers.{}.feed_forward"),)),
+    Model("recurrent_gemma", (Block("model.layers.{}.mlp_block"),)),
+    Model("gemma3n_text", LLAMA, {"activation_sparsity_pattern": [0.95, 0.0]}),
+    Model("gemma4_text", LLAMA),
+    Model("qwen3_5_text", LLAMA),
     Model(
         "modernbert",
         (Block("model.layers.{}.mlp"),),
