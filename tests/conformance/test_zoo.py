@@ -10,10 +10,12 @@ import pytest
 from blocks import generator, near, no_near_ties, torch
 from zoo import LAYOUTS, output, saved
 from zoo_dense import DENSE
+from zoo_mixtures import MIXTURES
+from zoo_towers import TOWERS
 
 import ffncore as fc
 
-ZOO = [*DENSE]
+ZOO = [*DENSE, *MIXTURES, *TOWERS]
 
 
 @pytest.fixture(scope="module", params=ZOO, ids=lambda row: row.name)

@@ -14,6 +14,7 @@ then splits, stacks and transposes them like the weights, so that no test has to
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -64,7 +65,7 @@ class Model:
                dictionary with a model_type is a part's own configuration
     head       the class of the library that is built
     made_as    the model_type to build, if the library has no class for this one
-    tells      keys that are written to config.json; those that are None are removed
+    retell     changes the dictionary that is written to config.json
     mend       changes the tensors of the released layout to those that were published
     rename     changes the tensors of both layouts
     prepare    changes the model after it was filled with random numbers
@@ -78,7 +79,7 @@ class Model:
     config: dict[str, Any] = field(default_factory=dict)
     head: str = "AutoModelForCausalLM"
     made_as: str = ""
-    tells: dict[str, Any] = field(default_factory=dict)
+    retell: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     mend: Mend | None = None
     rename: Mend | None = None
     prepare: Callable[[Any], object] | None = None
@@ -103,10 +104,11 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("head_dim", "d_kv", "kv_channels"), 8),
     **dict.fromkeys(("intermediate_size", "d_ff", "ffn_dim", "hidden_dim", "ffn_hidden_size"), 20),
     **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 20),
-    "vocab_size": 32,
+    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), 32),
     **dict.fromkeys(("max_position_embeddings", "max_seq_len", "n_positions"), 16),
     **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0),
     **dict.fromkeys(("image_size", "patch_size"), 4),
+    **dict.fromkeys(("hidden_size_per_layer_input", "laurel_rank"), 4),
     # mixtures
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), E),
     **dict.fromkeys(("num_experts_per_tok", "moe_k", "moe_topk"), K),
@@ -152,7 +154,11 @@ def configuration(row: Model) -> Any:
 def build(row: Model) -> Any:
     made = getattr(transformers, row.head)
     make = made.from_config if row.head.startswith("Auto") else made._from_config
-    model = fill(make(configuration(row)), generator(row.name), row.dtype)
+    model = make(configuration(row))
+    with warnings.catch_warnings():
+        # Some models keep complex numbers for the positions, which no block reads.
+        warnings.filterwarnings("ignore", "Casting complex values to real")
+        fill(model, generator(row.name), row.dtype)
     if row.prepare is not None:
         row.prepare(model)
     return model
@@ -199,8 +205,9 @@ def write(row: Model, model: Any, folder: Path, layout: str) -> Path:
     written = json.loads(path.read_text("utf-8"))
     if row.made_as:
         written["model_type"] = row.model_type
-    written |= row.tells
-    path.write_text(json.dumps({k: v for k, v in written.items() if v is not None}), "utf-8")
+    if row.retell is not None:
+        written = row.retell(written)
+    path.write_text(json.dumps(written), "utf-8")
     return folder
 
 

@@ -106,7 +106,7 @@ DENSE = [
     Model("mpt", (Block("transformer.blocks.{}.ffn", call=mpt),)),
     Model("vit", (Block("layers.{}.mlp"),), head="ViTModel"),
     Model("deit", (Block("layers.{}.mlp"),), head="DeiTModel"),
-    Model("dinov2", (Block("layers.{}.mlp"),), {"mlp_ratio": 2}, head="Dinov2Model"),
+    Model("dinov2", (Block("encoder.layer.{}.mlp"),), {"mlp_ratio": 2}, head="Dinov2Model"),
     # gate, up and down
     *decoders("llama", "mistral", "ministral", "qwen2", "qwen3", "olmo", "olmo2", "olmo3"),
     *decoders("smollm3", "granite", "cohere", "cohere2", "stablelm", "exaone4"),
@@ -127,11 +127,21 @@ DENSE = [
     Model("bitnet", LLAMA),
     Model("gte", (Block("layers.{}.mlp"),), head="GteModel"),
     Model("nomic_bert", (Block("layers.{}.mlp"),), head="NomicBertModel"),
-    Model("dinov2", (Block("layers.{}.mlp"),), {"mlp_ratio": 2, "use_swiglu_ffn": True}, head="Dinov2Model", variant="giant"),
+    Model(
+        "dinov2",
+        (Block("encoder.layer.{}.mlp"),),
+        {"mlp_ratio": 2, "use_swiglu_ffn": True},
+        head="Dinov2Model",
+        variant="giant",
+    ),
     Model("falcon_h1", (Block("model.layers.{}.feed_forward"),), {"mlp_multipliers": [0.7, 1.3]}),
     Model("lfm2", (Block("model.layers.{}.feed_forward"),)),
     Model("recurrent_gemma", (Block("model.layers.{}.mlp_block"),)),
-    Model("gemma3n_text", LLAMA, {"activation_sparsity_pattern": [0.95, 0.0]}),
+    Model(
+        "gemma3n_text",
+        LLAMA,
+        {"activation_sparsity_pattern": [0.95, 0.0], "num_kv_shared_layers": 0},
+    ),
     Model("gemma4_text", LLAMA),
     Model("qwen3_5_text", LLAMA),
     Model(
