@@ -11,8 +11,9 @@ from zoo import Block, Model
 
 
 def bert(layer: Any, x: Any) -> Any:
-    """Two modules; the second one also adds the residual and normalizes."""
-    return layer.output.dense(layer.intermediate(x))
+    """Two modules, either of which may have a norm; the second one also adds the residual."""
+    first = layer.intermediate
+    return layer.output.dense(first.intermediate_act_fn(first.dense(x)))
 
 
 def mpt(block: Any, x: Any) -> Any:
@@ -33,6 +34,27 @@ def xielu(model: Any) -> None:
     for layer in model.model.layers:
         layer.mlp.act_fn.beta.fill_(0.5)
         layer.mlp.act_fn.eps.fill_(-0.01)
+
+
+def w1_w3_w2(tensors: Any) -> Any:
+    names = {"mlp.gate_proj": "feed_forward.w1", "mlp.up_proj": "feed_forward.w3"}
+    names["mlp.down_proj"] = "feed_forward.w2"
+    found = {}
+    for name, tensor in tensors.items():
+        for old, new in names.items():
+            name = name.replace(old, new)
+        found[name] = tensor
+    return found
+
+
+def new_names(tensors: Any) -> Any:
+    """The names of gte's released files, in models whose type is that of their own code, "new"."""
+    return {f"new.{name}": tensor for name, tensor in tensors.items()}
+
+
+def released_t5(written: dict[str, Any]) -> dict[str, Any]:
+    """Most published files have one key in place of three."""
+    return {k: v for k, v in written.items() if k not in ("dense_act_fn", "is_gated_act")}
 
 
 # ---- rows ----------------------------------------------------------------------------------------
@@ -67,7 +89,8 @@ T5 = tuple(
 DENSE = [
     # two matrices
     *encoders("bert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet", "deberta"),
-    *encoders("deberta-v2", "layoutlm", "megatron-bert", "ernie"),
+    *encoders("deberta-v2", "layoutlm", "megatron-bert", "ernie", "roformer", "nystromformer"),
+    *encoders("xlm-roberta-xl", "rembert", "roberta-prelayernorm", "splinter", "data2vec-text"),
     *encoders("esm", mask_token_id=1),
     Model("gpt2", GPT),
     Model("gpt2", GPT, {"n_inner": 12}, variant="inner"),
@@ -83,7 +106,13 @@ DENSE = [
         "distilbert", (Block("distilbert.transformer.layer.{}.ffn"),), head="AutoModelForMaskedLM"
     ),
     *decoders("opt", blocks=(Block("model.decoder.layers.{}", call=fc1_fc2),)),
-    Model("bart", stacks(), head="AutoModelForSeq2SeqLM"),
+    *(
+        Model(t, stacks(), head="AutoModelForSeq2SeqLM")
+        for t in ("bart", "mbart", "pegasus", "marian", "m2m_100", "blenderbot", "plbart")
+    ),
+    Model("blenderbot-small", stacks(), head="AutoModelForSeq2SeqLM"),
+    Model("speech_to_text", stacks(), head="Speech2TextForConditionalGeneration"),
+    Model("xglm", (Block("model.layers.{}", call=fc1_fc2),)),
     Model(
         "whisper",
         stacks(),
@@ -106,6 +135,13 @@ DENSE = [
     Model("mpt", (Block("transformer.blocks.{}.ffn", call=mpt),)),
     Model("vit", (Block("layers.{}.mlp"),), head="ViTModel"),
     Model("deit", (Block("layers.{}.mlp"),), head="DeiTModel"),
+    Model(
+        "dinov2_with_registers",
+        (Block("encoder.layer.{}.mlp"),),
+        {"mlp_ratio": 2},
+        head="Dinov2WithRegistersModel",
+    ),
+    Model("modernbert-decoder", LLAMA, {"cls_token_id": 0, "sep_token_id": 0}),
     Model("dinov2", (Block("encoder.layer.{}.mlp"),), {"mlp_ratio": 2}, head="Dinov2Model"),
     # gate, up and down
     *decoders("llama", "mistral", "ministral", "qwen2", "qwen3", "olmo", "olmo2", "olmo3"),
@@ -115,6 +151,22 @@ DENSE = [
     *decoders("ministral3", "hyperclovax", "minicpm3", "hunyuan_v1_dense"),
     *decoders("phi3", "glm", "glm4"),
     Model("t5", T5, head="T5ForConditionalGeneration"),
+    Model(
+        "t5",
+        T5,
+        {"feed_forward_proj": "relu"},
+        "T5ForConditionalGeneration",
+        retell=released_t5,
+        variant="released",
+    ),
+    Model(
+        "t5",
+        T5,
+        {"feed_forward_proj": "gated-gelu"},
+        "T5ForConditionalGeneration",
+        retell=released_t5,
+        variant="gated-released",
+    ),
     *(
         Model(t, T5, {"feed_forward_proj": "gated-gelu"}, head=head, variant=variant)
         for t, head, variant in (
@@ -126,6 +178,7 @@ DENSE = [
     Model("apertus", LLAMA, {"dtype": "float32"}, prepare=xielu),
     Model("bitnet", LLAMA),
     Model("gte", (Block("layers.{}.mlp"),), head="GteModel"),
+    Model("new", (Block("layers.{}.mlp"),), head="GteModel", made_as="gte", mend=new_names),
     Model("nomic_bert", (Block("layers.{}.mlp"),), head="NomicBertModel"),
     Model(
         "dinov2",
@@ -143,6 +196,8 @@ DENSE = [
         {"activation_sparsity_pattern": [0.95, 0.0], "num_kv_shared_layers": 0},
     ),
     Model("gemma4_text", LLAMA),
+    *decoders("seed_oss", "helium", "cwm", "diffllama", "olmo_hybrid", "vaultgemma", "ernie4_5"),
+    Model("internlm2", LLAMA, made_as="llama", rename=w1_w3_w2),
     Model("qwen3_5_text", LLAMA),
     Model(
         "modernbert",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from blocks import D, E, F, K
+from blocks import D, E, F, K, torch
 from zoo import Block, Model, run
 
 MLP = "model.layers.{}.mlp"
@@ -40,6 +40,29 @@ def scored(written: dict[str, Any]) -> dict[str, Any]:
     """Its own code reads two more keys."""
     return {**written, "scoring_func": "sigmoid", "topk_method": "noaux_tc"}
 
+
+def route_in_float64(model: Any) -> None:
+    for module in model.modules():
+        if hasattr(module, "router"):
+            module.router.dtype = torch.float64
+
+
+def positive(model: Any) -> None:
+    """Experts of groups that are not chosen have 0. If they were chosen, torch would not define
+    which."""
+    for name, tensor in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            tensor.abs_()
+
+
+def gemma4(layer: Any, x: Any) -> Any:
+    """The router, which normalizes what it reads, and the experts."""
+    rows = x.reshape(-1, x.shape[-1])
+    _, weights, experts = layer.router(rows)
+    return layer.experts(rows, experts, weights).reshape(x.shape)
+
+
+SWITCH = (("encoder", 1), ("decoder", 2))
 
 MIXTURES = [
     # softmax
@@ -164,8 +187,9 @@ MIXTURES = [
     ),
     *(
         Model(t, AFTER_DENSE, {**FIRST_DENSE, **GROUPED})
-        for t in ("deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "bailing_hybrid", "axk2")
+        for t in ("deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "bailing_hybrid")
     ),
+    Model("axk2", AFTER_DENSE, {**FIRST_DENSE, **GROUPED}, prepare=positive),
     Model("kimi_linear", AFTER_DENSE, {**FIRST_DENSE, **GROUPED}, mend=dense_in_mlp),
     Model(
         "kimi_k2",
@@ -212,7 +236,37 @@ MIXTURES = [
         variant="latent",
     ),
     Model("deepseek_v4", MIX, {"swiglu_limit": 1.0, "mlp_layer_types": ["moe", "moe"]}),
-    # other routers
+    # one expert, of limited capacity
+    Model(
+        "switch_transformers",
+        (
+            *(
+                Block(f"{side}.block.{{}}.layer.{n}.mlp", (0,), load={"prefix": side})
+                for side, n in SWITCH
+            ),
+            *(
+                Block(f"{side}.block.{{}}.layer.{n}.mlp", (1,), True, {"prefix": side})
+                for side, n in SWITCH
+            ),
+        ),
+        {"num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1, "expert_capacity": 1},
+        head="SwitchTransformersForConditionalGeneration",
+        prepare=route_in_float64,
+    ),
+    Model(
+        "gemma4_text",
+        (
+            Block("model.layers.{}", mixture=True, call=gemma4),
+            Block("model.layers.{}.mlp", load={"part": "mlp"}),
+        ),
+        {"enable_moe_block": True, "top_k_experts": K},
+        variant="experts",
+    ),
+]
+
+# Model types that fc.load refuses, whatever the layer.
+REFUSED = [
     Model("zaya", MIX, {"num_experts_per_tok": 1}),
-    Model("switch_transformers", (), {}, head="SwitchTransformersForConditionalGeneration"),
+    Model("inkling_text", MIX, {"n_shared_experts": 2}),
+    Model("muse_spark_text", MIX, {"moe_hidden_size": 8}, head="MuseSparkTextModel"),
 ]

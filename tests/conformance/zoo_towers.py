@@ -281,28 +281,4 @@ TOWERS = [
         ),
         IMAGES,
     ),
-    Model(
-        "inkling_mm_model",
-        AFTER_DENSE,
-        images(
-            "inkling_text", "inkling_vision", n_shared_experts=2, route_scale=2.5, **FIRST_DENSE
-        ),
-        IMAGES,
-    ),
-    Model(
-        "muse_spark",
-        AFTER_DENSE,
-        {
-            **images("muse_spark_text", "muse_spark_vision", moe_hidden_size=8, **FIRST_DENSE),
-            "audio_config": part(
-                "muse_spark_audio",
-                num_hidden_layers=2,
-                depths=[1, 1],
-                hidden_sizes=[8, 8],
-                patch_sizes=[4, 2],
-                out_hidden_size=16,
-            ),
-        },
-        IMAGES,
-    ),
 ]
