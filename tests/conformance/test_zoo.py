@@ -7,6 +7,8 @@ in the zoo, and the reasons; both are printed at the end of a run.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from blocks import NEAR_TIE, generator, near, torch
@@ -73,6 +75,27 @@ def test_gradients(model):
         assert set(found) == set(expected)
         for name, array in found.items():
             near(array, expected[name], f"gradient of {name} of {module}")
+
+
+BFLOAT16 = ("mixtral", "deepseek_v3", "gpt_oss", "llama4_text")
+
+
+@pytest.mark.parametrize("row", [r for r in ZOO if r.name in BFLOAT16], ids=lambda row: row.name)
+def test_bfloat16(row, tmp_path):
+    """In bfloat16, as most checkpoints are stored; the library computes with rounded numbers."""
+    pytest.importorskip("ml_dtypes")
+    model = saved(replace(row, dtype=torch.bfloat16), tmp_path)
+    model.model.double()
+    for layout in LAYOUTS:
+        stored = fc.load(model.path(layout), layer=1)
+        assert stored.dtype.name == "bfloat16"
+        layer = fc.load(model.path(layout), layer=1, dtype="float64")
+        x, _ = inputs(model, row.blocks[-1], 1, layer)
+        _, y = output(model, row.blocks[-1], 1, x)
+        near(layer(x), y.detach().numpy().reshape(x.shape), "y")
+        # The same weights, not converted, with float32 x.
+        single = x.astype(np.float32)
+        near(stored(single).astype(np.float64), layer(single.astype(np.float64)), "float32")
 
 
 @pytest.mark.parametrize("row", REFUSED, ids=lambda row: row.name)

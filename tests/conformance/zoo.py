@@ -72,6 +72,7 @@ class Model:
     dtype      float32 for the few models that mix types in float64
     only_x     the reason why the gradients of weights are not compared; "" if they are
     variant    a word for the second and further rows of a model type
+    sizes      SIZES, or others in their place
     """
 
     model_type: str
@@ -86,6 +87,7 @@ class Model:
     dtype: Any = torch.float64
     only_x: str = ""
     variant: str = ""
+    sizes: dict[str, Any] = field(default_factory=lambda: SIZES)
 
     @property
     def name(self) -> str:
@@ -122,27 +124,27 @@ SIZES: dict[str, Any] = {
 }
 
 
-def known(model_type: str) -> dict[str, Any]:
-    """The entries of SIZES that a configuration class has."""
+def known(model_type: str, sizes: dict[str, Any]) -> dict[str, Any]:
+    """The entries of sizes that a configuration class has."""
     made = CONFIG_MAPPING[model_type]
     own = {f.name for f in fields(made)}
-    other = {word for word, meaning in made.attribute_map.items() if meaning not in own & {*SIZES}}
-    return {key: value for key, value in SIZES.items() if key in own | other}
+    other = {word for word, meaning in made.attribute_map.items() if meaning not in own & {*sizes}}
+    return {key: value for key, value in sizes.items() if key in own | other}
 
 
-def complete(model_type: str, keys: dict[str, Any]) -> dict[str, Any]:
+def complete(model_type: str, keys: dict[str, Any], sizes: dict[str, Any]) -> dict[str, Any]:
     """The keys of a configuration, with the sizes that were left out, also in its parts."""
     parts = {
-        key: {"model_type": part["model_type"], **complete(part["model_type"], part)}
+        key: {"model_type": part["model_type"], **complete(part["model_type"], part, sizes)}
         for key, part in keys.items()
         if isinstance(part, dict) and "model_type" in part
     }
-    return {**known(model_type), **keys, **parts}
+    return {**known(model_type, sizes), **keys, **parts}
 
 
 def configuration(row: Model) -> Any:
     model_type = row.made_as or row.model_type
-    keys = complete(model_type, {"model_type": model_type, **row.config})
+    keys = complete(model_type, {"model_type": model_type, **row.config}, row.sizes)
     keys.pop("model_type")
     config = CONFIG_MAPPING[model_type](**keys)
     for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):

@@ -11,9 +11,8 @@ from zoo import Block, Model
 
 
 def bert(layer: Any, x: Any) -> Any:
-    """Two modules, either of which may have a norm; the second one also adds the residual."""
-    first = layer.intermediate
-    return layer.output.dense(first.intermediate_act_fn(first.dense(x)))
+    """Two modules; the second one also adds the residual and normalizes."""
+    return layer.output.dense(layer.intermediate(x))
 
 
 def mpt(block: Any, x: Any) -> Any:
@@ -90,7 +89,7 @@ DENSE = [
     # two matrices
     *encoders("bert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet", "deberta"),
     *encoders("deberta-v2", "layoutlm", "megatron-bert", "ernie", "roformer", "nystromformer"),
-    *encoders("xlm-roberta-xl", "rembert", "roberta-prelayernorm", "splinter", "data2vec-text"),
+    *encoders("xlm-roberta-xl", "rembert", "splinter", "data2vec-text"),
     *encoders("esm", mask_token_id=1),
     Model("gpt2", GPT),
     Model("gpt2", GPT, {"n_inner": 12}, variant="inner"),
