@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import torch
+
+torch.set_num_threads(1)  # its threads cost more than they save on small models
+
 
 def pytest_terminal_summary(terminalreporter):
     from not_covered import covered, not_covered

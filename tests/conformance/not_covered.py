@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from zoo import Model
+from zoo import Model, parts
 
 import ffncore as fc
 
@@ -21,11 +21,11 @@ REASONS = {
 
 def covered(zoo: Iterable[Model]) -> set[str]:
     """The model types of the zoo, and those of the parts of its models."""
-    found = set()
-    for row in zoo:
-        parts = [part for part in row.config.values() if isinstance(part, dict)]
-        found |= {row.model_type, *(p["model_type"] for p in parts if "model_type" in p)}
-    return found
+    return {
+        part["model_type"]
+        for row in zoo
+        for part in parts({"model_type": row.model_type, **row.config})
+    }
 
 
 def not_covered() -> dict[str, str]:

@@ -19,7 +19,7 @@ import pytest
 from blocks import NEAR_TIE, generator, near
 from test_zoo import ZOO
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from zoo import SIZES, Block, Model, Saved, output, run, saved
+from zoo import SIZES, Block, Model, Saved, output, parts, run, saved
 
 import ffncore as fc
 from ffncore.models.files.defaults import DEFAULTS, SYNONYMS
@@ -81,12 +81,6 @@ EXPERTS = 16
 NUMBERS_OF_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 # Keys of the table that small models need in place of their defaults.
 TOLD = {"num_hidden_layers", "shared_intermediate_size", "zero_expert_num"}
-
-
-def parts(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """The dictionaries in config.json that have a model_type."""
-    inner = [value for value in config.values() if isinstance(value, dict)]
-    return [config, *(part for part in inner if "model_type" in part)]
 
 
 def remove(config: dict[str, Any], path: str) -> None:

@@ -70,7 +70,7 @@ class Model:
     rename     changes the tensors of both layouts
     prepare    changes the model after it was filled with random numbers
     dtype      float32 for the few models that mix types in float64
-    only_x     the reason why the gradients of weights are not compared; "" if they are
+    without    arrays of the layer whose gradients are not compared
     variant    a word for the second and further rows of a model type
     sizes      SIZES, or others in their place
     """
@@ -85,7 +85,7 @@ class Model:
     rename: Mend | None = None
     prepare: Callable[[Any], object] | None = None
     dtype: Any = torch.float64
-    only_x: str = ""
+    without: tuple[str, ...] = ()
     variant: str = ""
     sizes: dict[str, Any] = field(default_factory=lambda: SIZES)
 
@@ -111,6 +111,12 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0),
     **dict.fromkeys(("image_size", "patch_size"), 4),
     **dict.fromkeys(("hidden_size_per_layer_input", "laurel_rank"), 4),
+    # what stands between a tower and the language model, and before the towers
+    **dict.fromkeys(("out_hidden_size", "vision_output_dim", "output_channels"), D),
+    **dict.fromkeys(("projector_hidden_size", "alignment_intermediate_size"), D),
+    **dict.fromkeys(("projector_input_dim", "projector_output_dim", "projection_dim"), D),
+    **dict.fromkeys(("num_embeddings", "image_token_embed_dim", "conv_channels"), D),
+    "position_embedding_size": 16,
     # mixtures
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), E),
     **dict.fromkeys(("num_experts_per_tok", "moe_k", "moe_topk"), K),
@@ -142,15 +148,27 @@ def complete(model_type: str, keys: dict[str, Any], sizes: dict[str, Any]) -> di
     return {**known(model_type, sizes), **keys, **parts}
 
 
+def parts(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The dictionary and those in it, at any depth, that have a model_type."""
+    inner = [part for part in config.values() if isinstance(part, dict)]
+    return [config, *(found for part in inner for found in parts(part) if "model_type" in found)]
+
+
 def configuration(row: Model) -> Any:
     model_type = row.made_as or row.model_type
     keys = complete(model_type, {"model_type": model_type, **row.config}, row.sizes)
     keys.pop("model_type")
     config = CONFIG_MAPPING[model_type](**keys)
-    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
-        if part is not None:
-            part._experts_implementation = "eager"  # a loop over experts: the simplest code
+    loop_over_experts(config)
     return config
+
+
+def loop_over_experts(config: Any) -> None:
+    """Choose the library's simplest code for experts, also in the parts of a configuration."""
+    config._experts_implementation = "eager"
+    for name in config.sub_configs:
+        if getattr(config, name, None) is not None:
+            loop_over_experts(getattr(config, name))
 
 
 def build(row: Model) -> Any:

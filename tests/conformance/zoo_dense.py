@@ -15,6 +15,12 @@ def bert(layer: Any, x: Any) -> Any:
     return layer.output.dense(layer.intermediate(x))
 
 
+def normed_first(layer: Any, x: Any) -> Any:
+    """As above, but the norm is in the first module, before the matrix."""
+    first = layer.intermediate
+    return layer.output.dense(first.intermediate_act_fn(first.dense(x)))
+
+
 def mpt(block: Any, x: Any) -> Any:
     """The block adds the residual that it is given; here nothing."""
     return block(x, torch.zeros_like(x))
@@ -91,6 +97,11 @@ DENSE = [
     *encoders("deberta-v2", "layoutlm", "megatron-bert", "ernie", "roformer", "nystromformer"),
     *encoders("xlm-roberta-xl", "rembert", "splinter", "data2vec-text"),
     *encoders("esm", mask_token_id=1),
+    Model(
+        "roberta-prelayernorm",
+        (Block("encoder.layer.{}", call=normed_first),),
+        head="AutoModel",
+    ),
     Model("gpt2", GPT),
     Model("gpt2", GPT, {"n_inner": 12}, variant="inner"),
     Model("imagegpt", GPT, head="ImageGPTForCausalImageModeling"),

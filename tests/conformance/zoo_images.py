@@ -108,4 +108,28 @@ IMAGE_MODELS = [
         "audioflamingo3_encoder",
         "AudioFlamingo3ForConditionalGeneration",
     ),
+    Model(
+        "glmasr",
+        (Block(TEXT), seen("model.audio_tower.layers.{}.mlp", "audio_tower")),
+        {"text_config": part("llama"), "audio_config": tower("glmasr_encoder")},
+        "AutoModelForMultimodalLM",
+    ),
+    Model(
+        "qwen3_omni_moe",
+        (
+            Block("thinker.model.language_model.layers.{}.mlp", mixture=True),
+            seen("thinker.model.visual.blocks.{}.mlp", "visual"),
+            seen("thinker.model.audio_tower.layers.{}", "audio_tower", call=fc1_fc2),
+        ),
+        {
+            "enable_audio_output": False,
+            "thinker_config": part(
+                "qwen3_omni_moe_thinker",
+                text_config=part("qwen3_omni_moe_text"),
+                vision_config=tower("qwen3_omni_moe_vision_encoder"),
+                audio_config=part("qwen3_omni_moe_audio_encoder", d_model=V, output_dim=16),
+            ),
+        },
+        "Qwen3OmniMoeForConditionalGeneration",
+    ),
 ]

@@ -267,6 +267,5 @@ MIXTURES = [
 # Model types that fc.load refuses, whatever the layer.
 REFUSED = [
     Model("zaya", MIX, {"num_experts_per_tok": 1}),
-    Model("inkling_text", MIX, {"n_shared_experts": 2}),
     Model("muse_spark_text", MIX, {"moe_hidden_size": 8}, head="MuseSparkTextModel"),
 ]

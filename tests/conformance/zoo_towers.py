@@ -281,4 +281,13 @@ TOWERS = [
         ),
         IMAGES,
     ),
+    Model(
+        "inkling_mm_model",
+        AFTER_DENSE,
+        images(
+            "inkling_text", "inkling_vision", n_shared_experts=2, route_scale=2.5, **FIRST_DENSE
+        ),
+        IMAGES,
+        without=("per_expert_scale",),  # the library has one number for all experts
+    ),
 ]
