@@ -1,12 +1,38 @@
-"""The model types of shared tables that the zoo does not compare, each with the reason."""
+"""What the zoo does not compare: layers that fc.load refuses, and model types, with the reasons."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from zoo import Model, parts
+from zoo_mixtures import MIX
+from zoo_towers import IMAGES, part, seen, tower
 
 import ffncore as fc
+
+# Small models all of whose blocks are refused, and a part of the error. For a model_type that
+# fc.models.REFUSED has, it is the reason there.
+REFUSED = [
+    (Model("zaya", MIX, {"num_experts_per_tok": 1}), ""),
+    (Model("muse_spark_text", MIX, {"moe_hidden_size": 8}, head="MuseSparkTextModel"), ""),
+    (
+        Model("deepseek_v4", MIX, {"mlp_layer_types": ["hash_moe"] * 2}, variant="hash"),
+        "it chooses experts by a table of token ids",
+    ),
+    (
+        Model(
+            "gemma4",
+            (seen("model.vision_tower.encoder.layers.{}.mlp", "vision_tower"),),
+            {
+                "text_config": part("gemma4_text"),
+                "vision_config": tower("gemma4_vision", use_clipped_linears=True),
+            },
+            IMAGES,
+            variant="clipped",
+        ),
+        "its linear layers clip their inputs and outputs",
+    ),
+]
 
 NO_CLASS = "transformers has no class for it"
 
@@ -29,4 +55,5 @@ def covered(zoo: Iterable[Model]) -> set[str]:
 
 
 def not_covered() -> dict[str, str]:
-    return {**fc.models.REFUSED, **REASONS}
+    layers = {row.name: words for row, words in REFUSED if words}
+    return {**fc.models.REFUSED, **layers, **REASONS}

@@ -12,11 +12,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from blocks import NEAR_TIE, generator, near, torch
-from not_covered import covered, not_covered
+from not_covered import REFUSED, covered, not_covered
 from zoo import LAYOUTS, output, saved
 from zoo_dense import DENSE
 from zoo_images import IMAGE_MODELS
-from zoo_mixtures import MIXTURES, REFUSED
+from zoo_mixtures import MIXTURES
 from zoo_towers import TOWERS
 
 import ffncore as fc
@@ -45,6 +45,16 @@ def layers(model, folder):
             layer = fc.load(folder, layer=number, **block.load)
             assert isinstance(layer, fc.MoE if block.mixture else fc.FFN)
             yield block, number, layer, *inputs(model, block, number, layer)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layers_lists_every_layer(model, layout):
+    found = fc.models.layers(model.path(layout))
+    assert [info.problem for info in found] == [None] * len(found)
+    for block in model.row.blocks:
+        if "part" not in block.load:
+            kinds = [info for info in found if (info.n_experts is not None) == block.mixture]
+            assert {*block.layers} <= {info.layer for info in kinds if info.d_model == block.d}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -96,12 +106,13 @@ def test_bfloat16(row, tmp_path):
         near(stored(single).astype(np.float64), layer(single.astype(np.float64)), "float32")
 
 
-@pytest.mark.parametrize("row", REFUSED, ids=lambda row: row.name)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_what_is_refused(row, layout, tmp_path):
+@pytest.mark.parametrize("row, words", REFUSED, ids=[row.name for row, _ in REFUSED])
+def test_what_is_refused(row, words, tmp_path):
     model = saved(row, tmp_path)
-    with pytest.raises(ValueError, match=fc.models.REFUSED[row.model_type]):
-        fc.load(model.path(layout), layer=1)
+    for layout in LAYOUTS:
+        for block in row.blocks:
+            with pytest.raises(ValueError, match=words or fc.models.REFUSED[row.model_type]):
+                fc.load(model.path(layout), layer=1, **block.load)
 
 
 def test_every_model_type_of_the_table_is_covered():

@@ -186,7 +186,7 @@ DENSE = [
         )
     ),
     Model("apertus", LLAMA, {"dtype": "float32"}, prepare=xielu),
-    Model("bitnet", LLAMA),
+    Model("bitnet", LLAMA, {"rms_norm_eps": 0.1}),
     Model("gte", (Block("layers.{}.mlp"),), head="GteModel"),
     Model("new", (Block("layers.{}.mlp"),), head="GteModel", made_as="gte", mend=new_names),
     Model("nomic_bert", (Block("layers.{}.mlp"),), head="NomicBertModel"),
@@ -206,6 +206,16 @@ DENSE = [
         {"activation_sparsity_pattern": [0.95, 0.0], "num_kv_shared_layers": 0},
     ),
     Model("gemma4_text", LLAMA),
+    Model(
+        "gemma4_text",
+        LLAMA,
+        {
+            "use_double_wide_mlp": True,
+            "num_kv_shared_layers": 1,
+            "layer_types": ["full_attention"] * 2,
+        },
+        variant="wide",
+    ),
     *decoders("seed_oss", "helium", "cwm", "diffllama", "olmo_hybrid", "vaultgemma", "ernie4_5"),
     Model("internlm2", LLAMA, made_as="llama", rename=w1_w3_w2),
     Model("qwen3_5_text", LLAMA),

@@ -137,7 +137,7 @@ MIXTURES = [
         },
         variant="sigmoid",
     ),
-    Model("ernie4_5_moe", AFTER_DENSE, {}),
+    Model("ernie4_5_moe", AFTER_DENSE, {"moe_norm_min": 0.7}),
     Model(
         "longcat_flash",
         (
@@ -259,13 +259,7 @@ MIXTURES = [
             Block("model.layers.{}", mixture=True, call=gemma4),
             Block("model.layers.{}.mlp", load={"part": "mlp"}),
         ),
-        {"enable_moe_block": True, "top_k_experts": K},
+        {"enable_moe_block": True, "top_k_experts": K, "rms_norm_eps": 0.1},
         variant="experts",
     ),
-]
-
-# Model types that fc.load refuses, whatever the layer.
-REFUSED = [
-    Model("zaya", MIX, {"num_experts_per_tok": 1}),
-    Model("muse_spark_text", MIX, {"moe_hidden_size": 8}, head="MuseSparkTextModel"),
 ]

@@ -151,7 +151,7 @@ TOWERS = [
             seen("vision_model.model.encoder.layers.{}.mlp", "vision_model"),
         ),
         {
-            "text_config": part("kosmos_2_text_model", embed_dim=16),
+            "text_config": part("kosmos_2_text_model", embed_dim=16, layer_norm_eps=0.1),
             "vision_config": tower("kosmos_2_vision_model"),
         },
         "Kosmos2ForConditionalGeneration",
