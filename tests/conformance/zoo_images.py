@@ -37,6 +37,20 @@ def heard(model_type: str, text: str, audio: str, head: str = "AutoModelForMulti
     return Model(model_type, (Block(TEXT), block), parts, head)
 
 
+# Configuration and class of Qwen3-Omni without the parts that speak.
+OMNI = (
+    {
+        "enable_audio_output": False,
+        "thinker_config": part(
+            "qwen3_omni_moe_thinker",
+            text_config=part("qwen3_omni_moe_text"),
+            vision_config=tower("qwen3_omni_moe_vision_encoder"),
+            audio_config=part("qwen3_omni_moe_audio_encoder", d_model=V, output_dim=16),
+        ),
+    },
+    "Qwen3OmniMoeForConditionalGeneration",
+)
+
 CLIP, SIGLIP = "clip_vision_model", "siglip_vision_model"
 
 IMAGE_MODELS = [
@@ -116,20 +130,7 @@ IMAGE_MODELS = [
     ),
     Model(
         "qwen3_omni_moe",
-        (
-            Block("thinker.model.language_model.layers.{}.mlp", mixture=True),
-            seen("thinker.model.visual.blocks.{}.mlp", "visual"),
-            seen("thinker.model.audio_tower.layers.{}", "audio_tower", call=fc1_fc2),
-        ),
-        {
-            "enable_audio_output": False,
-            "thinker_config": part(
-                "qwen3_omni_moe_thinker",
-                text_config=part("qwen3_omni_moe_text"),
-                vision_config=tower("qwen3_omni_moe_vision_encoder"),
-                audio_config=part("qwen3_omni_moe_audio_encoder", d_model=V, output_dim=16),
-            ),
-        },
-        "Qwen3OmniMoeForConditionalGeneration",
+        (Block("thinker.model.language_model.layers.{}.mlp", mixture=True),),
+        *OMNI,
     ),
 ]
