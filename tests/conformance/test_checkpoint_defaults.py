@@ -1,40 +1,45 @@
 """config.json without the keys that have a default: layers compute what those of the library do.
 
 The table of defaults is compared with the configuration classes, its keys with those that the code
-of each block reads. For every model_type, a small model is loaded without these keys.
+of each block reads, and the constants in that code with those of the loaded layers. Every row of
+the zoo is also built with the defaults of its class, and loaded from a config.json without them.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import re
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
-from blocks import HEADS, D, F, fill, generator, near, torch
-from transformers import AutoModel, AutoModelForCausalLM
+from blocks import NEAR_TIE, generator, near
+from test_zoo import ZOO
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from zoo import SIZES, Block, Model, Saved, output, parts, run, saved
 
 import ffncore as fc
-from ffncore.models.files.defaults import DEFAULTS, FIXED, NESTED, SYNONYMS
+from ffncore.models.files.defaults import DEFAULTS, SYNONYMS
 
-# Enough for the eight groups of DeepSeek-V3, with two experts each.
-EXPERTS = 16
 ROWS = (*fc.models.FAMILIES, *fc.models.MOE_FAMILIES)
 TYPES = [model_type for row in ROWS for model_type in row.model_types]
-WITHOUT_CLASS = {"kimi_k2"}
-TEXT = {"gemma3": "gemma3_text", "llama4": "llama4_text", "kimi_k2": "deepseek_v3"}
+WITHOUT_CLASS = {"kimi_k2", "internlm2", "new"}
+PLAIN = [row for row in ZOO if not row.variant and row.model_type not in WITHOUT_CLASS]
 
 
-def row_of(model_type: str) -> Any:
-    return next(row for row in ROWS if model_type in row.model_types)
-
-
-def configuration(model_type: str, **arguments: Any) -> Any:
-    config = CONFIG_MAPPING[model_type](**arguments)
-    return config.get_text_config() if model_type in NESTED else config
+def at(value: Any, path: str) -> Any:
+    """The value at a path of keys and numbers with dots between them."""
+    for key in path.split("."):
+        if isinstance(value, (list, tuple)):
+            value = value[int(key)]
+        elif isinstance(value, dict):
+            value = value[key]
+        else:
+            value = getattr(value, key)
+    return value
 
 
 def test_every_model_type_is_in_the_table() -> None:
@@ -48,166 +53,152 @@ def test_defaults_are_those_of_the_class(model_type: str) -> None:
     if model_type in WITHOUT_CLASS:
         assert set(table.values()) == {None}
         return
-    config = configuration(model_type)
+    config = CONFIG_MAPPING[model_type]()
+    written = json.loads(config.to_json_string(use_diff=False))
     for key, value in table.items():
-        found = getattr(config, key)
+        found = at(config, key)
         assert (type(found), found) == (type(value), value), key
-    # A class may accept other names for a key; none of those that ffncore reads has one.
-    assert not set(table) & {*config.attribute_map, *config.attribute_map.values()}
+        # A class may know a key by several names; the one that it writes is the one that is read.
+        assert key.split(".")[0] in written, key
     # Keys that are read by code released with a model, but not by the library.
-    for key in set(getattr(row_of(model_type), "only", ())) - set(table):
+    row = next(row for row in ROWS if model_type in row.model_types)
+    for key in set(getattr(row, "only", ())) - set(table):
         assert not hasattr(config, key)
 
 
 def test_other_words_for_a_value() -> None:
     for (model_type, key), words in SYNONYMS.items():
         for word, meaning in words.items():
-            assert getattr(configuration(model_type, **{key: word}), key) == meaning
+            config = CONFIG_MAPPING[model_type](**{key: word})
+            # The code of GPT-1 replaces the word, not its configuration class.
+            assert getattr(config, key) == (word if model_type == "openai-gpt" else meaning)
 
 
 # ---- small models --------------------------------------------------------------------------------
 
-SIZES = {
-    "hidden_size": D,
-    "num_hidden_layers": 2,
-    "vocab_size": 32,
-    "intermediate_size": F,
-    **HEADS,
-}
-# Numbers of special tokens have to be smaller than the vocabulary above.
-SIZES |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0)
-GPT2 = {"n_embd": D, "n_layer": 2, "n_head": 2, "n_positions": 8}
-IMAGE = {"image_size": 8, "patch_size": 4}
-LATENT = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "v_head_dim": 4}
-LATENT |= {"qk_nope_head_dim": 4}
-HEAD = {"head_dim": 8}
-EXPERT = {"moe_intermediate_size": F}
-LOCAL = {"num_local_experts": EXPERTS}
-ROUTED = {"n_routed_experts": EXPERTS, "first_k_dense_replace": 0, **EXPERT}
-MORE: dict[str, dict[str, Any]] = {
-    "gpt2": GPT2,
-    "imagegpt": GPT2,
-    "decision_transformer": {**GPT2, "hidden_size": D},
-    "vit": IMAGE,
-    "deit": IMAGE,
-    "electra": {"embedding_size": D},
-    "esm": {"mask_token_id": 1},
-    "gemma": HEAD,
-    "gemma2": HEAD,
-    "gemma3_text": HEAD,
-    "qwen3": HEAD,
-    "ministral": HEAD,
-    "mixtral": LOCAL,
-    "qwen2_moe": {"num_experts": EXPERTS, "shared_expert_intermediate_size": 10, **EXPERT},
-    "qwen3_moe": {"num_experts": EXPERTS, **EXPERT, **HEAD},
-    "olmoe": {"num_experts": EXPERTS},
-    "deepseek_v2": {**ROUTED, **LATENT, "num_experts_per_tok": 3},
-    "deepseek_v3": {**ROUTED, **LATENT},
-    "glm4_moe": {**ROUTED, **HEAD},
-    "gpt_oss": {**LOCAL, **HEAD},
-    "granitemoe": LOCAL,
-    "granitemoeshared": {**LOCAL, "shared_intermediate_size": 14},
-    "granitemoehybrid": {
-        **LOCAL,
-        "shared_intermediate_size": 14,
-        "layer_types": ["full_attention"] * 2,
-        "mamba_n_heads": 4,
-    },
-    "llama4_text": {**LOCAL, **HEAD, "interleave_moe_layer_step": 1},
-}
-# Other keys than sizes, with which a model is made: they stay in config.json.
-TOLD = {"deepseek_v2": {"num_experts_per_tok"}, "granitemoeshared": {"shared_intermediate_size"}}
+# Enough for the eight groups of DeepSeek-V3 with two experts each, and for 12 experts of a token.
+EXPERTS = 16
+NUMBERS_OF_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+# Keys of the table that small models need in place of their defaults.
+TOLD = {"num_hidden_layers", "shared_intermediate_size", "zero_expert_num"}
 
 
-class Bert(torch.nn.Module):
-    """Its second matrix is in one module with a norm and a sum."""
-
-    def __init__(self, layer: Any) -> None:
-        super().__init__()
-        self.first, self.second = layer.intermediate, layer.output.dense
-
-    def forward(self, x: Any) -> Any:
-        return self.second(self.first(x))
-
-
-class Granite(torch.nn.Module):
-    """The two parts that its decoder layer adds."""
-
-    def __init__(self, layer: Any) -> None:
-        super().__init__()
-        self.routed, self.shared = layer.block_sparse_moe, layer.shared_mlp
-
-    def forward(self, x: Any) -> Any:
-        return self.routed(x) + self.shared(x)
-
-
-def block_of(model: Any) -> Any:
-    """The block of layer 1."""
-    for name, module in model.named_modules():
-        if name.endswith(("layers.1", "layer.1", "h.1")):
-            if hasattr(module, "intermediate"):
-                return Bert(module)
-            if hasattr(module, "shared_mlp"):
-                return Granite(module)
-            for attribute in ("mlp", "block_sparse_moe", "feed_forward"):
-                if hasattr(module, attribute):
-                    return getattr(module, attribute)
-    raise AssertionError("no feed-forward block that we know")
-
-
-def saved_model(model_type: str, folder: Path) -> Any:
-    """The block, and its checkpoint without the keys that have a default."""
-    made = TEXT.get(model_type, model_type)
-    config = CONFIG_MAPPING[made](**{**SIZES, **MORE.get(made, {})})
-    config._experts_implementation = "eager"
-    head = AutoModelForCausalLM if hasattr(row_of(model_type), "router") else AutoModel
-    model = head.from_config(config).to(torch.float64).eval()
-    block = fill(block_of(model), generator(model_type))
-    model.save_pretrained(folder)
-    path = folder / "config.json"
-    written = json.loads(path.read_text("utf-8"))
-    if model_type in WITHOUT_CLASS:
-        written |= {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
-        assert set(DEFAULTS[model_type]) <= set(written)
+def remove(config: dict[str, Any], path: str) -> None:
+    key, _, rest = path.partition(".")
+    if rest and isinstance(config.get(key), dict):
+        remove(config[key], rest)
     else:
-        for key in set(DEFAULTS[model_type]) - TOLD.get(model_type, set()):
-            del written[key]
-    written["model_type"] = model_type
-    if model_type in NESTED:
-        del written["model_type"]
-        written = {"model_type": model_type, "text_config": written, "hidden_act": "relu"}
+        config.pop(key, None)
+
+
+def has_default(model_type: str) -> list[str]:
+    keys = [key for key, value in DEFAULTS.get(model_type, {}).items() if value is not None]
+    return [key for key in keys if key not in TOLD]
+
+
+def names_of(model_type: str, keys: list[str]) -> set[str]:
+    """Keys, and the other names that the configuration class has for them."""
+    other = CONFIG_MAPPING[model_type].attribute_map.items()
+    found = {word for pair in other if set(pair) & set(keys) for word in pair}
+    return {*keys, *found}
+
+
+def with_defaults(row: Model) -> Model:
+    """The row with the defaults of its configuration classes."""
+    config = copy.deepcopy(row.config)
+    config["model_type"] = row.made_as or row.model_type
+    sizes = {**SIZES, **dict.fromkeys(NUMBERS_OF_EXPERTS, EXPERTS)}
+    for part in parts(config):
+        for key in names_of(part["model_type"], has_default(part["model_type"])):
+            remove(part, key)
+            sizes.pop(key, None)
+    del config["model_type"]
+    return replace(row, config=config, sizes=sizes)
+
+
+@pytest.mark.parametrize("row", PLAIN, ids=lambda row: row.name)
+def test_a_config_json_of_defaults(row: Model, tmp_path: Any) -> None:
+    model = saved(with_defaults(row), tmp_path)
+    path = model.path("released") / "config.json"
+    written = json.loads(path.read_text("utf-8"))
+    for part in parts(written):
+        for key in has_default(part["model_type"]):
+            remove(part, key)
     path.write_text(json.dumps(written), "utf-8")
-    return block
+    for block, number in blocks(row):
+        layer = fc.load(path.parent, layer=number, **block.load)
+        x = generator(row.name).standard_normal((2, 5, block.d)).astype(layer.dtype)
+        if block.mixture:
+            x = x[apart(layer, x)][None]
+        _, y = output(model, block, number, x)
+        near(layer(x), y.detach().numpy().reshape(x.shape), f"{block.path} of layer {number}")
 
 
-@pytest.mark.parametrize("model_type", TYPES)
-def test_a_config_json_of_defaults(model_type: str, tmp_path: Path) -> None:
-    block = saved_model(model_type, tmp_path)
-    assert [info.problem for info in fc.models.layers(tmp_path)] == [None, None]
-    layer = fc.load(tmp_path, layer=1)
-    assert isinstance(layer, fc.MoE) == hasattr(row_of(model_type), "router")
-    x = generator(model_type).standard_normal((2, 5, D))
-    expected = block(torch.from_numpy(x))
-    expected = expected[0] if isinstance(expected, tuple) else expected
-    near(layer(x), expected.detach().numpy().reshape(x.shape), "y")
+def blocks(row: Model) -> list[tuple[Block, int]]:
+    return [(block, number) for block in row.blocks for number in block.layers]
 
 
-# Keys that a block's code reads, but that follow from the shapes of tensors or only matter in
-# training.
-BY_SHAPE = {"hidden_size", "intermediate_size", "moe_intermediate_size", "num_local_experts"}
-BY_SHAPE |= {"num_experts", "n_routed_experts", "shared_expert_intermediate_size", "n_embd"}
-BY_SHAPE |= {"shared_intermediate_size"}
-IN_TRAINING = {"router_jitter_noise", "resid_pdrop"}
+def apart(layer: Any, x: Any) -> Any:
+    """Which rows of x have no logits that are nearly equal."""
+    return np.diff(np.sort(layer.router.logits(x)), axis=-1).min(axis=-1) > NEAR_TIE
 
 
-@pytest.mark.parametrize("model_type", sorted(set(TYPES) - WITHOUT_CLASS))
-def test_the_table_has_every_key_that_the_code_reads(model_type: str, tmp_path: Path) -> None:
-    block = saved_model(model_type, tmp_path)
-    classes = {type(module) for module in block.modules()}
-    classes = {c for c in classes if c.__module__.startswith("transformers.models")}
-    assert classes
-    source = "".join(map(inspect.getsource, classes))
-    read = set(re.findall(r"config\.([a-z_]+)", source)) - BY_SHAPE - IN_TRAINING
-    assert read <= set(DEFAULTS[model_type])
-    if model_type in FIXED:
-        assert "hidden_act" not in source
+# ---- the code of the library ---------------------------------------------------------------------
+
+# Keys that a block's code reads, but that follow from the shapes of tensors,
+BY_SHAPE = {*SIZES, "kv_sharing_modes", "use_double_wide_mlp", "mlp_dim", "mlp_ratio"}
+BY_SHAPE |= {"moe_latent_size", "moe_num_shared_experts", "out_hidden_size", "share_expert_dim"}
+BY_SHAPE |= {"dense_intermediate_size", "moe_shared_expert_intermediate_size", "embed_dim"}
+BY_SHAPE |= {"block_auto_adjust_ff_dim", "block_ffn_dim_multiplier", "block_multiple_of"}
+# from the names of tensors, as biases and the kinds of layers do,
+BY_NAME = {"router_bias", "use_expert_bias", "use_clipped_linears", "layers_block_type"}
+BY_NAME |= {"mlp_layer_types"}
+# that choose how exactly or on how many devices the library computes,
+PRECISION = {"dtype", "router_dtype", "enable_moe_fp32_combine", "slow_but_exact", "pretraining_tp"}
+PRECISION |= {"chunk_size_feed_forward"}
+# or that belong to what stands around the block.
+AROUND = {"layer_norm_eps", "attn_config", "router_ignore_padding_tokens"}
+UNREAD = BY_SHAPE | BY_NAME | PRECISION | AROUND
+TRAINING = re.compile("drop|jitter")
+
+
+def code_of(row: Model, model: Any) -> str:
+    """The code of the classes in all blocks."""
+    found: set[type] = set()
+    for block, number in blocks(row):
+        module = model.get_submodule(block.path.format(number))
+        inner = [module]
+        if not hasattr(module, "config") and block.call is not run:  # a whole layer
+            inner = [part for name, part in module.named_children() if "att" not in name]
+        found |= {type(part) for first in inner for part in first.modules()}
+    found = {c for c in found if c.__module__.startswith("transformers.models")}
+    return "".join(map(inspect.getsource, sorted(found, key=lambda c: c.__name__)))
+
+
+@pytest.fixture(scope="module", params=PLAIN, ids=lambda row: row.name)
+def built(request: Any, tmp_path_factory: Any) -> tuple[Saved, str]:
+    model = saved(request.param, tmp_path_factory.mktemp("code"))
+    return model, code_of(request.param, model.model)
+
+
+def test_the_table_has_every_key_that_the_code_reads(built: tuple[Saved, str]) -> None:
+    row, code = built[0].row, built[1]
+    known: set[str] = set()
+    for part in parts({"model_type": row.made_as or row.model_type, **row.config}):
+        keys = [word for key in DEFAULTS.get(part["model_type"], {}) for word in key.split(".")]
+        known |= names_of(part["model_type"], keys)
+    read = set(re.findall(r"config\.([a-z]\w+)", code)) - UNREAD - known
+    assert {key for key in read if not TRAINING.search(key)} == set()
+
+
+def test_the_routers_have_the_constants_of_the_code(built: tuple[Saved, str]) -> None:
+    """An eps is too small to change the output of a small model."""
+    model, code = built
+    told = {float(n) for n in re.findall(r"sum\(dim=-1, keepdim=True\) \+ (1e-\d+)", code)}
+    told |= {getattr(model.model.config, "moe_norm_min", 0.0)} - {0.0}
+    for block, number in blocks(model.row):
+        if block.mixture:
+            layer = fc.load(model.path("own"), layer=number, **block.load)
+            assert isinstance(layer, fc.MoE)
+            ours = {layer.router.options.get(name) for name in ("norm_eps", "norm_min")}
+            assert ours - {None, 0.0} == told
