@@ -6,7 +6,7 @@
 codes are [..., out, in]. scales, and zeros like them, are kept as [..., R, C]: R is out or 1, and C
 is the number of groups in a row, or 1. With g_idx [..., in], the group of each input, the inputs of
 a group may stand anywhere in the row. Codes of 4 bits are kept two in a byte, the even ones low.
-floats.py has the other formats of this kind. Tests: tests/encodings/test_parts.py.
+floats.py has the other formats of this kind. Tests: tests/encodings/test_quantised_parts.py.
 """
 
 from __future__ import annotations
