@@ -1,13 +1,22 @@
-"""Prints at the end of a run which model types were compared, and which were not and why."""
+"""Prints at the end of a run which model types were compared, and which were not and why. A run
+without torch, such as `make test`, has nothing to compare and prints nothing.
+"""
 
 from __future__ import annotations
 
-import torch
+from importlib.util import find_spec
 
-torch.set_num_threads(1)  # its threads cost more than they save on small models
+HAS_TORCH = find_spec("torch") is not None
+
+if HAS_TORCH:
+    import torch
+
+    torch.set_num_threads(1)  # its threads cost more than they save on small models
 
 
 def pytest_terminal_summary(terminalreporter):
+    if not HAS_TORCH:
+        return
     from not_covered import covered, not_covered
     from test_zoo import ZOO
 
