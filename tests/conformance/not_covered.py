@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from zoo import Model, parts
-from zoo_images import OMNI
 from zoo_mixtures import MIX
 from zoo_towers import IMAGES, part, seen, tower
 
@@ -32,18 +31,6 @@ REFUSED = [
             variant="clipped",
         ),
         "its linear layers clip their inputs and outputs",
-    ),
-    (
-        Model(
-            "qwen3_omni_moe",
-            (
-                seen("thinker.model.visual.blocks.{}.mlp", "visual"),
-                seen("thinker.model.audio_tower.layers.{}", "audio_tower"),
-            ),
-            *OMNI,
-            variant="towers",
-        ),
-        "which ffncore.models does not know",
     ),
 ]
 

@@ -130,7 +130,11 @@ IMAGE_MODELS = [
     ),
     Model(
         "qwen3_omni_moe",
-        (Block("thinker.model.language_model.layers.{}.mlp", mixture=True),),
+        (
+            Block("thinker.model.language_model.layers.{}.mlp", mixture=True),
+            seen("thinker.model.visual.blocks.{}.mlp", "visual"),
+            seen("thinker.model.audio_tower.layers.{}", "audio_tower", call=fc1_fc2),
+        ),
         *OMNI,
     ),
 ]

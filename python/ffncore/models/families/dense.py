@@ -95,7 +95,7 @@ DENSE = (
         "bart",
         ("bart", "mbart", "whisper", "pegasus", "marian", "m2m_100", "blenderbot")
         + ("blenderbot-small", "plbart", "xglm", "speech_to_text", "qwen2_audio_encoder")
-        + ("voxtral_encoder", "audioflamingo3_encoder"),
+        + ("voxtral_encoder", "audioflamingo3_encoder", "qwen3_omni_moe_audio_encoder"),
         "layers.{}.",
         (plain("", "fc1", "fc2", biases=True),),
         activation_keys=("activation_function",),

@@ -80,7 +80,8 @@ VISION = (
     ),
     Family(
         "qwen3_vision",
-        ("qwen3_vl_vision", "qwen3_vl_moe_vision", "qwen3_5_vision", "qwen3_5_moe_vision"),
+        ("qwen3_vl_vision", "qwen3_vl_moe_vision", "qwen3_5_vision", "qwen3_5_moe_vision")
+        + ("qwen3_omni_moe_vision_encoder",),
         "blocks.{}.",
         (plain("mlp.", "linear_fc1", "linear_fc2", biases=True),),
     ),

@@ -50,7 +50,7 @@ _DENSE: tuple[tuple[str, dict[str, Any]], ...] = (
         "gemma siglip_vision_model siglip_text_model siglip2_vision_model "
         "siglip2_text_model idefics3_vision idefics2_vision smolvlm_vision "
         "qwen3_vl_vision qwen3_vl_moe_vision qwen3_5_vision qwen3_5_moe_vision "
-        "kimi_k25_vision",
+        "kimi_k25_vision qwen3_omni_moe_vision_encoder",
         {"hidden_act": "gelu_pytorch_tanh"},
     ),
     (
@@ -81,7 +81,7 @@ _DENSE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("opt", {"activation_function": "relu", "enable_bias": True, "do_layer_norm_before": True}),
     (
         "bart mbart whisper pegasus marian blenderbot blenderbot-small plbart xglm "
-        "qwen2_audio_encoder voxtral_encoder audioflamingo3_encoder",
+        "qwen2_audio_encoder voxtral_encoder audioflamingo3_encoder qwen3_omni_moe_audio_encoder",
         {"activation_function": "gelu"},
     ),
     ("nanochat persimmon", {"hidden_act": "relu2"}),
