@@ -62,8 +62,11 @@ Call<T> call_of(const ffncore_activation &a, const Weights<T> &w, const ffncore_
 
 template <class T>
 Call<T> elementwise_call(const ffncore_activation &a, bool gated, const ffncore_matrix &m) {
-    return {kernels<T>(m.dtype), activation_params(a, gated),
-            threads_for(m.rows * m.cols < kAloneElements), l2_bytes(), {}};
+    return {kernels<T>(m.dtype),
+            activation_params(a, gated),
+            threads_for(m.rows * m.cols < kAloneElements),
+            l2_bytes(),
+            {}};
 }
 
 int packing_threads(int64_t bytes) { return threads_for(double(bytes) < kAloneBytes); }
