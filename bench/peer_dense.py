@@ -14,18 +14,18 @@ try:
 except ImportError:
     from ffncore.bench.peers import peer_layers
 
+ENVIRONMENT = {name: {"OPENBLAS_CORETYPE": core} for name, core in peer_moe.OPENBLAS_CORES.items()}
 INSTALL = {
     **peer_layers.INSTALL,
     **peer_moe.INSTALL,
     "ffncore": "pip install .",
-    "numpy-skylakex": "pip install numpy",
+    **dict.fromkeys(peer_moe.OPENBLAS_CORES, "pip install numpy"),
+    "openvino": "pip install openvino",
     "torch-compile": "pip install torch  (and a C++ compiler)",
     "jax": "pip install jax",
     "zentorch": "pip install torch==2.14.0 zentorch  (in an environment of its own; then "
     "--python zentorch=PATH/bin/python)",
 }
-# OpenBLAS's wheels may choose kernels of an older kind on a CPU that is newer than they are.
-ENVIRONMENT = {"numpy-skylakex": {"OPENBLAS_CORETYPE": "SkylakeX"}}
 
 
 def ffncore_peer(w, x, grad_y, spec):
@@ -98,13 +98,62 @@ def jax_peer(w, x, grad_y, spec):
     return run
 
 
+def openvino_peer(w, x, grad_y, spec):  # noqa: ARG001
+    """The layer as a compiled graph for this number of tokens, whose weights are constants.
+
+    The graph is of float32. For bfloat16 the weights and x are widened beforehand, and OpenVINO is
+    told to compute in bfloat16, which it does where the CPU has instructions for it.
+    """
+    import numpy as np
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    if spec["mode"] == "train":
+        raise ValueError("OpenVINO has no backward pass")
+    activation = {
+        "relu": ops.relu,
+        "silu": ops.swish,
+        "gelu": lambda v: ops.gelu(v, approximation_mode="erf"),
+        "gelu_tanh": lambda v: ops.gelu(v, approximation_mode="tanh"),
+        "sigmoid": ops.sigmoid,
+        "tanh": ops.tanh,
+        "mish": ops.mish,
+    }[spec["activation"]]
+
+    def linear(name, a):
+        y = ops.matmul(a, ops.constant(w[name].astype(np.float32)), False, True)
+        bias = w["b_" + name]
+        return y if bias is None else ops.add(y, ops.constant(bias.astype(np.float32)))
+
+    tokens = ops.parameter(x.shape, np.float32, name="x")
+    up = linear("up", tokens)
+    gated = w["gate"] is not None
+    h = ops.multiply(activation(linear("gate", tokens)), up) if gated else activation(up)
+    options = {
+        "INFERENCE_NUM_THREADS": spec["threads"],
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": "bf16" if x.dtype.name == "bfloat16" else "f32",
+    }
+    model = ov.compile_model(ov.Model([linear("down", h)], [tokens]), "CPU", options)
+    request = model.create_infer_request()
+    numbers = np.ascontiguousarray(x, np.float32)
+    request.set_input_tensor(ov.Tensor(numbers, shared_memory=True))
+
+    def run(_keep=numbers):  # the tensor does not own them
+        request.infer()
+        return request.get_output_tensor().data
+
+    return run
+
+
 PEERS = {
     "ffncore": ("ffncore", ffncore_peer),
     "numpy": peer_layers.PEERS["numpy"],
-    "numpy-skylakex": peer_layers.PEERS["numpy"],
+    **dict.fromkeys(peer_moe.OPENBLAS_CORES, peer_layers.PEERS["numpy"]),
     "torch": peer_layers.PEERS["torch"],
     "torch-compile": ("torch", torch_compile_peer),
     "jax": ("jax", jax_peer),
+    "openvino": ("openvino", openvino_peer),
     "zentorch": ("zentorch", zentorch_peer),
 }
 weights, inputs, check = peer_layers.weights, peer_layers.inputs, peer_layers.check

@@ -17,6 +17,10 @@ try:
 except ImportError:
     from ffncore.bench.peers import peer_layers
 
+# OpenBLAS's wheels may choose kernels of an older kind on a CPU that is newer than they are, and on
+# some CPUs those of another vendor are faster. A core whose instructions the CPU does not have ends
+# the process, and the peer is left out.
+OPENBLAS_CORES = {"numpy-zen": "Zen", "numpy-haswell": "Haswell", "numpy-skylakex": "SkylakeX"}
 INSTALL = {
     "transformers": "pip install torch transformers  (or in an environment of its own; then "
     "--python transformers=PATH/bin/python)",
@@ -386,7 +390,7 @@ def kt_kernel_peer(w, x, _grad_y, spec):
 PEERS = {
     "ffncore": ("ffncore", ffncore_peer),
     "numpy": ("numpy", numpy_peer),
-    "numpy-skylakex": ("numpy", numpy_peer),
+    **dict.fromkeys(OPENBLAS_CORES, ("numpy", numpy_peer)),
     "transformers": ("transformers", transformers_peer),
     "transformers-grouped": ("transformers", grouped_peer),
     "zentorch": ("zentorch", zentorch_peer),

@@ -1,4 +1,4 @@
-"""ffncore and other libraries (numpy, torch, JAX, zentorch): the same work, in turn.
+"""ffncore and other libraries (numpy, torch, JAX, OpenVINO, zentorch): the same work, in turn.
 
     python bench/peers.py [--shapes a,b] [--tokens 1,128] [--modes packed,train] [--peers a,b]
                           [--routing uniform,zipf] [--dtype bfloat16] [--threads N] [--rounds N]

@@ -133,6 +133,22 @@ def test_dense_peers_do_the_same_work(mode):
 
 
 @in_tree
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("gated", [False, True])
+def test_openvino_does_the_same_work(gated, dtype):
+    pytest.importorskip("openvino")
+    pytest.importorskip("ml_dtypes")
+    dense = tool("peer_dense")
+    shape = asdict(shapes.Shape("s", 24, 56, "gelu", gated))
+    w, (x, grad_y) = dense.weights(shape, dtype), dense.inputs(shape, dtype, 5)
+    spec = {**shape, "mode": "packed", "threads": 1}
+    ours, theirs = (
+        dense.check(dense.PEERS[n][1](w, x, grad_y, spec)()) for n in ("ffncore", "openvino")
+    )
+    assert same(theirs, ours, dtype)
+
+
+@in_tree
 def test_every_peer_has_its_place():
     assert tool("peers")  # which imports the others
     dense, moe = sys.modules["peer_dense"], sys.modules["peer_moe"]
