@@ -3,8 +3,9 @@
     python bench/few_tokens.py [--dtype float32] [--isa avx2] [--threads 2]
 
 Few tokens wait for the weights, so how a thread reads them decides (csrc/core/streams.h). For five
-layers, in the caches and beyond them, each row has the share of the machine's limit, the time of
-numpy over ffncore's, and the times of other ways of reading over that of ffncore's own choice:
+layers, in the caches and beyond them, each row has the share of the machine's limit, the fastest of
+numpy and torch (where it is installed) with its time over ffncore's, and the times of other ways of
+reading over that of ffncore's own choice:
 
     1, 8 KB   one packed panel at a time, prefetched 8 KB ahead
     1         one packed panel at a time, without software prefetching
@@ -18,6 +19,7 @@ row in the table of csrc/core/streams.cpp.
 import argparse
 from contextlib import closing
 from functools import partial
+from importlib.util import find_spec
 
 import ffncore as fc
 from ffncore import _core
@@ -49,9 +51,10 @@ def read_in(way, call):
 def run(dtype, threads, print_line=print):
     limits = Limits(fc.active_isa(), dtype, threads)
     print_line("{cpu}, {isa}, {threads} threads".format(**machine_facts(limits.isa, threads)))
-    print_line(f"{'layer':>22} {'tokens':>6} {'GB/s':>6} {'share':>6} {'numpy':>6}   ", *WAYS)
+    print_line(f"{'layer':>22} {'tokens':>6} {'GB/s':>6} {'share':>6} {'best peer':>12}   ", *WAYS)
     # numpy multiplies 16-bit matrices one number at a time.
     names = ["numpy"] if dtype in ("float32", "float64") else []
+    names += ["torch"] if find_spec("torch") else []
     with closing(Against(names, threads)) as against:
         for name in SHAPES:
             shape = shapes.find_shape(name)
@@ -70,9 +73,12 @@ def run(dtype, threads, print_line=print):
                     peers=against.calls(shape, tokens, "packed", dtype, call()),
                 )
                 others = "  ".join(f"{row[f'of_{way}']:{max(len(way), 4)}.2f}" for way in WAYS)
+                ratio, best = min(
+                    ((row[f"of_{peer}"], peer) for peer in names), default=(0, "none")
+                )
                 print_line(
                     f"{name:>22} {tokens:>6} {row['gbytes']:6.1f} {row['share']:6.2f} "
-                    f"{row.get('of_numpy', float('nan')):6.2f}    {others}"
+                    f"{ratio:6.2f} {best:>5}    {others}"
                 )
             against.drop()
     limits.release()

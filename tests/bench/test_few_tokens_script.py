@@ -20,5 +20,5 @@ def test_a_row_for_each_layer_and_number_of_tokens(dtype, monkeypatch):
     few.run(dtype, 1, lambda *words: lines.append(" ".join(words)))
     assert len(lines) == 2 + 2 * len(few.TOKENS)
     for line in lines[2:]:
-        assert len(line.split()) == 5 + len(few.WAYS)
+        assert len(line.split()) == 6 + len(few.WAYS)
         assert "nan" not in line
