@@ -97,7 +97,7 @@ template <class T> struct TurnedArgs {
 // sums[r * ld + i] = the chain from there, or from +0, through a[0][r * row + u] * panel[i][u],
 // u < units. A panel of gate and up has the sums of up at `side`, and multiplies a[1] by up. For
 // bfloat16 the sums of 2 W steps lie as those of the even steps and then of the odd ones.
-constexpr int kMaxAcross = 4; // tokens: 8 columns and 16 sums (gated bfloat16) in 32 registers
+constexpr int kMaxAcross = 8; // tokens; a kernel is missing where registers do not suffice
 template <class T> struct AcrossArgs {
     const T *a[2];
     int64_t row;

@@ -47,7 +47,9 @@ template <class F, class S, Order order, int... Rows> void fill_access(Access<ty
         for_heights<kMaxTurned>(
             [&](auto height) { a.turned[height.kValue] = turned<F, S, order, height.kValue>; });
     if constexpr (order == kRising || sizeof(S) == 2)
-        for_heights<kMaxAcross>([&](auto height) {
+        // 8 columns and the sums of gate and up, which take two vectors each in bfloat16, fill 32
+        // registers. With 16 registers a few sums are in L1.
+        for_heights<kLaneStep<S> == 1 && widest == 4 ? kMaxAcross : 4>([&](auto height) {
             a.across[0][height.kValue] = across<F, S, order, height.kValue, 1>;
             a.across[1][height.kValue] = across<F, S, order, height.kValue, 2>;
         });

@@ -89,7 +89,7 @@ void across(const AcrossArgs<typename F::T> &t) {
             for (int side = 0; side < Sides; ++side)
 #pragma GCC unroll 2
                 for (int v = 0; v < NV; ++v)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                     for (int r = 0; r < MR; ++r) use(side, v, r);
         };
         each([&](int side, int v, int r) __attribute__((always_inline)) {
@@ -118,7 +118,7 @@ void across(const AcrossArgs<typename F::T> &t) {
                 if (n >= kColumns) {
 #pragma GCC unroll 8
                     for (int i = 0; i < kColumns; ++i)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                         for (int r = 0; r < MR; ++r)
                             add(side, r, a[r * t.row + (i ^ kFlip)], v[i ^ kFlip]);
                     continue;

@@ -29,6 +29,15 @@ template <class T, class A, class B> struct Across {
         constexpr int64_t kPanels = 4; // their rows, 16 KiB, stay in L1 for the next tokens
         // Bytes. One stream a thread needs more than several do: 512 bytes ahead take 40 % longer.
         constexpr int64_t kAhead = 4096;
+        const auto &kernel = kernels.of[b.type()].across[terms - 1];
+        int64_t most = kMaxAcross;
+        while (!kernel[most]) --most;
+        // Two passes of 4 tokens, the second of which reads L1, take 10 % less time than one of 8
+        // that waits for memory at every line.
+        constexpr int64_t kOnePass = 6;
+        const int64_t tokens = block.rows.count;
+        const int64_t passes = std::max<int64_t>(ceil_div(tokens, most), tokens > kOnePass ? 2 : 1);
+        const int64_t pass = ceil_div(tokens, passes);
         AcrossArgs<T> t{};
         t.ld = row();
         t.side = block.rows.count * row();
@@ -39,14 +48,14 @@ template <class T, class A, class B> struct Across {
             each_part(block.panels, kPanels, [&](PanelRange some) {
                 t.panel = b.at(some.first, units.first);
                 t.steps = some.count * walk.panel;
-                each_part(block.rows, kMaxAcross, [&](RowRange rows) {
+                each_part(block.rows, pass, [&](RowRange rows) {
                     for (int i = 0; i < terms; ++i) {
                         const RowTile<T> at = a[i].get(rows, {rows, units, rows.count, nullptr});
                         t.a[i] = at.a0;
                         t.row = at.row;
                     }
                     t.sums = parts + offset(0, rows.first, some.first);
-                    kernels.of[b.type()].across[terms - 1][rows.count](t);
+                    kernel[rows.count](t);
                 });
             });
         });
