@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "../kernels/math64.h"
+#include "../ops/packing/coded.h"
 
 namespace ffncore {
 
@@ -226,11 +227,15 @@ template <class T>
 Weights<T> weights_of(const ffncore_weights &w, int32_t dtype, Biases<T> &biases) {
     Weights<T> out = weight_shapes<T>(w, dtype);
     if (w.packed) {
-        const PackedHeader h = packed_header("weights.packed", w.packed);
+        const auto *const coded = static_cast<const CodedHeader *>(w.packed);
+        const bool is_coded = coded->packed.magic == kCodedMagic;
+        if (is_coded) require(consistent(*coded), "weights.packed was not written by ffncore");
+        const PackedHeader h = is_coded ? coded->packed : packed_header("weights.packed", w.packed);
         check_weights_dtype("weights.packed", int32_t(h.dtype), dtype);
         require(h.d == out.d && h.f == out.f && (h.gated != 0) == out.gated,
                 "weights.packed holds weights of another shape than weights.up");
-        return packed_view<T>(static_cast<const char *>(w.packed));
+        const char *const bytes = static_cast<const char *>(w.packed);
+        return is_coded ? coded_view<T>(bytes) : packed_view<T>(bytes);
     }
     out.b_gate = biases.contiguous(w.b_gate);
     out.b_up = biases.contiguous(w.b_up);

@@ -6,7 +6,7 @@
 #include <string>
 
 #include "../core/cpu.h"
-#include "../ops/packing/packing.h"
+#include "../ops/packing/coded.h"
 #include "call.h"
 #include "check.h"
 
@@ -72,13 +72,18 @@ ffncore_status unpack(const ffncore_weights &into, const PackedHeader &h, const 
         check_vector(kBiases[i], *b[i], rows);
         if (b[i]->data) check_number(kBiases[i], b[i]->dtype, dtype);
     }
-    const int threads = packing_threads(PackedLayout(h).bytes);
+    const int threads = packing_threads(2 * h.d * h.f * element_bytes(Element(dtype)));
     std::optional<Line> line;
     announce(line, "unpack", h, threads);
-    unpack_weights<T>(static_cast<const char *>(packed),
-                      {output(into.gate), output(into.up), output(into.down)},
-                      {output(into.b_gate), output(into.b_up), output(into.b_down)},
-                      kernels<T>(FFNCORE_FLOAT32), threads);
+    const char *const from = static_cast<const char *>(packed);
+    const Output matrices[3] = {output(into.gate), output(into.up), output(into.down)};
+    const Output biases[3] = {output(into.b_gate), output(into.b_up), output(into.b_down)};
+    if constexpr (std::is_same_v<T, float>)
+        if (h.magic == kCodedMagic) {
+            unpack_coded(from, matrices, biases, kernels<float>(FFNCORE_FLOAT32), threads);
+            return FFNCORE_OK;
+        }
+    unpack_weights<T>(from, matrices, biases, kernels<T>(FFNCORE_FLOAT32), threads);
     return FFNCORE_OK;
 }
 
@@ -110,7 +115,10 @@ ffncore_status ffncore_unpack(const ffncore_weights *into, const void *packed) {
         require(into, "into is NULL");
         require(packed, "packed is NULL");
         check_size("weights", into->size, sizeof *into);
-        const PackedHeader h = packed_header("packed", packed);
+        const auto *const coded = static_cast<const CodedHeader *>(packed);
+        const bool is_coded = coded->packed.magic == kCodedMagic;
+        if (is_coded) require(consistent(*coded), "packed was not written by ffncore");
+        const PackedHeader h = is_coded ? coded->packed : packed_header("packed", packed);
         return with_dtype("packed's dtype", int32_t(h.dtype),
                           [&](auto t) { return unpack<decltype(t)>(*into, h, packed); });
     });

@@ -173,6 +173,7 @@ PYBIND11_MODULE(core, m) {
     m.def("activation_backward", &activation_backward);
     binding::add_values(m);
     binding::add_mixture(m);
+    binding::add_coded(m);
     m.def("saved_bytes", [](const py::array &x, int64_t tokens, int64_t f, bool gated) {
         return checked(ffncore_saved_bytes(dtype_of(x), tokens, f, gated));
     });

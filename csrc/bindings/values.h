@@ -99,5 +99,6 @@ class Weights {
 
 void add_values(py::module_ &m);  // values.cpp
 void add_mixture(py::module_ &m); // mixture.cpp
+void add_coded(py::module_ &m);   // coded.cpp
 
 } // namespace binding

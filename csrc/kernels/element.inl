@@ -4,6 +4,7 @@
 //
 //   bfloat16  the upper half of a float
 //   float16   1 sign, 5 exponent (bias 15) and 10 fraction bits
+//   codes     those of a step of quantised weights (ExpandArgs), as two words of 32 bits
 //
 // Narrowing rounds to nearest even; a NaN stays a NaN.
 #pragma once
@@ -20,6 +21,13 @@ inline float bits_float(uint32_t bits) {
     float x;
     __builtin_memcpy(&x, &bits, sizeof x);
     return x;
+}
+
+// Even lanes use the lower word and odd lanes the upper one, which are equal for 1 and 2 bits.
+template <int Bits> inline uint64_t code_words(const void *p) {
+    uint64_t words = 0;
+    __builtin_memcpy(&words, p, kUnit * Bits / 8);
+    return Bits == 4 ? words : words | words << 32;
 }
 
 inline float number(float x) { return x; }

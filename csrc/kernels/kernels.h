@@ -110,6 +110,34 @@ template <class T> struct AcrossArgs {
     bool resumes;
 };
 
+// Quantised weights: some steps of 16 outputs of a matrix ("a unit", packing/coded.h) as numbers:
+//   dst[i * ld + v W + lane] = scale * (value of the code - zero) + offset, i < steps, v < vectors
+// in float32, each operation rounded. codes: [step][kUnit codes of `bits` bits]; code c of a step
+// of fewer than 8 bits begins at bit c / words * bits of the word c % words of 32 bits, of which
+// there are `words` = 2 for 4 bits, else 1. high: the same for the upper bits of codes of 5 or 6
+// bits. Scales, zeros and offsets: [group][kUnit]; a number is the product of its factor and data.
+constexpr int kUnit = 16; // outputs: a vector of AVX-512
+enum NumberKind { kNoNumber, kNumberF32, kNumberF16, kNumberBf16, kNumberProduct };
+struct ExpandNumbers {
+    int kind;            // NumberKind
+    const void *data;    // [groups][kUnit]; of kNumberProduct: int8
+    const void *factors; // of kNumberProduct: float16 [groups / factor_groups][kUnit]
+    int64_t factor_groups;
+};
+struct ExpandArgs {
+    const void *codes, *high; // of the first step
+    int bits;
+    bool e4m3;          // codes of 8 bits are E4M3, else int8
+    const float *table; // [16]: the values of codes of up to 4 bits, repeated
+    float center;       // of 5 or 6 bits: the value is the code - center
+    ExpandNumbers scale, zero, offset;
+    int64_t group, first; // steps with one number; number of the first step
+    int64_t steps;
+    int lane, vectors; // the first output of the unit, a multiple of W; and how many vectors
+    float *dst;
+    int64_t ld;
+};
+
 // The options of an activation as the kernels take them; see ffncore_activation for their meaning.
 struct ActivationParams {
     int kind;  // ffncore_activation_kind
@@ -242,6 +270,8 @@ template <class T> struct Kernels {
     GroupTiles<T> group;                                              // of panels of T
     Access<T> of[kElements]; // empty for types that an arithmetic does not have
     Pairs<T> pairs;
+
+    void (*expand)(const ExpandArgs &); // quantised weights; nullptr for other types than float32
 
     // Reorders, in place, each row of a tile of two vectors whose 32-byte groups alternate between
     // gate and up: all of gate first, then all of up. nullptr: a group is a whole vector already.

@@ -13,6 +13,7 @@
 #include "pack.inl"
 #include "route.inl"
 
+#include "expand.inl"
 #include "factors.inl"
 #include "gemm.inl"
 #include "turned.inl"
@@ -98,6 +99,7 @@ template <class F, Order order, int... Rows> void fill_kernels(Kernels<typename 
     k.route_backward = route_backward<F>;
     // Where a vector is one 32-byte group, a tile of two vectors is gate and up already.
     if constexpr (F::W * sizeof(typename F::T) > kGroupBytes) k.split_groups = split_groups<F>;
+    if constexpr (order == kRising && sizeof(typename F::T) == 4) k.expand = expand_codes<F>;
     if constexpr (sizeof(typename F::T) == 8) {
         fill_access<F, double, order, Rows...>(k.of[kFloat64]);
     } else {

@@ -103,6 +103,42 @@ struct F32 {
         u = b;
     }
 
+    // Codes of quantised weights (expand.inl). I: integers, Table: the values of 16 codes.
+    using I = __m256i;
+    struct Table {
+        V low, high;
+    };
+    static inline Table table(const T *p) { return {load(p), load(p + 8)}; }
+    static inline V look_up(Table t, I codes) {
+        return _mm256_blendv_ps(_mm256_permutevar8x32_ps(t.low, codes),
+                                _mm256_permutevar8x32_ps(t.high, codes),
+                                _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28)));
+    }
+    static inline I load_int8(const int8_t *p) {
+        return _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p));
+    }
+    static inline V from_int(I a) { return _mm256_cvtepi32_ps(a); }
+    static inline V from_e4m3(const uint8_t *p) { // times 2^-120
+        const I a =
+            _mm256_slli_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)), 20);
+        const I sign_bit = _mm256_slli_epi32(a, 4), rest = _mm256_set1_epi32(127 << 20);
+        return copysign(_mm256_castsi256_ps(_mm256_and_si256(a, rest)),
+                        _mm256_castsi256_ps(sign_bit));
+    }
+    template <int Bits> static inline I code_shifts(int lane) {
+        const I lanes =
+            _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(lane));
+        return _mm256_mullo_epi32(_mm256_srli_epi32(lanes, Bits == 4), _mm256_set1_epi32(Bits));
+    }
+    template <int Bits> static inline I load_codes(const void *p, I shifts) {
+        return _mm256_srlv_epi32(_mm256_set1_epi64x((long long)code_words<Bits>(p)), shifts);
+    }
+    static inline I join_codes(I low, I high, int bits) {
+        const I few = _mm256_and_si256(high, _mm256_set1_epi32((1 << bits) - 1));
+        return _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi32(15)),
+                               _mm256_slli_epi32(few, 4));
+    }
+
     // 16-bit elements, see element.inl.
     static inline V load(const Bf16 *p) { return widened(_mm_loadu_si128((const __m128i *)p)); }
     static inline V load_n(const Bf16 *p, int64_t n) { return widened(part(p, n)); }

@@ -155,6 +155,35 @@ struct F32 {
         u = _mm512_shuffle_f32x4(a, b, 0xee);
     }
 
+    // Codes of quantised weights (expand.inl). I: integers, Table: the values of 16 codes.
+    using I = __m512i;
+    using Table = V;
+    static inline Table table(const T *p) { return load(p); }
+    static inline V look_up(Table t, I codes) { return _mm512_permutexvar_ps(codes, t); }
+    static inline I load_int8(const int8_t *p) {
+        return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p));
+    }
+    static inline V from_int(I a) { return _mm512_cvtepi32_ps(a); }
+    static inline V from_e4m3(const uint8_t *p) { // times 2^-120
+        const I a =
+            _mm512_slli_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)), 20);
+        const I sign_bit = _mm512_slli_epi32(a, 4), rest = _mm512_set1_epi32(127 << 20);
+        return copysign(_mm512_castsi512_ps(_mm512_and_si512(a, rest)),
+                        _mm512_castsi512_ps(sign_bit));
+    }
+    template <int Bits> static inline I code_shifts(int) {
+        const I lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        return _mm512_mullo_epi32(_mm512_srli_epi32(lanes, Bits == 4), _mm512_set1_epi32(Bits));
+    }
+    template <int Bits> static inline I load_codes(const void *p, I shifts) {
+        return _mm512_srlv_epi32(_mm512_set1_epi64((long long)code_words<Bits>(p)), shifts);
+    }
+    static inline I join_codes(I low, I high, int bits) {
+        const I few = _mm512_and_si512(high, _mm512_set1_epi32((1 << bits) - 1));
+        return _mm512_or_si512(_mm512_and_si512(low, _mm512_set1_epi32(15)),
+                               _mm512_slli_epi32(few, 4));
+    }
+
     // 16-bit elements, see element.inl.
     static inline V load(const Bf16 *p) { return widened(_mm256_loadu_si256((const __m256i *)p)); }
     static inline V load_n(const Bf16 *p, int64_t n) {

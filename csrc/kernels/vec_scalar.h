@@ -209,6 +209,47 @@ template <class Value, class Bits, int Lanes, int Fraction> struct ScalarVector 
     }
     static inline V pow2(V n) { return exponent(add(n, set1(kShift))); }
 
+    // Codes of quantised weights (expand.inl). I: integers, Table: the values of 16 codes.
+    struct I {
+        uint32_t v[Lanes];
+    };
+    using Table = const T *;
+    static inline Table table(const T *p) { return p; }
+    static inline V look_up(Table t, I codes) {
+        return map([&](int i) { return t[codes.v[i] & 15]; });
+    }
+    static inline I load_int8(const int8_t *p) {
+        I a;
+        for (int i = 0; i < W; ++i) a.v[i] = (uint32_t)(int32_t)p[i];
+        return a;
+    }
+    static inline V from_int(I a) {
+        return map([&](int i) { return (T)(int32_t)a.v[i]; });
+    }
+    // The numbers of E4M3 times 2^-120: their bits in the places of a float's.
+    static inline V from_e4m3(const uint8_t *p) {
+        return map(
+            [&](int i) { return lane_value<T>(Bits((p[i] & 127u) << 20 | (p[i] & 128u) << 24)); });
+    }
+    // How far the codes from `lane` on have to be shifted to the lowest bits of their words.
+    template <int B> static inline I code_shifts(int lane) {
+        I a;
+        for (int i = 0; i < W; ++i) a.v[i] = (uint32_t)((lane + i) >> (B == 4)) * B;
+        return a;
+    }
+    // The codes of a step in the lowest bits; what is above them belongs to others.
+    template <int B> static inline I load_codes(const void *p, I shifts) {
+        const uint64_t words = code_words<B>(p);
+        for (int i = 0; i < W; ++i) shifts.v[i] = (uint32_t)(words >> (i % 2 * 32)) >> shifts.v[i];
+        return shifts;
+    }
+    // Codes of 4 bits and the `bits` bits above them.
+    static inline I join_codes(I low, I high, int bits) {
+        for (int i = 0; i < W; ++i)
+            low.v[i] = (low.v[i] & 15) | (high.v[i] & ((1u << bits) - 1)) << 4;
+        return low;
+    }
+
     static inline void transpose(V (&r)[W]) {
         for (int i = 0; i < W; ++i)
             for (int j = i + 1; j < W; ++j) {

@@ -20,7 +20,7 @@ void add_up_rows(const Build<T> &build, const Weights<T> &part, const TokenRows<
     const int64_t width = rows.width, neurons = part.gated ? width / 2 : width; // of a tile
     auto hidden = [=, act = build.call.activation](const Tile &tile, T *c) {
         const int64_t r = tile.rows.first, n = tile.rows.count, first = tile.panel * neurons;
-        if (part.packed() && part.gated && k->split_groups) k->split_groups(c, width, n);
+        if (part.packed_up && part.gated && k->split_groups) k->split_groups(c, width, n);
         ActForwardArgs<T> a{};
         a.rows = n;
         a.cols = std::min(neurons, part.f - first);
@@ -66,7 +66,9 @@ void add_up_rows(const Build<T> &build, const Weights<T> &part, const TokenRows<
     const TokenRows<T> gather = in_place ? TokenRows<T>{} : x;
     const StridedRows<T> mine =
         pairs ? rows.pairs_of(x.m) : StridedRows<T>{own<T>(x.m), x.m.row, x.m.col};
-    if (part.packed())
+    if (part.coded())
+        rows.product(size, {mine}, std::vector{coded_up(part, width)}, {}, hidden, gather);
+    else if (part.packed())
         rows.product(size, {mine},
                      std::vector{rows.packed(part.packed_up, part, part.d, tokens, pairs)}, {},
                      hidden, gather);
@@ -122,7 +124,9 @@ template <class T> void add_forward_rows(const Build<T> &build, const ForwardGro
             const StridedRows<T> hidden{h, ldh, 1, kBlock / terms};
             const SumPart<T> sums{carry, f0, f0 + part.f == w.f};
             s.phase();
-            if (w.packed())
+            if (w.coded())
+                rows.product(size, {hidden}, std::vector{coded_down(part, width)}, sums, output);
+            else if (w.packed())
                 rows.product(size, {hidden},
                              std::vector{rows.packed(part.packed_down, w, w.f, tokens, pairs)},
                              sums, output);

@@ -202,6 +202,7 @@ template <class T> class Backward {
             rows.product({.tokens = part.rows, .depth = w.d, .cols = w.f}, {StridedRows<T>{}},
                          std::vector{panels}, {}, epilogue, rows_of(moe_.grad_y, part));
         };
+        if (w.coded()) return product(CodedAcross<T>{w.coded_down, 0, w.f, rows.width});
         w.packed()
             ? product(rows.packed_across(w.packed_down, w, {part.rows, w.f, w.f}, false, false))
             : product(rows.across(w.down, w.f, part.rows));
@@ -228,7 +229,12 @@ template <class T> class Backward {
                         ready(t, some, mine, write);
                 });
             };
-            if (w.packed()) {
+            if (w.coded()) {
+                std::vector<CodedAcross<T>> panels;
+                for (const Coded &one : {w.coded_gate, w.coded_up})
+                    if (one.units) panels.push_back({one, w.coded_unit, w.d, rows.width});
+                add(panels);
+            } else if (w.packed()) {
                 std::vector<PackedAcross<T>> panels;
                 for (int upper = m_.gated ? 0 : 1; upper < 2; ++upper)
                     panels.push_back(rows.packed_across(w.packed_up, w, {part.rows, w.d, w.d},

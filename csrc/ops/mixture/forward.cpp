@@ -162,6 +162,7 @@ template <class T> class Forward {
                     ready(t, {p, ceil_div(cols.end(), width) - p}, mine, write);
             };
         };
+        if (w.coded()) return of(coded_down(w, rows.width));
         return w.packed() ? of(rows.packed(w.packed_down, w, w.f, n, layout.pairs))
                           : of(RawPanels<T>{w, true, rows.width});
     }

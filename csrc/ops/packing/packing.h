@@ -21,8 +21,16 @@ namespace ffncore {
 template <class T> constexpr int64_t kPanel = kPanelBytes / (int64_t)sizeof(T);
 template <class T> constexpr int64_t kGroup = kGroupBytes / (int64_t)sizeof(T);
 
+// A matrix of packed quantised weights (coded.h): its units, read from step `first` on.
+struct CodedLayout;
+struct Coded {
+    const CodedLayout *layout = nullptr;
+    const char *units = nullptr;
+    int64_t first = 0;
+};
+
 // The weights of one expert. Raw weights have gate, up [f, d] and down [d, f]; packed weights have
-// the two arrays of panels. Biases are contiguous.
+// the two arrays of panels, or quantised matrices. Biases are contiguous.
 template <class T> struct Weights {
     int64_t d = 0, f = 0;
     bool gated = false;
@@ -30,7 +38,10 @@ template <class T> struct Weights {
     Input gate, up, down;
     const T *b_gate = nullptr, *b_up = nullptr, *b_down = nullptr;
     const char *packed_up = nullptr, *packed_down = nullptr;
-    bool packed() const { return packed_up != nullptr; }
+    Coded coded_gate, coded_up, coded_down;
+    int64_t coded_unit = 0; // the first hidden unit, of quantised weights
+    bool coded() const { return coded_up.units != nullptr; }
+    bool packed() const { return packed_up != nullptr || coded(); }
 };
 
 // The steps of k that a packed panel holds, padding included; and the bytes of one step.
@@ -77,7 +88,10 @@ template <class T> Weights<T> slice_units(Weights<T> w, int64_t first, int64_t u
     w.gate = w.gate.from(first);
     w.up = w.up.from(first);
     w.down = w.down.from(0, first);
-    if (w.packed()) {
+    if (w.coded()) {
+        w.coded_unit += first;
+        w.coded_down.first += first;
+    } else if (w.packed()) {
         const int64_t panels = first / (w.gated ? kPanel<T> / 2 : kPanel<T>);
         w.packed_up += panels * packed_depth(w.type, w.d) * packed_step<T>(w.type);
         w.packed_down += first * packed_step<T>(w.type);

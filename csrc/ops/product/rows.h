@@ -8,6 +8,7 @@
 // fma. The rows of tokens stay in L2. Where they fit with all their blocks, a panel of B runs
 // through its whole sum at once; else they stay block by block, while a strip of panels streams.
 #pragma once
+#include "../operands/coded_panels.h"
 #include "../operands/panel_operands.h"
 #include "../operands/row_operands.h"
 #include "../schedule/call.h"
@@ -30,6 +31,7 @@ constexpr int64_t kSlicedRows = 80;
 // Rows whose distance is a power of two share a few sets of L1. More than 8 rows are therefore
 // copied, to rows whose distance is an odd number of cache lines, which spread over all sets.
 constexpr int64_t kRowsInPlace = 8;
+constexpr int64_t kCodedSlice = 128; // steps of quantised weights
 // Up to so many tokens, the backward pass transposes packed weights in registers.
 constexpr int64_t kAcrossTokens = 16;
 template <class T> int64_t row_stride(int64_t cols) {
@@ -187,6 +189,9 @@ template <class T> struct Rows {
                 walk.slice = tokens <= tile && b[0].m.template holds<T>() ? 32 : 64;
                 blocks.strip = sliced_strip(blocks.rows, cols);
             }
+        // The numbers of a slice, 16 KiB, stay in L1 for the one tile that reads them.
+        if constexpr (std::is_same_v<Panels, CodedPanels<T>>)
+            if (tokens <= tile && depth > kCodedSlice) sliced = true, walk.slice = kCodedSlice;
         int64_t parts = 0; // sums of a strip, with those of a block that are kept until its end
         if constexpr (std::is_same_v<Panels, PackedAcross<T>>)
             if (b[0].turned) {

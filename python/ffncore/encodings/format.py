@@ -27,7 +27,7 @@ from ..arrays.dtypes import FLOAT32
 from ..arrays.shapes import Array
 from .bits import Bits, Trits
 from .fitting import Misfit
-from .grid import Grid, Levels, Planes, row_chunks
+from .grid import Grid, Levels, Planes, Products, row_chunks
 
 Parts: TypeAlias = dict[str, Array]
 Shape: TypeAlias = tuple[int, ...]
@@ -67,6 +67,10 @@ class Format(ABC):
     @abstractmethod
     def planes(self, shape: Shape, parts: Parts) -> Planes: ...
 
+    def products(self, shape: Shape, parts: Parts) -> Products:  # noqa: ARG002
+        """The numbers of the grid that the format stores as products."""
+        return {}
+
     @abstractmethod
     def span(self, k: int, scale: str, group: int | None) -> int:
         """The weights of a row of k that are fitted at once."""
@@ -99,6 +103,7 @@ class BlockFormat(Format):
     group       weights with one entry of the grid
     grid_of     from blocks [n], structured, to a Grid [n, block / group]
     choose      from weights [n, block] and a fixed scale or None to the fields of the scales
+    products_of from blocks [n] to the numbers that are products, with [n, ...] in place of rows
     average     the scale of a whole tensor from its weights; None: there is none
     variants    formats of the same name with other blocks, told apart by the number of bytes
     """
@@ -114,6 +119,7 @@ class BlockFormat(Format):
     levels: Levels
     grid_of: Callable[[Any], Grid]
     choose: Callable[[Array, float | None], Parts]
+    products_of: Callable[[Any], Products] | None = None
     average: Callable[[Array], float] | None = None
     variants: tuple[BlockFormat, ...] = ()
 
@@ -168,6 +174,13 @@ class BlockFormat(Format):
         codes = self.codes.unpack(blocks).reshape(-1, shape[-1])
         grid = self._by_row(self.grid_of(blocks), len(codes))
         return Planes(codes, self.levels, grid, self.group)
+
+    def products(self, shape: Shape, parts: Parts) -> Products:
+        if self.products_of is None:
+            return {}
+        found = self.products_of(self._structured(parts["blocks"]))
+        rows = math.prod(shape[:-1])
+        return {n: (c.reshape(rows, -1), f.reshape(rows, -1)) for n, (c, f) in found.items()}
 
     def span(self, k: int, scale: str, group: int | None) -> int:  # noqa: ARG002
         return self.block

@@ -14,7 +14,7 @@ the codes and the Grid of a whole matrix. Tests: tests/encodings/test_grid.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -121,6 +121,10 @@ class Planes(NamedTuple):
     grid: Grid
     group: int
     g_idx: MaybeArray = None
+
+
+# Numbers of a Grid as products: codes int8 [rows, groups], factors float32 [rows, blocks].
+Products: TypeAlias = dict[str, tuple[Array, Array]]
 
 
 def row_chunks(rows: int, k: int) -> Iterator[slice]:

@@ -10,6 +10,7 @@ high bits of b[0:4] and b[4:8]. Tests: tests/encodings/test_k_blocks.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from .bits import Bits
 from .blocks import TURNS
 from .fitting import half, largest, line_by_least_squares, scale_by_least_squares
 from .format import BlockFormat, Parts
-from .grid import Grid, integers
+from .grid import Grid, Products, integers
 
 _LOW6, _LOW4 = np.uint8(63), np.uint8(15)
 
@@ -41,10 +42,20 @@ def _joined(s: Array, m: Array) -> Array:
     return np.concatenate([first, second, rest], axis=1)
 
 
-def _grid(blocks: Any) -> Grid:
+def _products(blocks: Any) -> Products:
     s, m = _split(blocks["scales"])
     d, dmin = (blocks[name].astype(FLOAT32)[:, None] for name in ("d", "dmin"))
-    return Grid(d * s.astype(FLOAT32), None, -(dmin * m.astype(FLOAT32)))
+    return {"scales": (s.view(np.int8), d), "offsets": (m.view(np.int8), -dmin)}
+
+
+def _q6_k_products(blocks: Any) -> Products:
+    return {"scales": (blocks["scales"], blocks["d"].astype(FLOAT32)[:, None])}
+
+
+def _grid_of(products: Callable[[Any], Products]) -> Callable[[Any], Grid]:
+    return lambda blocks: Grid(
+        **{name: factor * code.astype(FLOAT32) for name, (code, factor) in products(blocks).items()}
+    )
 
 
 def _in_units_of(numbers: Array, most: int) -> tuple[Array, Array]:
@@ -68,10 +79,6 @@ def _chooser(high: int) -> Any:
 _SIX = integers(6, 32, -32, 31)
 
 
-def _q6_k_grid(blocks: Any) -> Grid:
-    return Grid(blocks["d"].astype(FLOAT32)[:, None] * blocks["scales"].astype(FLOAT32))
-
-
 def _q6_k(w: Array, _: float | None) -> Parts:
     groups = w.reshape(-1, 16, 16)
     scale = scale_by_least_squares(groups, largest(groups) / FLOAT32.type(-32), _SIX, 2)[..., 0]
@@ -92,7 +99,8 @@ FORMATS = (
         fields=np.dtype([*_HEAD, ("qs", "u1", 128)]),
         codes=Bits((("qs", 4, 32),)),
         levels=integers(4, 0, 0, 15),
-        grid_of=_grid,
+        grid_of=_grid_of(_products),
+        products_of=_products,
         choose=_chooser(15),
     ),
     BlockFormat(
@@ -103,7 +111,8 @@ FORMATS = (
         fields=np.dtype([*_HEAD, ("qh", "u1", 32), ("qs", "u1", 128)]),
         codes=Bits((("qs", 4, 32), ("qh", 1, 32))),
         levels=integers(5, 0, 0, 31),
-        grid_of=_grid,
+        grid_of=_grid_of(_products),
+        products_of=_products,
         choose=_chooser(31),
     ),
     BlockFormat(
@@ -114,7 +123,8 @@ FORMATS = (
         fields=np.dtype([("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2")]),
         codes=Bits((("ql", 4, 64), ("qh", 2, 32))),
         levels=_SIX,
-        grid_of=_q6_k_grid,
+        grid_of=_grid_of(_q6_k_products),
+        products_of=_q6_k_products,
         choose=_q6_k,
     ),
 )

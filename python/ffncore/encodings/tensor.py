@@ -16,7 +16,7 @@ from ..arrays.shapes import MAX_ELEMENTS, Array, MaybeArray, as_array, check_sha
 
 if TYPE_CHECKING:
     from .format import Format, Parts
-    from .grid import Planes
+    from .grid import Planes, Products
 
 
 class QuantizedTensor:
@@ -216,6 +216,21 @@ class QuantizedTensor:
 
     def _planes(self) -> Planes:
         return self._format.planes(self.shape, self._parts)
+
+    def _has_rows_of_groups(self) -> bool:
+        """Whether the groups of each row are neighbours, and begin and end with the row."""
+        if "g_idx" in self._parts:
+            return False
+        return self.format != "nf4" or self.shape[-1] % self._format.info.group == 0  # type: ignore[operator]
+
+    def _rows(self) -> tuple[Planes, Products]:
+        """The planes with a row for each output, and the numbers that are products."""
+        planes = self._planes()
+        out = math.prod(self.shape[:-1])
+        if len(planes.codes) != out:  # nf4
+            grid = planes.grid.each(lambda a: a.reshape(out, -1))
+            planes = planes._replace(codes=planes.codes.reshape(out, -1), grid=grid)
+        return planes, self._format.products(self.shape, self._parts)
 
     def __getitem__(self, e: int) -> QuantizedTensor:
         if self.ndim != 3:

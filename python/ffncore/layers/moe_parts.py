@@ -148,7 +148,7 @@ class MoEParts:
     def _fits(self, shared: FFN) -> bool:
         """Whether shared takes the same x: quantised weights take float32 and 16 bits."""
         layers = self.experts, shared.weights
-        if any(isinstance(w, FFNWeights) and w.quantized for w in layers):
+        if any(w.quantized for w in layers):
             return FLOAT64 not in (w.dtype for w in layers)
         return shared.dtype == self.dtype
 

@@ -131,7 +131,7 @@ class LayerArguments:
 
 def check_x_dtype(x: Array, weights: FFNWeights | PackedWeights, name: str) -> bool:
     """Check the dtype of x beside weights, and return whether these are quantised."""
-    if not (isinstance(weights, FFNWeights) and weights.quantized):
+    if not weights.quantized:
         check_same_dtype("x", x, weights.dtype, name, or_float32=True)
         return False
     if check_dtype("x", x) is FLOAT64:

@@ -24,6 +24,7 @@ from ..arrays.overlap import share_memory
 from ..arrays.shapes import Array, MaybeArray
 from ..encodings.tensor import QuantizedTensor
 from .copied import Copied
+from .packed_codes import allocate_codes, can_pack_codes, pack_codes, stored_types
 from .packed_file import write
 from .weights import NAMES, Call, FFNWeights, check_expert
 
@@ -60,6 +61,9 @@ class PackedWeights(Copied):
     backward pass through them computes gradients of x (and of the routing weights), but none of the
     weights. They cannot be changed. The layout is the same for every instruction set.
 
+    Quantised weights are packed as codes: dtype is float32 then, in which the layer is computed, and
+    formats maps "gate", "up" and "down" to their formats.
+
     dtype is the dtype of the matrices. If it has 16 bits, x may be float32, too, and a call reads
     half as many bytes as with float32 weights.
 
@@ -67,9 +71,12 @@ class PackedWeights(Copied):
     >>> y = fc.ffn(x, p, activation="silu")
     """
 
-    __slots__ = ("_biases", "_buffer", "_call", "_sizes", "_struct", "_up_shape", "dtype")
+    __slots__ = (
+        *("_biases", "_buffer", "_call", "_sizes", "_struct", "_up_shape", "dtype", "formats"),
+    )
 
     dtype: np.dtype[Any]  # of the matrices
+    formats: dict[str, str]  # of quantised matrices, by field; else empty
     _biases: dict[str, np.dtype[Any]]  # dtypes of the original biases, for unpack
     _buffer: Array
     _sizes: PackedSizes
@@ -87,6 +94,7 @@ class PackedWeights(Copied):
         sizes: PackedSizes,
         biases: dict[str, np.dtype[Any]],
         dtype: np.dtype[Any],
+        formats: dict[str, str] | None = None,
     ) -> PackedWeights:
         made = object.__new__(cls)
         d, f, gated = sizes.d_model, sizes.d_ff, sizes.gated
@@ -101,6 +109,7 @@ class PackedWeights(Copied):
         one = sizes.n_experts is None
         for name, value in (
             ("dtype", dtype),
+            ("formats", formats or {}),
             ("_biases", biases),
             ("_buffer", buffer),
             ("_sizes", sizes),
@@ -118,6 +127,11 @@ class PackedWeights(Copied):
     def nbytes(self) -> int:
         """The number of bytes of the packed memory."""
         return int(self._buffer.nbytes)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the matrices are codes."""
+        return bool(self.formats)
 
     @property
     def d_model(self) -> int:
@@ -152,7 +166,8 @@ class PackedWeights(Copied):
         e = check_expert(e, self.n_experts)
         stride = self._sizes.stride
         buffer = self._buffer[e * stride : (e + 1) * stride]
-        return PackedWeights._make(buffer, self._sizes.of_one(), self._biases, self.dtype)
+        sizes = self._sizes.of_one()
+        return PackedWeights._make(buffer, sizes, self._biases, self.dtype, self.formats)
 
     def unpack(self) -> FFNWeights:
         """Return the packed numbers as FFNWeights of new arrays.
@@ -180,7 +195,8 @@ class PackedWeights(Copied):
         """
         biases = {name: dtype.name for name, dtype in self._biases.items()}
         sizes = list(self._sizes.stored())
-        write(path, self._buffer, {"sizes": sizes, "biases": biases, "dtype": self.dtype.name})
+        facts = {"sizes": sizes, "biases": biases, "dtype": self.dtype.name}
+        write(path, self._buffer, facts | ({"formats": self.formats} if self.formats else {}))
 
     def _core_weights(self) -> _core.Weights:
         return self._struct
@@ -188,21 +204,26 @@ class PackedWeights(Copied):
     def __repr__(self) -> str:
         kind = "gated" if self.gated else "plain"
         experts = "" if self.n_experts is None else f"{self.n_experts} experts, "
-        return (
-            f"PackedWeights({kind}, {experts}shape={self.shape}, {self.dtype.name}, "
-            f"{self.nbytes} bytes)"
-        )
+        types = ", ".join(dict.fromkeys(self.formats.values())) or self.dtype.name
+        return f"PackedWeights({kind}, {experts}shape={self.shape}, {types}, {self.nbytes} bytes)"
 
     def _state(self) -> dict[str, Any]:
         biases = {name: dtype.name for name, dtype in self._biases.items()}
         state = {"memory": Memory(self._buffer), "sizes": self._sizes.stored(), "biases": biases}
-        return state | {"dtype": self.dtype.name}
+        return state | {"dtype": self.dtype.name, "formats": self.formats}
 
     @classmethod
     def _remade(
-        cls, memory: Memory, sizes: tuple[Any, ...], biases: dict[str, str], dtype: str
+        cls,
+        memory: Memory,
+        sizes: tuple[Any, ...],
+        biases: dict[str, str],
+        dtype: str,
+        formats: dict[str, str] | None = None,
     ) -> PackedWeights:
         kind, (d, f, gated, *_) = as_dtype("dtype", dtype), sizes
+        if formats:
+            return cls._remade_codes(memory.array, sizes, sorted(biases), formats)
         shapes = {"up": (f, d), "down": (d, f)} | ({"gate": (f, d)} if gated else {})
         arrays = {name: np.broadcast_to(kind.type(0), shape) for name, shape in shapes.items()}
         for name, own in biases.items():
@@ -223,6 +244,22 @@ class PackedWeights(Copied):
                 f"expected sizes {expected.stored()} and {nbytes} bytes of uint8"
             )
         return cls._make(buffer, expected, own_biases, kind)
+
+    @classmethod
+    def _remade_codes(
+        cls, buffer: Array, stored: tuple[Any, ...], biases: list[str], formats: dict[str, str]
+    ) -> PackedWeights:
+        sizes = PackedSizes(*stored)
+        n = 1 if sizes.n_experts is None else sizes.n_experts
+        each = buffer.nbytes if sizes.n_experts is None else sizes.stride
+        whole = buffer.dtype == np.uint8 and each > 0 and 0 <= buffer.nbytes - n * each < LINE
+        if not whole or any(_core.header_bytes(buffer[e * each :]) > each for e in range(n)):
+            raise ValueError(
+                f"packed weights have sizes {stored} and {buffer.nbytes} bytes; expected those of "
+                f"quantised weights"
+            )
+        known = {str(name): str(format) for name, format in formats.items()}
+        return cls._make(buffer, sizes, dict.fromkeys(biases, FLOAT32), FLOAT32, known)
 
 
 def check_weights(weights: object) -> FFNWeights | PackedWeights:
@@ -267,8 +304,9 @@ def pack(
     """Pack weights: copy them into the layout that the kernels read.
 
     Results have the same bits as with the unpacked weights, and calls are faster. Weights change in
-    training, so pack them for inference. Quantised weights are packed as the float32 numbers that
-    they stand for, and take the memory of float32.
+    training, so pack them for inference. Quantised weights are packed as codes, which take about as
+    many bytes as in their file, if all matrices are quantised and no dtype is given; else as the
+    numbers that they stand for.
 
     weights  FFNWeights of numpy arrays, of one layer or of experts
     dtype    the dtype of the packed matrices: "float32", "float64", "bfloat16", "float16" or a
@@ -292,6 +330,8 @@ def pack(
             f"weights.up is {checked._place}; expected numpy arrays, because packed weights are "
             f"for the CPU"
         )
+    if dtype is None and checked.quantized and can_pack_codes(checked):
+        return _pack_codes(checked, out)
     wanted = checked.dtype if dtype is None else as_dtype("dtype", dtype)
     _check_ranges(checked, wanted)
     # One expert at a time, so that a conversion holds the numbers of one expert, not of all.
@@ -306,6 +346,25 @@ def pack(
     for e in range(checked.n_experts or 0):
         block = first if e == 0 else _converted(checked.expert(e), wanted)
         _core.pack(wanted.name, block._core_weights(), out.expert(e)._buffer)
+    return out
+
+
+def _pack_codes(weights: FFNWeights, out: PackedWeights | None) -> PackedWeights:
+    types = stored_types(weights)
+    n = weights.n_experts
+    if out is None:
+        buffer, stride = allocate_codes(weights, types)
+        sizes = _sizes_of(weights)._replace(n_experts=n, stride=stride)
+        biases = {name: FLOAT32 for name in NAMES[3:] if getattr(weights, name) is not None}
+        formats = {
+            name: getattr(weights, name).format for name in NAMES[:3] if name in weights.arrays()
+        }
+        out = PackedWeights._make(buffer, sizes, biases, FLOAT32, formats)
+    else:
+        raise ValueError("out is given; expected None for quantised weights, which are packed anew")
+    for e in range(1 if n is None else n):
+        block, target = (weights, out) if n is None else (weights.expert(e), out.expert(e))
+        pack_codes(block, types, target._buffer)
     return out
 
 
