@@ -1,5 +1,5 @@
 // The functions of _core for packed quantised weights; see module.cpp. A matrix is a dict, which
-// python/ffncore/values/packed_codes.py makes.
+// python/ffncore/values/packing/codes.py makes.
 #include "values.h"
 
 using binding::Weights;

@@ -138,6 +138,24 @@ struct ExpandArgs {
     int64_t ld;
 };
 
+// A few tokens (rows) times quantised weights: for each of kFewVectors vectors of outputs,
+// c[r * ldc + lane] (+)= the chain from +0 of a[r * row + k] * (number of step k), k < steps.
+constexpr int kMaxFew = 4;     // tokens
+constexpr int kFewVectors = 4; // the most; a level with 16 registers takes 2
+struct FewVector {
+    const void *codes, *high;
+    const void *numbers[3], *factors[3]; // of scale, zero and offset
+    int lane;                            // the first output of the unit
+    float *c;
+};
+struct FewArgs {
+    ExpandArgs shared; // without what FewVector has
+    FewVector of[kFewVectors];
+    const float *a;
+    int64_t row, ldc;
+    bool add;
+};
+
 // The options of an activation as the kernels take them; see ffncore_activation for their meaning.
 struct ActivationParams {
     int kind;  // ffncore_activation_kind
@@ -271,7 +289,10 @@ template <class T> struct Kernels {
     Access<T> of[kElements]; // empty for types that an arithmetic does not have
     Pairs<T> pairs;
 
-    void (*expand)(const ExpandArgs &); // quantised weights; nullptr for other types than float32
+    // Quantised weights; nullptr for other types than float32.
+    void (*expand)(const ExpandArgs &);
+    void (*few[kMaxFew + 1])(const FewArgs &);
+    int few_vectors;
 
     // Reorders, in place, each row of a tile of two vectors whose 32-byte groups alternate between
     // gate and up: all of gate first, then all of up. nullptr: a group is a whole vector already.

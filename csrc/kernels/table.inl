@@ -99,7 +99,14 @@ template <class F, Order order, int... Rows> void fill_kernels(Kernels<typename 
     k.route_backward = route_backward<F>;
     // Where a vector is one 32-byte group, a tile of two vectors is gate and up already.
     if constexpr (F::W * sizeof(typename F::T) > kGroupBytes) k.split_groups = split_groups<F>;
-    if constexpr (order == kRising && sizeof(typename F::T) == 4) k.expand = expand_codes<F>;
+    if constexpr (order == kRising && sizeof(typename F::T) == 4) {
+        constexpr int vectors = sizeof...(Rows) == 4 ? kFewVectors : 2; // with few registers, 2
+        k.expand = ByFormat<F, Expand>::run;
+        k.few_vectors = vectors;
+        for_heights<kMaxFew>([&](auto height) {
+            k.few[height.kValue] = ByFormat<F, Few<height.kValue, vectors>::template Of>::run;
+        });
+    }
     if constexpr (sizeof(typename F::T) == 8) {
         fill_access<F, double, order, Rows...>(k.of[kFloat64]);
     } else {

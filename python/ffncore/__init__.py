@@ -59,7 +59,8 @@ from .runtime.config import active_isa, available_isas, cpu_features, show_confi
 from .runtime.threads import get_num_threads, num_threads, set_num_threads
 from .values.activation import Activation
 from .values.gradients import ActivationGrads, FFNGrads, MoEGrads, XieluGrads
-from .values.packed import PackedWeights, pack
+from .values.packed import PackedWeights
+from .values.packing.pack import pack
 from .values.routing import Routing
 from .values.saved import MoESaved, Saved
 from .values.weights import FFNWeights

@@ -6,6 +6,7 @@
 //   CodedAcross   backward: k counts outputs; columns are inputs
 #pragma once
 #include <type_traits>
+#include <utility>
 
 #include "../packing/coded.h"
 #include "operand.h"
@@ -26,7 +27,57 @@ template <class T> struct CodedPanels {
         return {to, width};
     }
 
+    // The sums of a few tokens, over some steps, for panels side by side: c + i * c_panel [rows]
+    // [width] for panel i.
+    void sum(const Kernels<T> &kernels, PanelRange panels, Steps steps, const RowTile<T> &a,
+             int64_t rows, T *c, int64_t c_panel, bool add) const {
+        if constexpr (std::is_same_v<T, float>) {
+            const int64_t side = gate.units ? kernels.width : width;
+            for (const auto &[m, at] : {std::pair{&gate, int64_t(0)}, {&last, width - side}})
+                if (m->units) sum(kernels, *m, {panels, side, at}, steps, a, rows, c, c_panel, add);
+        }
+    }
+
   private:
+    // The columns of a matrix in panels: `side` of each, from column `at` on.
+    struct Side {
+        PanelRange panels;
+        int64_t side, at;
+    };
+    void sum(const Kernels<float> &kernels, const Coded &m, const Side &part, Steps steps,
+             const RowTile<float> &a, int64_t rows, float *c, int64_t c_panel, bool add) const {
+        const int64_t w = kernels.width, each = part.side / w; // vectors of a panel
+        const int64_t all = part.panels.count * each;
+        for (int64_t first = 0; first < all; first += kernels.few_vectors) {
+            FewArgs t{};
+            alignas(64) float unused[kMaxFew * kPanel<float>]; // for vectors beyond the last one
+            t.row = a.row, t.ldc = width, t.add = add;
+            each_part(RowRange{0, rows}, kMaxFew, [&](RowRange some) {
+                for (int64_t i = 0; i < kernels.few_vectors; ++i) {
+                    const int64_t v = std::min(first + i, all - 1), p = v / each;
+                    const int64_t column = v % each * w;
+                    const int64_t output = unit0 + (part.panels.first + p) * part.side + column;
+                    const int64_t last_unit = (m.layout->rows - 1) / kUnit;
+                    const ExpandArgs of =
+                        expand_args(m, std::min(output / kUnit, last_unit), steps);
+                    if (i == 0) t.shared = of;
+                    float *const to = c + p * c_panel + part.at + column + some.first * width;
+                    const bool there = first + i < all && output / kUnit <= last_unit;
+                    t.of[i] = {of.codes,
+                               of.high,
+                               {of.scale.data, of.zero.data, of.offset.data},
+                               {of.scale.factors, of.zero.factors, of.offset.factors},
+                               int(output % kUnit),
+                               there ? to : unused};
+                    if (first + i < all && !there && !add)
+                        for (int64_t r = 0; r < some.count; ++r)
+                            std::fill_n(to + r * width, w, 0.0f);
+                }
+                t.a = a.a0 + some.first * a.row;
+                kernels.few[some.count](t);
+            });
+        }
+    }
     void columns(const Kernels<float> &kernels, const Coded &m, int64_t first, int64_t count,
                  Steps steps, float *to) const {
         const int64_t width_of_part = std::min<int64_t>(count, kUnit);

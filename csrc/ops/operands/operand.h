@@ -52,6 +52,24 @@ concept RowOperand =
         { a.get(rows, strip) } -> std::same_as<RowTile<T>>;
     };
 
+template <class A> RowRange first_tile(const A &a, RowRange rows) {
+    return {rows.first, a.tile_rows(rows)};
+}
+// The arguments of a tile of these rows, as far as A determines them.
+template <class A, class T>
+TileArgs<T> tile_args(const A &a, RowRange rows, const Strip<T> &strip) {
+    const RowTile<T> at = a.get(rows, strip);
+    TileArgs<T> t{};
+    t.a0 = at.a0;
+    t.a1 = at.a1;
+    t.row = at.row;
+    t.step = at.step;
+    t.segment = at.segment;
+    t.jump = at.jump;
+    t.depth = strip.steps.count;
+    return t;
+}
+
 // Gives rows of one matrix, or of two that share a tile. The driver prefetches the next rows while
 // a tile is computed.
 template <class A>
@@ -108,6 +126,13 @@ concept ReadsAcross = requires(const B &b, int64_t panel, int64_t k) {
     { b.turned } -> std::convertible_to<bool>;
     { b.units() } -> std::same_as<int64_t>;
     { b.at(panel, k) } -> std::same_as<const char *>;
+};
+
+// Gives the sums of a few tokens itself, for some panels side by side.
+template <class B, class T>
+concept SumsFew = requires(const B &b, const Kernels<T> &kernels, PanelRange panels, Steps steps,
+                           const RowTile<T> &a, T *c) {
+    b.sum(kernels, panels, steps, a, int64_t(1), c, int64_t(1), false);
 };
 
 // Is copied a strip at a time, if copies(): one panel of kBlock steps behind the other.

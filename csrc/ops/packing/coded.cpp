@@ -202,8 +202,7 @@ template <class T> Weights<T> coded_view(const char *packed) {
 template Weights<float> coded_view<float>(const char *);
 template Weights<double> coded_view<double>(const char *);
 
-void expand(const Kernels<float> &kernels, const Coded &m, int64_t u, int64_t lane, int64_t vectors,
-            Steps steps, float *dst, int64_t ld) {
+ExpandArgs expand_args(const Coded &m, int64_t u, Steps steps) {
     const CodedLayout &l = *m.layout;
     const char *const unit = m.units + u * l.unit_bytes;
     const int64_t low = low_bits(l.bits), k = m.first + steps.first;
@@ -222,6 +221,12 @@ void expand(const Kernels<float> &kernels, const Coded &m, int64_t u, int64_t la
     a.group = l.group;
     a.first = k;
     a.steps = steps.count;
+    return a;
+}
+
+void expand(const Kernels<float> &kernels, const Coded &m, int64_t u, int64_t lane, int64_t vectors,
+            Steps steps, float *dst, int64_t ld) {
+    ExpandArgs a = expand_args(m, u, steps);
     a.lane = int(lane);
     a.vectors = int(vectors);
     a.dst = dst;

@@ -73,4 +73,7 @@ void unpack_coded(const char *packed, const Output (&matrices)[3], const Output 
 void expand(const Kernels<float> &kernels, const Coded &m, int64_t u, int64_t lane, int64_t vectors,
             Steps steps, float *dst, int64_t ld);
 
+// What the kernels need to read some steps of unit u, without where the numbers go.
+ExpandArgs expand_args(const Coded &m, int64_t u, Steps steps);
+
 } // namespace ffncore

@@ -79,6 +79,7 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
                     if constexpr (ReadsAcross<B>) across(block);
                 } else if (w_.groups) {
                     if constexpr (SharesPanels<B>) groups(block);
+                    if constexpr (SumsFew<B, T>) few(block);
                 } else if (w_.rows_outer && !w_.rows_stay) {
                     rows_outer(block);
                 } else if (w_.slice < kBlock) {
@@ -207,6 +208,22 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
         }
     }
 
+    // A few rows times the panels of a strip, by an operand that sums them itself.
+    void few(const Block &block) const {
+        const RowRange rows = block.rows;
+        const Tile first{rows, block.panels.first, {}};
+        const RowTile<T> at = a_[block.term].get(rows, {rows, block.steps, rows.count, s_.a});
+        const int64_t c_panel = (w_.carry.sums ? w_.carry_rows : rows.count) * w_.panel;
+        b_[block.term].sum(k_, block.panels, block.steps, at, rows.count,
+                           sums(block, first, block.later), c_panel, block.add);
+        for (Tile tile = first; tile.panel < block.panels.end(); ++tile.panel) {
+            tile.cols = columns_of(tile.panel);
+            if constexpr (AnnouncedTiles<Epilogue>)
+                if (block.last) epilogue_.begin(tile);
+            finish(block, tile, vectors_of(tile.cols));
+        }
+    }
+
     void across(const Block &block) const {
         const Across<T, A, B> terms{k_, w_, a_, *b_, terms_, block};
         T *const parts = s_.sums + in_strip(block, {block.rows, block.panels.end(), {}}, 0);
@@ -237,23 +254,6 @@ template <class T, RowOperand<T> A, PanelOperand<T> B, TakesTiles<T> Epilogue> c
             t.prefetch_step = m.row * m.bytes(); // one line of each row
             t.prefetch_run = kRunLength * m.bytes();
         }
-    }
-
-    static RowRange first_tile(const A &a, RowRange rows) {
-        return {rows.first, a.tile_rows(rows)};
-    }
-
-    TileArgs<T> tile_args(const A &a, RowRange rows, const Strip<T> &strip) const {
-        const RowTile<T> at = a.get(rows, strip);
-        TileArgs<T> t{};
-        t.a0 = at.a0;
-        t.a1 = at.a1;
-        t.row = at.row;
-        t.step = at.step;
-        t.segment = at.segment;
-        t.jump = at.jump;
-        t.depth = strip.steps.count;
-        return t;
     }
 
     // Where the sums of a tile are kept: those of the first partial sum, to which the later ones

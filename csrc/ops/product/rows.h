@@ -32,6 +32,9 @@ constexpr int64_t kSlicedRows = 80;
 // copied, to rows whose distance is an odd number of cache lines, which spread over all sets.
 constexpr int64_t kRowsInPlace = 8;
 constexpr int64_t kCodedSlice = 128; // steps of quantised weights
+// Up to so many tokens, the numbers of quantised weights never leave the registers. Their sums for
+// a strip have to fit into Scratch::tile.
+constexpr int64_t kFewTokens = 7;
 // Up to so many tokens, the backward pass transposes packed weights in registers.
 constexpr int64_t kAcrossTokens = 16;
 template <class T> int64_t row_stride(int64_t cols) {
@@ -189,9 +192,15 @@ template <class T> struct Rows {
                 walk.slice = tokens <= tile && b[0].m.template holds<T>() ? 32 : 64;
                 blocks.strip = sliced_strip(blocks.rows, cols);
             }
-        // The numbers of a slice, 16 KiB, stay in L1 for the one tile that reads them.
-        if constexpr (std::is_same_v<Panels, CodedPanels<T>>)
-            if (tokens <= tile && depth > kCodedSlice) sliced = true, walk.slice = kCodedSlice;
+        if constexpr (std::is_same_v<Panels, CodedPanels<T>>) {
+            if (tokens <= kFewTokens) {
+                walk.groups = true; // and a strip is kPanelStrip panels, side by side
+                blocks.strip = kPanelStrip;
+            } else if (tokens <= tile && depth > kCodedSlice) {
+                sliced = true; // its numbers, 16 KiB, stay in L1 for the one tile that reads them
+                walk.slice = kCodedSlice;
+            }
+        }
         int64_t parts = 0; // sums of a strip, with those of a block that are kept until its end
         if constexpr (std::is_same_v<Panels, PackedAcross<T>>)
             if (b[0].turned) {

@@ -18,7 +18,8 @@ from ..arrays.scalars import number
 from ..arrays.shapes import Array
 from ..functional.dense import ffn, ffn_backward, ffn_forward
 from ..values.activation import Activation, as_activation
-from ..values.packed import PackedWeights, check_block, pack
+from ..values.packed import PackedWeights, check_block
+from ..values.packing.pack import pack
 from ..values.weights import FFNWeights
 from .around import Around
 from .inner import Inner, InnerSaved

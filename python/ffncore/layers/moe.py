@@ -26,7 +26,8 @@ from ..arrays.overlap import check_apart, check_out
 from ..arrays.shapes import Array, MaybeArray, as_array, check_width
 from ..functional.mixtures import moe, moe_forward
 from ..values.arguments import check_x_dtype
-from ..values.packed import pack, weights_inputs
+from ..values.packed import weights_inputs
+from ..values.packing.pack import pack
 from ..values.routing import Routing
 from ..values.weights import FFNWeights
 from .linear import linear, work_dtype

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from .. import _core
-from ..arrays.dtypes import FLOAT32
-from ..arrays.memory import LINE, allocate
-from ..arrays.shapes import Array, MaybeArray
-from ..encodings.grid import Planes, Products
-from ..encodings.tensor import QuantizedTensor
-from .weights import NAMES, FFNWeights
+from ... import _core
+from ...arrays.dtypes import FLOAT32
+from ...arrays.memory import LINE, allocate
+from ...arrays.shapes import Array, MaybeArray
+from ...encodings.grid import Planes, Products
+from ...encodings.tensor import QuantizedTensor
+from ..weights import NAMES, FFNWeights
 
 # The bits of codes, by the number of values that a format has.
 _BITS = {2: 1, 4: 2, 16: 4, 32: 5, 64: 6, 256: 8}
@@ -38,7 +38,7 @@ def can_pack_codes(weights: FFNWeights) -> bool:
 
 
 def stored_types(weights: FFNWeights) -> dict[str, dict[str, str]]:
-    """For each matrix the type of its scales, zeros and offsets, which holds those of all experts."""
+    """For each matrix, the types that hold its scales, zeros and offsets, of all experts."""
     found: dict[str, dict[str, str]] = {}
     for name, q in _matrices(weights).items():
         grid = q._planes().grid

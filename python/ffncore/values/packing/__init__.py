@@ -1,0 +1,1 @@
+"""fc.pack and the packed form of quantised weights."""
