@@ -16,7 +16,7 @@ import numpy as np
 from ...arrays.dtypes import FLOAT32, FLOAT64, rounded
 from ...arrays.shapes import Array
 from ...encodings.tensor import QuantizedTensor
-from ...quantisation.matrix import check_task
+from ...quantisation.matrix import check_task, no_step
 from ...quantisation.quantize import METHODS, tensor_of
 
 MATRICES = ("gate", "up", "down")
@@ -72,7 +72,7 @@ class Rounding:
     def check(self, name: str, k: int, format: str) -> None:
         """Raise ValueError if rows of k weights cannot have the format."""
         task = check_task(name, format, "group", None)
-        METHODS[self.method].choose(task, np.zeros((1, k), FLOAT32), None)
+        METHODS[self.method].choose(task, np.zeros((1, k), FLOAT32), None, no_step)
 
     def tensor(self, name: str, w: Array, format: str, fields: tuple[str, ...]) -> QuantizedTensor:
         """Quantise a stored tensor [out, in] or [E, out, in]."""
