@@ -88,6 +88,7 @@ def test_experts_router_and_shared_expert(tmp_path):
         "deepseek2.expert_used_count": 3,
         "deepseek2.expert_feed_forward_length": 64,
         "deepseek2.expert_shared_feed_forward_length": 64,
+        "deepseek2.expert_shared_count": 1,
         "deepseek2.expert_weights_norm": True,
         "deepseek2.expert_weights_scale": 2.5,
         "deepseek2.expert_gating_func": 2,
@@ -124,6 +125,34 @@ def test_gate_and_up_are_taken_apart(tmp_path):
     assert np.array_equal(tensor(found["blk.0.ffn_down_exps.weight"]), w.down)
 
 
+def test_architectures_whose_up_has_the_rows_of_gate_first(tmp_path):
+    rng = np.random.default_rng(0)
+    tensors = {
+        "model.layers.0.mlp.gate_up_proj.weight": rng.standard_normal((64, 64)).astype("f4"),
+        "model.layers.0.mlp.down_proj.weight": rng.standard_normal((64, 32)).astype("f4"),
+    }
+    write(tmp_path, tensors, {"model_type": "phi3", "hidden_act": "silu"})
+    entries, found = written(tmp_path, "q8_0")
+    assert entries["general.architecture"] == "phi3"
+    assert entries["phi3.feed_forward_length"] == 32
+    assert found.keys() == {"blk.0.ffn_up.weight", "blk.0.ffn_down.weight"}
+    up = tensors["model.layers.0.mlp.gate_up_proj.weight"]
+    assert tensor(found["blk.0.ffn_up.weight"]) == fc.quantize(up, "q8_0")
+    with pytest.raises(ValueError, match="in one tensor; expected one format for both"):
+        written(tmp_path, {"up": "q8_0"})
+
+
+def test_bfloat16(tmp_path):
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    write(tmp_path, llama(1, 64, 96, dtype=bfloat16), LLAMA)
+    _, found = written(tmp_path, {"up": "q8_0"})
+    w = fc.load(tmp_path).weights
+    assert tensor(found["blk.0.ffn_up.weight"]) == fc.quantize(w.up, "q8_0")
+    shape, kind, data = found["blk.0.ffn_gate.weight"]
+    assert (shape, kind) == ((96, 64), "bfloat16")
+    assert data[: 96 * 64 * 2] == w.gate.tobytes()
+
+
 def test_what_a_gguf_file_cannot_hold(tmp_path):
     write(tmp_path, llama(1, 256, 256), LLAMA)
     with pytest.raises(ValueError, match="format is 'int4'; expected one of GGUF: q4_0, "):
@@ -138,4 +167,5 @@ def test_architectures():
     assert architecture("qwen3_moe", "qwen") == "qwen3moe"
     assert architecture("mixtral", "mixtral") == "llama"
     assert architecture("gemma3_text", "gemma") == "gemma3"
+    assert architecture("phi", "phi") == "phi2"
     assert architecture(None, "llama") == "llama"

@@ -3,8 +3,8 @@
 The header stands before the tensors, but their sizes are known only when they have been made. So
 room is left for the longest header that there can be, and what it does not need becomes spaces,
 which the format allows at the end of the header. No tensor is kept in memory.
-
-files/safetensors.py describes the format. Tests: tests/models/writing/test_safetensors_file.py.
+models/files/safetensors.py describes the format.
+Tests: tests/models/writing/test_safetensors_file.py.
 """
 
 from __future__ import annotations

@@ -32,14 +32,24 @@ from .rounding import MATRICES, Rounding
 
 # What llama.cpp calls model types whose names differ from its own by more than underscores.
 ARCHITECTURES = {
-    "mistral": "llama",
-    "ministral": "llama",
-    "mixtral": "llama",
-    "deepseek_v2": "deepseek2",
-    "deepseek_v3": "deepseek2",
-    "gpt_oss": "gpt-oss",
+    **dict.fromkeys(("mistral", "ministral", "mixtral"), "llama"),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3"), "deepseek2"),
     "cohere": "command-r",
+    "ernie4_5": "ernie4_5",
+    "ernie4_5_moe": "ernie4_5-moe",
+    "gpt_bigcode": "starcoder",
+    "gpt_oss": "gpt-oss",
+    "hunyuan_v1_dense": "hunyuan-dense",
+    "hunyuan_v1_moe": "hunyuan-moe",
+    "minimax_m2": "minimax-m2",
+    "ministral3": "mistral3",
+    "modernbert": "modern-bert",
+    "nomic_bert": "nomic-bert",
+    "phi": "phi2",
+    "seed_oss": "seed_oss",
 }
+# The architectures whose ffn_up has the rows of gate, and then those of up.
+FUSED = ("phi3", "glm4", "modern-bert")
 # Its numbers for what a router makes of logits.
 GATING = {"softmax": 1, "sigmoid": 2}
 
@@ -64,22 +74,22 @@ class GgufPlan:
             if format not in TENSOR_TYPES:
                 known = ", ".join(name for name in TENSOR_TYPES if name in FORMATS)
                 raise ValueError(f"format is {format!r}; expected one of GGUF: {known}")
-        for layer in layers:
-            self._add(layer)
         first = layers[0]
         model_type = first.config.model_type
         name = model_type if isinstance(model_type, str) else None
+        start = architecture(name, first.found.row.name)
+        self._fused = start in FUSED
+        for layer in layers:
+            self._add(layer)
         self.entries: dict[str, Any] = {
-            "general.architecture": architecture(name, first.found.row.name),
+            "general.architecture": start,
             "general.alignment": ALIGNMENT,
             "general.quantization_version": 2,
             "ffncore.model_type": name or "",
             "ffncore.family": first.found.row.name,
             "ffncore.activation": activation,
         }
-        of_model = _sizes(layers)
-        start = self.entries["general.architecture"]
-        self.entries |= {f"{start}.{key}": value for key, value in of_model.items()}
+        self.entries |= {f"{start}.{key}": value for key, value in _sizes(layers).items()}
 
     def write(self, path: Path, order: Iterator[Tensor]) -> None:
         write_gguf(path, self.entries, self.tensors, order)
@@ -124,35 +134,55 @@ class GgufPlan:
     def _add_block(self, tensors: LayerTensors, block: Block, start: str, end: str) -> None:
         """The matrices and biases of a block, which are read expert by expert."""
         experts = 1 if block.experts is None else block.experts
-        first = _arrays(tensors, block, 0)
+        first = self._arrays(tensors, block, 0)
         for field, array in first.items():
             matrix = field in MATRICES
             name = f"{start}ffn_{field.removeprefix('b_')}{end}.{'weight' if matrix else 'bias'}"
             lead = () if block.experts is None else (experts,)
             shape = (*lead, *array.shape)
-            format = self.rounding.formats.get(field) if matrix else "float32"
             place = self._place(tensors, block, field)
+            fields: tuple[str, ...] = (field,)
+            if field == "up" and block.gated and "gate" not in first:
+                fields = ("gate", "up")
+            format = self.rounding.format_of(fields, place) if matrix else "float32"
             if format in FORMATS:
                 self.rounding.check(place, array.shape[-1], format)
             type = format or str(array.dtype.name)
             count = experts * _nbytes(type, array)
-            data = self._data(tensors, block, field, type, place)
+            data = self._data(tensors, block, field, type, place, fields)
             self.tensors.append(Tensor(name, shape, type, count, data))
 
     def _data(
-        self, tensors: LayerTensors, block: Block, field: str, type: str, place: str
+        self,
+        tensors: LayerTensors,
+        block: Block,
+        field: str,
+        type: str,
+        place: str,
+        fields: tuple[str, ...],
     ) -> Callable[[], Iterator[bytes]]:
         def data() -> Iterator[bytes]:
             for e in range(block.experts or 1):
-                array = _arrays(tensors, block, e)[field]
+                array = self._arrays(tensors, block, e)[field]
                 if type in FORMATS:
-                    yield self.rounding.tensor(place, array, type, (field,)).to_bytes()
+                    yield self.rounding.tensor(place, array, type, fields).to_bytes()
                 elif type == "float32":
                     yield rounded(array, FLOAT32).tobytes()
                 else:
                     yield array.tobytes()
 
         return data
+
+    def _arrays(self, tensors: LayerTensors, block: Block, e: int) -> dict[str, Array]:
+        """The arrays of a layer or of one of its experts, [out, in] and [out]."""
+        if block.experts is not None:
+            return {n: a[0] for n, a in blocks.weights(tensors, block, None, [e]).arrays().items()}
+        arrays = blocks.weights(tensors, block, None).arrays()
+        if self._fused:
+            for b in ("", "b_"):
+                if f"{b}gate" in arrays:
+                    arrays[f"{b}up"] = np.concatenate([arrays.pop(f"{b}gate"), arrays[f"{b}up"]])
+        return arrays
 
     def _place(self, tensors: LayerTensors, block: Block, field: str) -> str:
         """The file and name of the tensor that has a field, for errors."""
@@ -168,13 +198,6 @@ def _blocks(layer: Layer) -> dict[str, Block]:
         return {"": layer.blocks[0][1]}
     found = {"_exps": layer.plan.experts, "_shexp": layer.plan.shared}
     return {end: block for end, block in found.items() if block is not None}
-
-
-def _arrays(tensors: LayerTensors, block: Block, e: int) -> dict[str, Array]:
-    """The arrays of a layer or of one of its experts, [out, in] and [out]."""
-    if block.experts is None:
-        return blocks.weights(tensors, block, None).arrays()
-    return {n: a[0] for n, a in blocks.weights(tensors, block, None, [e]).arrays().items()}
 
 
 def _nbytes(type: str, array: Array) -> int:
@@ -196,6 +219,7 @@ def _sizes(layers: Sequence[Layer]) -> dict[str, Any]:
         sizes |= {"expert_count": told["E"], "expert_feed_forward_length": told["f"]}
         if "s" in told:
             sizes["expert_shared_feed_forward_length"] = told["s"]
+            sizes["expert_shared_count"] = max(1, told["s"] // told["f"])
         for key, option in (
             ("expert_used_count", "top_k"),
             ("expert_weights_norm", "norm_topk_prob"),
