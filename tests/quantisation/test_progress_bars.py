@@ -1,11 +1,11 @@
 """The progress bars of fc.quantize: drawn on a terminal, and full at the end."""
 
-import io
 import itertools
 import sys
 
 import numpy as np
 import pytest
+from support import Terminal
 
 import ffncore as fc
 from ffncore.quantisation import quantize as module
@@ -56,11 +56,6 @@ def test_the_steps_are_as_many_as_were_told(case, monkeypatch):
     assert told == called > 0
     if not case.startswith("rtn"):
         assert told >= 2 or case == "hqq matrix"
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
 
 
 @pytest.mark.parametrize("case", ["rtn experts", "hqq large", "gptq matrix", "awq layer"])

@@ -6,14 +6,10 @@ import re
 import sys
 
 import pytest
+from support import Terminal
 
 from ffncore.runtime import progress
 from ffncore.runtime.progress import bar, say, steps
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
 
 
 def terminal(monkeypatch):

@@ -1,12 +1,12 @@
 """quantize_checkpoint: the sums, the progress bar, and nothing under the name after an error."""
 
-import io
 import itertools
 import json
 import sys
 
 import numpy as np
 import pytest
+from support import Terminal
 from support_checkpoints import LLAMA, llama, write
 
 import ffncore as fc
@@ -82,11 +82,6 @@ def test_a_single_file_becomes_a_folder(source, tmp_path):
         "model.safetensors",
     ]
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == LLAMA
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
 
 
 @pytest.mark.parametrize("name", OUTS)

@@ -4,7 +4,7 @@
     matrices_of(layers)       their gate, up and down by the name in the file, each once
 
 Routers, norms, biases and what no layer uses are none of these. Layers that fc.load refuses are
-refused here, too. Tests: tests/models/writing/test_matrices.py.
+refused here, too, and those that are quantised. Tests: tests/models/writing/test_matrices.py.
 """
 
 from __future__ import annotations
@@ -65,9 +65,14 @@ class Matrix:
 
 
 def layers_of(checkpoint: Checkpoint, family: str | None = None) -> list[Layer]:
-    """All layers. Raises ValueError if there is none, or if fc.load refuses one."""
+    """All layers. Raises ValueError if there is none, or if one is refused."""
     infos = layers(checkpoint, family)
     for info in infos:
+        if info.packing is not None:
+            raise ValueError(
+                f"{checkpoint.names_file} has layer {info.layer} quantised by {info.packing}; "
+                f"expected weights that are numbers"
+            )
         if info.problem is not None:
             raise ValueError(info.problem)
     if not infos:
