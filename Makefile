@@ -15,7 +15,7 @@ CPP_TESTS := $(wildcard tests/cpp/test_*.cpp)
 CPP_FORMATTED := $(shell find csrc tests examples -name '*.cpp' -o -name '*.h' -o -name '*.inl' \
                    -o -name '*.c' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: all demo moe test test-all conformance docs docs-serve bench lint format sanitize scalar cuda wheel clean
+.PHONY: all demo moe qat test test-all conformance docs docs-serve bench lint format sanitize scalar cuda wheel clean
 all: test
 # All targets share one environment, so they must not run at the same time.
 .NOTPARALLEL:
@@ -72,6 +72,9 @@ demo: $(VENV)/package.done $(VENV)/demo.done $(MINILM)/weights.done
 
 moe: $(VENV)/package.done $(VENV)/bench.done
 	$(BIN)/python examples/moe_training.py $(ARGS)
+
+qat: $(VENV)/package.done $(VENV)/bench.done
+	$(BIN)/python examples/qat.py $(ARGS)
 
 # Two processes: most of the time is Python's, and the kernels have threads of their own.
 PYTEST = $(BIN)/python -m pytest -n 2

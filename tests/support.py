@@ -1,9 +1,11 @@
-"""Helpers for tests: layers, activations, tolerances, guard pages, the floating-point mode."""
+"""Helpers for tests: layers, activations, tolerances, guard pages, the floating-point mode, a
+terminal."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import mmap
 from collections import defaultdict
 
@@ -294,3 +296,10 @@ def mxcsr_bits(bits):
         yield read
     finally:
         load(ctypes.byref(ctypes.c_uint32(before)))
+
+
+class Terminal(io.StringIO):
+    """What a progress bar takes for a terminal."""
+
+    def isatty(self):
+        return True

@@ -58,10 +58,15 @@ def test_module_runs_as_a_command():
 @pytest.mark.parametrize(
     "argv, sentence",
     [
-        ([], "there is no command; expected one of info, inspect, run, verify, bench, selftest"),
+        (
+            [],
+            "there is no command; expected one of info, inspect, run, verify, quantize, bench, "
+            "selftest",
+        ),
         (
             ["nothing"],
-            "command is 'nothing'; expected one of info, inspect, run, verify, bench, selftest",
+            "command is 'nothing'; expected one of info, inspect, run, verify, quantize, bench, "
+            "selftest",
         ),
         (["bench", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
         (["inspect"], "the following arguments are required: PATH"),
@@ -122,7 +127,8 @@ EXAMPLES = [line for name, command in COMMANDS.items() for line in command.EXAMP
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_examples_run(example, tmp_path, monkeypatch, capsys):
     """Those of the bench with small shapes, few rounds, and known limits of the machine."""
-    write(tmp_path, llama(1), {"model_type": "llama"})
+    d = 256 if example.startswith("quantize") else 4  # q4_k has blocks of 256
+    write(tmp_path, llama(1, d, 256 if d == 256 else 6), {"model_type": "llama"})
     np.save(tmp_path / "x.npy", np.ones((3, 4), np.float32))
     monkeypatch.chdir(tmp_path)
     argv = example.replace("path/to/model", str(tmp_path)).replace("1536x4096", "24x40").split()

@@ -6,14 +6,10 @@ import re
 import sys
 
 import pytest
+from support import Terminal
 
 from ffncore.runtime import progress
-from ffncore.runtime.progress import bar, say
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
+from ffncore.runtime.progress import bar, say, steps
 
 
 def terminal(monkeypatch):
@@ -82,6 +78,25 @@ def test_without_stderr(monkeypatch):
 def test_another_show():
     with pytest.raises(TypeError, match="progress is of type int; expected True, False or None"):
         bar([5, 6], "layers", "layer", 1)
+
+
+@pytest.mark.usefixtures("slow")
+def test_steps_of_what_is_not_one_loop(monkeypatch):
+    file = terminal(monkeypatch)
+    step = steps(5, "columns", "column")
+    for _ in range(5):
+        assert step() is None
+    assert "columns: 100%" in file.getvalue()
+    assert "5/5" in file.getvalue()
+    drawn = file.getvalue()
+    step()  # one too many is no error
+    assert file.getvalue() == drawn
+
+
+def test_steps_without_a_terminal():
+    step = steps(2, "columns", "column")
+    assert [step() for _ in range(4)] == [None] * 4
+    steps(0, "columns", "column")()
 
 
 def test_a_line_is_printed(capsys):

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol
 
-from . import bench, info, inspect, run, selftest, verify
+from . import bench, info, inspect, quantize, run, selftest, verify
 
 PROG = "python -m ffncore"
 
@@ -31,6 +31,7 @@ COMMANDS: dict[str, Command] = {
     "inspect": inspect,
     "run": run,
     "verify": verify,
+    "quantize": quantize,
     "bench": bench,
     "selftest": selftest,
 }
@@ -51,8 +52,8 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(
         prog=PROG,
-        description="Checks an installation of ffncore, inspects, runs and checks the layers of a "
-        "checkpoint, and measures the speed of layers.",
+        description="Checks an installation of ffncore, inspects, runs, checks and quantises the "
+        "layers of a checkpoint, and measures the speed of layers.",
         epilog=f"`{PROG} COMMAND --help` explains a command and gives examples.",
     )
     commands = parser.add_subparsers(

@@ -10,12 +10,14 @@ Tests: tests/quantisation/test_methods.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ..arrays.dtypes import FLOAT32
 from ..arrays.shapes import Array
 from .calibration import Calibration
-from .matrix import Task
+from .matrix import Task, no_step
 
 EXPONENTS = tuple(i / 20 for i in range(20))
 
@@ -23,14 +25,19 @@ EXPONENTS = tuple(i / 20 for i in range(20))
 LEAST = 1e-4
 
 
-def input_scale(cases: list[tuple[Task, Array, Calibration]]) -> Array:
+def input_scale(
+    cases: list[tuple[Task, Array, Calibration]], step: Callable[[], None] = no_step
+) -> Array:
     """The scale s [k], float32, for matrices [out, k] with their calibrations."""
     mean = np.mean([known.magnitudes() for _, _, known in cases], axis=0)
     best, found = np.inf, np.ones(len(mean), FLOAT32)
     for a in EXPONENTS:
         s = np.maximum(mean**a, LEAST)
         s = (s / np.sqrt(s.max() * s.min())).astype(FLOAT32)
-        error = sum(known.error(task.rounded(w * s) / s - w) for task, w, known in cases)
+        error = 0.0
+        for task, w, known in cases:
+            error += known.error(task.rounded(w * s) / s - w)
+            step()
         if error < best:
             best, found = error, s
     return found

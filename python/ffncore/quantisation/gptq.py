@@ -12,13 +12,16 @@ independent inputs it is no better than rounding. Tests: tests/quantisation/test
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ..arrays.dtypes import FLOAT32, FLOAT64
 from ..arrays.shapes import Array
+from ..encodings.fitting import Misfit
 from ..encodings.format import Parts
 from .calibration import Calibration
-from .matrix import Task
+from .matrix import Task, no_step
 
 # The damping that the authors chose.
 DAMPING = 0.01
@@ -30,7 +33,17 @@ BLOCK = 32
 SMALL = 128
 
 
-def gptq(task: Task, w: Array, known: Calibration | None) -> tuple[Parts, Array]:
+def gptq_steps(task: Task, rows: int, k: int) -> int:  # noqa: ARG001
+    try:
+        span = task.span(k)
+    except Misfit:
+        return 1  # gptq says what is wrong
+    return sum(-(-min(span, k - first) // BLOCK) for first in range(0, k, span))
+
+
+def gptq(
+    task: Task, w: Array, known: Calibration | None, step: Callable[[], None] = no_step
+) -> tuple[Parts, Array]:
     assert known is not None
     rows, k = w.shape
     u = _factor(task, known.moment())
@@ -62,6 +75,7 @@ def gptq(task: Task, w: Array, known: Calibration | None) -> tuple[Parts, Array]
                 errors[j - start] = error = (left[j] - found) / u[j, j]
                 left[j:stop] -= u[j, j:stop, None] * error
             left[stop:] -= u[start:stop, stop:].T @ errors
+            step()
     joined = {n: np.concatenate([c[n] for c in choices], axis=1) for n in choices[0]}
     return joined, codes
 

@@ -11,6 +11,7 @@ Turns end when the mean error no longer falls. Tests: tests/quantisation/test_me
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,21 @@ from ..arrays.shapes import Array
 from ..encodings.format import Parts
 from ..encodings.grid import row_chunks
 from .calibration import Calibration
-from .matrix import Task
+from .matrix import Task, no_step
 
 NORM, BETA, GROWTH, TURNS = 0.7, 10.0, 1.01, 20
 
 
-def hqq(task: Task, w: Array, known: Calibration | None) -> tuple[Parts, Array]:  # noqa: ARG001
+def hqq_steps(task: Task, rows: int, k: int) -> int:  # noqa: ARG001
+    return len(list(row_chunks(rows, k)))
+
+
+def hqq(
+    task: Task,
+    w: Array,
+    known: Calibration | None,  # noqa: ARG001
+    step: Callable[[], None] = no_step,
+) -> tuple[Parts, Array]:
     if "zeros" not in task.format.takes or task.format.name != "int4":
         raise ValueError(
             f"method 'hqq' chooses zeros, which {task.format.name} has not; expected int4"
@@ -35,6 +45,7 @@ def hqq(task: Task, w: Array, known: Calibration | None) -> tuple[Parts, Array]:
     for part in row_chunks(*w.shape):
         groups = w[part].reshape(*zeros[part].shape, -1)
         zeros[part] = _zeros(groups, choice["scales"][part], choice["zeros"][part])
+        step()
     choice = {"scales": choice["scales"], "zeros": zeros}
     return choice, task.round(w, choice)
 

@@ -1,8 +1,9 @@
 """One matrix at a time: the choice of scales and codes by a quantiser, and the tensor of both.
 
 A quantiser gets a Task and a matrix. It returns a choice of scales, as the format stores them
-(encodings/format.py), and the codes. Here is the simplest one, rounding to nearest; gptq.py and
-hqq.py have others, and awq.py scales the inputs before rounding.
+(encodings/format.py), and the codes, and calls step() as it goes on, for a progress bar. Here is
+the simplest one, rounding to nearest; gptq.py and hqq.py have others, and awq.py scales the inputs
+before rounding.
 
     rtn   scales from the weights alone, and the nearest code of each weight
 
@@ -11,6 +12,7 @@ Tests: tests/quantisation/test_quantize.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,9 +60,20 @@ class Task:
         return self.numbers(choice, self.round(w, choice))
 
 
-def rtn(task: Task, w: Array, known: Calibration | None) -> tuple[Parts, Array]:  # noqa: ARG001
+def no_step() -> None:
+    """For quantisers whose progress nobody looks at."""
+
+
+def rtn(
+    task: Task,
+    w: Array,
+    known: Calibration | None,  # noqa: ARG001
+    step: Callable[[], None] = no_step,
+) -> tuple[Parts, Array]:
     choice = task.fit(w)
-    return choice, task.round(w, choice)
+    codes = task.round(w, choice)
+    step()
+    return choice, codes
 
 
 def check_task(name: str, format: object, scale: object, group: object) -> Task:

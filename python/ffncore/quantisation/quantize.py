@@ -9,7 +9,7 @@ matrices share. Tests: tests/quantisation/test_quantize.py, tests/quantisation/t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -20,31 +20,36 @@ from ..arrays.scalars import nearest
 from ..arrays.shapes import Array, MaybeArray
 from ..encodings.format import Parts
 from ..encodings.tensor import QuantizedTensor
+from ..runtime.progress import steps
 from ..values.packed import PackedWeights
 from ..values.weights import FFNWeights
-from .awq import input_scale
+from .awq import EXPONENTS, input_scale
 from .calibration import Calibration, calibrations, check_calibration
-from .gptq import gptq
-from .hqq import hqq
+from .gptq import gptq, gptq_steps
+from .hqq import hqq, hqq_steps
 from .layer import check_layer, layer_calibrations, linear_in_up, with_matrices
-from .matrix import Task, as_float32, check_matrix, check_task, rtn
+from .matrix import Task, as_float32, check_matrix, check_task, no_step, rtn
 
 Known = list[Calibration] | None
+Step = Callable[[], None]
 
 
 class Method(NamedTuple):
-    """A quantiser, whether it needs to know inputs, and whether it scales them first."""
+    """A quantiser, whether it needs to know inputs, whether it scales them first, and how many
+    steps it takes for a matrix [rows, k].
+    """
 
-    choose: Callable[[Task, Array, Calibration | None], tuple[Parts, Array]]
+    choose: Callable[[Task, Array, Calibration | None, Step], tuple[Parts, Array]]
     needs_inputs: bool = False
     scales_inputs: bool = False
+    steps: Callable[[Task, int, int], int] = lambda _task, _rows, _k: 1
 
 
 METHODS = {
     "rtn": Method(rtn),
     "awq": Method(rtn, needs_inputs=True, scales_inputs=True),
-    "gptq": Method(gptq, needs_inputs=True),
-    "hqq": Method(hqq),
+    "gptq": Method(gptq, needs_inputs=True, steps=gptq_steps),
+    "hqq": Method(hqq, steps=hqq_steps),
 }
 
 
@@ -88,6 +93,8 @@ def quantize(
     hidden units are not linear in up (no gate, limit, up_offset or up_softcap) down is rounded to
     nearest.
 
+    On a terminal a progress bar is drawn after two seconds, if tqdm is installed.
+
     Raises ValueError for shapes, names and options that the format does not have, for rows that do
     not consist of whole groups, and for numbers that are not finite; TypeError for types.
 
@@ -106,14 +113,27 @@ def quantize(
         tasks = {name: check_task(f"w.{name}", f, scale, group) for name, f in formats.items()}
         known = layer_calibrations(layer, tuple(tasks), given, activation) if given else {}
         make = _awq_layer if how.scales_inputs else _layer
-        return make(layer, tasks, how, known, activation)
+        linear = how.scales_inputs and linear_in_up(layer, activation)
+        searched = [name for name in tasks if how.scales_inputs and (name != "down" or linear)]
+        step = _bar(how, [(t, layer.arrays()[n], n in searched) for n, t in tasks.items()])
+        return make(layer, tasks, how, known, activation, step)
     matrix, task = check_matrix("w", w), check_task("w", format, scale, group)
     if activation is not None:
         raise ValueError("activation is given; expected None for a single matrix")
     n = len(matrix) if matrix.ndim == 3 else None
     own = calibrations(given[0], *given, matrix.shape[-1], n) if given else None
-    s = _input_scale([(task, matrix, own)]) if how.scales_inputs else None
-    return tensor_of(matrix, task, how, own, s)
+    step = _bar(how, [(task, matrix, how.scales_inputs)])
+    s = _input_scale([(task, matrix, own)], step) if how.scales_inputs else None
+    return tensor_of(matrix, task, how, own, s, step)
+
+
+def _bar(how: Method, matrices: list[tuple[Task, Array, bool]]) -> Step:
+    """A progress bar for the steps of tasks and matrices, of which some are searched by AWQ."""
+    total = 0
+    for task, w, searched in matrices:
+        each = how.steps(task, *w.shape[-2:]) + (len(EXPONENTS) if searched else 0)
+        total += each * (len(w) if w.ndim == 3 else 1)
+    return steps(total, "quantize", "step")
 
 
 def tensor_of(
@@ -122,36 +142,48 @@ def tensor_of(
     how: Method = METHODS["rtn"],
     known: Known = None,
     s: MaybeArray = None,
+    step: Step = no_step,
 ) -> QuantizedTensor:
     """The tensor of a matrix, or of each expert's; s: the scale of its inputs."""
     made: list[Parts] = []
     for e, (own, matrix) in enumerate(_matrices(task, w)):
         scaled = matrix if s is None else matrix * s
-        choice, codes = how.choose(own, scaled, known[e] if known else None)
+        choice, codes = how.choose(own, scaled, known[e] if known else None, step)
         made.append(task.format.build(matrix.shape, choice, codes))
     parts = {n: np.stack([m[n] for m in made]) if w.ndim == 3 else made[0][n] for n in made[0]}
     return QuantizedTensor._make(task.format, w.shape, parts, s)
 
 
-def _matrices(task: Task, w: Array) -> list[tuple[Task, Array]]:
-    """The matrix of each expert as float32, with a task that names it."""
+def _matrices(task: Task, w: Array) -> Iterator[tuple[Task, Array]]:
+    """The matrix of each expert as float32, one in memory at a time, with a task that names it."""
     if w.ndim == 2:
-        return [(task, as_float32(task.name, w))]
-    tasks = [replace(task, name=f"{task.name}[{e}]") for e in range(len(w))]
-    return [(own, as_float32(own.name, matrix)) for own, matrix in zip(tasks, w, strict=True)]
+        yield task, as_float32(task.name, w)
+        return
+    for e, matrix in enumerate(w):
+        own = replace(task, name=f"{task.name}[{e}]")
+        yield own, as_float32(own.name, matrix)
 
 
 def _layer(
-    layer: FFNWeights, tasks: dict[str, Task], how: Method, known: dict[str, Any], _: Any
+    layer: FFNWeights,
+    tasks: dict[str, Task],
+    how: Method,
+    known: dict[str, Any],
+    _: Any,
+    step: Step,
 ) -> FFNWeights:
     arrays = layer.arrays()
-    return with_matrices(
-        layer, {n: tensor_of(arrays[n], task, how, known.get(n)) for n, task in tasks.items()}
-    )
+    made = {n: tensor_of(arrays[n], t, how, known.get(n), None, step) for n, t in tasks.items()}
+    return with_matrices(layer, made)
 
 
 def _awq_layer(
-    layer: FFNWeights, tasks: dict[str, Task], how: Method, known: dict[str, Any], activation: Any
+    layer: FFNWeights,
+    tasks: dict[str, Task],
+    how: Method,
+    known: dict[str, Any],
+    activation: Any,
+    step: Step,
 ) -> FFNWeights:
     first = [name for name in ("gate", "up") if name in layer.arrays()]
     if not set(first) <= set(tasks):
@@ -165,7 +197,7 @@ def _awq_layer(
         down = arrays["down"]
         lead = down if down.ndim == 3 else down[None]
         scales = [
-            _input_scale([(tasks["down"], w, [c])])
+            _input_scale([(tasks["down"], w, [c])], step)
             for w, c in zip(lead, known["down"], strict=True)
         ]
         s = np.stack(scales) if down.ndim == 3 else scales[0]
@@ -173,22 +205,23 @@ def _awq_layer(
         arrays["up"] = rounded(arrays["up"], FLOAT32) / s[..., None]
         if "b_up" in arrays:
             arrays["b_up"] = (rounded(arrays["b_up"], FLOAT32) / s).astype(arrays["b_up"].dtype)
-    of_x = _input_scale([(tasks[name], arrays[name], known[name]) for name in first])
+    of_x = _input_scale([(tasks[name], arrays[name], known[name]) for name in first], step)
     return with_matrices(
         layer,
         arrays
         | {
-            name: tensor_of(arrays[name], task, how, None, of_x if name in first else None)
+            name: tensor_of(arrays[name], task, how, None, of_x if name in first else None, step)
             for name, task in tasks.items()
         },
     )
 
 
-def _input_scale(cases: list[tuple[Task, Array, Known]]) -> Array:
+def _input_scale(cases: list[tuple[Task, Array, Known]], step: Step) -> Array:
     return input_scale(
         [
             (own, matrix, calibration)
             for task, w, known in cases
             for (own, matrix), calibration in zip(_matrices(task, w), known or (), strict=True)
-        ]
+        ],
+        step,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -47,6 +47,19 @@ def bar(items: Iterable[T], title: str, unit: str, show: bool | None = None) -> 
     made = tqdm(items, title, unit=unit, delay=delay, dynamic_ncols=True, file=sys.stderr)
     _bars.add(made)
     return iter(made)
+
+
+def steps(total: int, title: str, unit: str) -> Callable[[], None]:
+    """A bar for work that is not one loop: the function that it returns is called after each of
+    `total` steps.
+    """
+    rest = bar(range(total), title, unit)
+    next(rest, None)  # tqdm counts an item when it is asked for the next one
+
+    def step() -> None:
+        next(rest, None)
+
+    return step
 
 
 def say(line: str) -> None:

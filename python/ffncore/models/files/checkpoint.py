@@ -142,6 +142,16 @@ class Checkpoint(os.PathLike[str]):
         stored = self._stored.get(name, name)
         return self._file_of(stored).entry(stored)
 
+    @property
+    def folder(self) -> Path:
+        """The folder of config.json and of all files."""
+        return self._folder
+
+    def stored(self, name: str) -> tuple[SafetensorsFile, str]:
+        """The file of a tensor, and its name there."""
+        stored = self._stored.get(name, name)
+        return self._file_of(stored), stored
+
     def place(self, name: str) -> str:
         """The file and the name of a tensor, with which an error message about it begins."""
         stored = self._stored.get(name, name)

@@ -1,0 +1,1 @@
+"""Writing checkpoints: quantised copies of a model, as safetensors or GGUF files."""
