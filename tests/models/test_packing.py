@@ -1,4 +1,7 @@
-"""Quantised weights are recognised by names, dtypes and config.json, and refused."""
+"""Quantised weights of unknown kinds are recognised by names, dtypes and config.json, and refused.
+
+test_schemes.py has the kinds that are read. Here their tensors have shapes that cannot be.
+"""
 
 import numpy as np
 import pytest

@@ -92,7 +92,8 @@ class LayerTensors:
         if name not in self._codes:
             return self.checkpoint.entry(self.start + name)
         scheme, entries = self._scheme(name)
-        shape, format = self._weights(name, scheme, entries), str(scheme.format)
+        shape = self._weights(name, scheme, entries)
+        format = scheme.format_of(entries, shape)
         return Entry(shape, format, 0, sum(e.end - e.begin for e in entries.values()))
 
     def quantized(self, name: str) -> bool:
@@ -115,7 +116,8 @@ class LayerTensors:
         }
         for scheme in stored.schemes:
             if scheme.fits(entries):
-                return scheme, entries
+                own = scheme.ends or tuple(entries)
+                return scheme, {part: entries[part] for part in own if part in entries}
         found = ", ".join(
             f"{stored.names[part]} of {e.dtype} {e.shape}" for part, e in sorted(entries.items())
         )
@@ -212,11 +214,7 @@ class LayerTensors:
         scheme, entries = self._scheme(name)
         shape = self._weights(name, scheme, entries)
         names = self._codes[name].names
-        parts = {
-            part: self.checkpoint.read(self.start + names[part], None)
-            for part in entries
-            if scheme.name == schemes.OWN or part in scheme.ends
-        }
+        parts = {p: self.checkpoint.read(self.start + names[p], None) for p in entries}
         told = self.checkpoint.config.quantisation_config()
         try:
             return scheme.read(parts, shape, told, label)

@@ -17,6 +17,7 @@ tests/models/test_models_moe.py, tests/models/test_parts.py.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -339,8 +340,10 @@ def _info(found: Found) -> LayerInfo:
         problems.insert(0, str(error))
     sizes = tensors.sizes
     matrices = set() if block is None else set(block.matrix_names)
-    first = next((n for n in tensors.taken if n in matrices), None)
-    first = first or next((n for n in tensors.taken if mixture is None), None)
+    taken = [n for n in tensors.taken if n in matrices]
+    taken = taken or [n for n in tensors.taken if mixture is None][:1]
+    entries = [tensors.entry(n) for n in taken]
+    elements = sum(math.prod(e.shape) for e in entries)
     return LayerInfo(
         family=row_named(row.name),  # in GGUF files, row has other names of tensors
         prefix=found.prefix,
@@ -348,7 +351,7 @@ def _info(found: Found) -> LayerInfo:
         d_model=sizes.get("d", 0),
         d_ff=sizes.get("f", 0),
         activation=None if told is None else ALIASES.get(told[1], told[1]),
-        dtype="" if first is None else tensors.taken[first],
+        dtype=", ".join(dict.fromkeys(tensors.taken[n] for n in taken)),
         parameters=0 if problems else tensors.count(tensors.taken),
         gated=form.gated,
         n_experts=None if mixture is None else sizes.get("E", 0),
@@ -360,4 +363,5 @@ def _info(found: Found) -> LayerInfo:
         around=around,
         parts=tuple(found.parts),
         shared_ff=sizes.get("s", 0),
+        bits=8 * sum(e.end - e.begin for e in entries) / elements if elements else 0.0,
     )

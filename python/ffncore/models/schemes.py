@@ -40,7 +40,7 @@ class Scheme:
     method   quant_method in config.json
     parts    the ends of the names of its tensors; those with "?" need not be there
     whole    the end of the name that they stand in place of
-    format   the format that it is read as, if it is one; else a function of the entries
+    format   the format that it is read as, or a function of the entries and the shape
     fits     whether entries are of this scheme, by their dtypes and shapes
     shape    the shape of the weights, from the entries and a function that reads a part
     read     the tensor, from its parts, the shape, quantization_config and a name for errors
@@ -51,11 +51,14 @@ class Scheme:
     method: str
     parts: tuple[str, ...]
     whole: str
-    format: str | Callable[[Entries], str]
+    format: str | Callable[[Entries, Shape], str]
     fits: Callable[[Entries], bool]
     shape: Callable[[Entries, Callable[[str], Array]], Shape]
     read: Callable[[Mapping[str, Array], Shape, Mapping[str, Any], str], QuantizedTensor]
     turned: bool = False
+
+    def format_of(self, entries: Entries, shape: Shape) -> str:
+        return self.format if isinstance(self.format, str) else self.format(entries, shape)
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -120,6 +123,11 @@ def _gptq_shape(entries: Entries, _: Any) -> Shape:
 
 def _packed_shape(_: Entries, read: Callable[[str], Array]) -> Shape:
     return tuple(int(n) for n in read(".weight_shape").reshape(-1))
+
+
+def _packed_format(entries: Entries, shape: Shape) -> str:
+    words = entries[".weight_packed"].shape[-1]
+    return "int4" if 32 * words < 5 * shape[-1] else "int8"  # 5 bits and more become int8
 
 
 def _pack_quantized(parts: Mapping[str, Array], shape: Shape, told: Any, name: str) -> Any:
@@ -258,7 +266,7 @@ SCHEMES: tuple[Scheme, ...] = (
            lambda e: _columns(e, 8), _gptq_shape, _gptq, turned=True),
     Scheme("compressed-tensors pack-quantized", "compressed-tensors",
            (".weight_packed", ".weight_scale", ".weight_shape", ".weight_zero_point?",
-            ".weight_g_idx?", *_IGNORED), ".weight", "int4",
+            ".weight_g_idx?", *_IGNORED), ".weight", _packed_format,
            _PACKED, _packed_shape, _pack_quantized),
     Scheme("compressed-tensors nvfp4-pack-quantized", "compressed-tensors",
            (".weight_packed", ".weight_scale", ".weight_global_scale", *_IGNORED), ".weight",
