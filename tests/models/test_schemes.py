@@ -1,6 +1,7 @@
 """Quantised matrices in safetensors: every scheme, made here by packing known codes."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -365,3 +366,11 @@ def test_damaged_parts(make, tmp_path):
         write(tmp_path, tensors | {name: damaged}, config(make))
         with pytest.raises(ValueError, match="up_proj"):
             fc.load(tmp_path)
+
+
+def test_the_page_lists_the_schemes():
+    page = Path(__file__).parents[2] / "docs" / "quantised.md"
+    if not page.exists():
+        pytest.skip("no docs beside the tests")
+    for scheme in SCHEMES:
+        assert f"| {scheme.name} | `" in page.read_text("utf-8")

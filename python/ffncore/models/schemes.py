@@ -220,7 +220,7 @@ def _state(data: Array) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError):
         sound = False
     if not sound or min(shape) < 1:
-        raise ValueError("its quant_state has no shape; expected JSON with two sizes")
+        raise ValueError("has a quant_state without a shape; expected JSON with two sizes")
     return dict(told)
 
 
