@@ -24,5 +24,5 @@ def test_the_numbers_stay(format):
 def test_what_cannot_be():
     with pytest.raises(ValueError, match="share a matrix of fp8_e4m3"):
         rows(fc.quantize(W[0], "fp8_e4m3"), slice(0, None, 2))
-    with pytest.raises(ValueError, match="stored as q8_0 .* and as q4_0"):
+    with pytest.raises(ValueError, match=r"stored as q8_0 .* and as q4_0"):
         stacked([fc.quantize(W[0], "q8_0"), fc.quantize(W[1], "q4_0")])
