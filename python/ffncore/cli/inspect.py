@@ -13,6 +13,8 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
+import ffncore
+
 from .. import models
 from ..models.loading import why_none
 from . import options
@@ -21,8 +23,8 @@ HELP = """\
 Lists the feed-forward layers of a checkpoint.
 
 Layers whose tensors' names have one prefix stand together, and a line stands
-for a run of equal layers. Layers that are packed by a quantiser or damaged
-follow, with the reason. Only the headers of the files are read.
+for a run of equal layers. Layers that are damaged, or quantised in a way that
+is not read, follow, with the reason. Only the headers of the files are read.
 
 heads
   model_type  of config.json
@@ -31,6 +33,8 @@ heads
 
 columns
   kind        dense or a mixture of experts, with a gate or plain
+  dtype       of the matrices, or their formats
+  bits        for each weight of the matrices, if some are quantised
   parameters  of a layer, with all experts and the router
   ratio       d_ff / d_model
   matched     d_ff / d_model of a plain layer with as many parameters
@@ -38,11 +42,12 @@ columns
 EXAMPLES = ("inspect path/to/model", "inspect path/to/model --json")
 
 _COLUMNS: tuple[str, ...] = (
-    *("layers", "kind", "d_model", "d_ff", "activation", "dtype", "parameters"),
+    *("layers", "kind", "d_model", "d_ff", "activation", "dtype", "bits", "parameters"),
     *("ratio", "matched"),
 )
+_PLAIN = tuple(name for name in _COLUMNS if name != "bits")
 # Columns of numbers, which are aligned at their ends.
-_NUMBERS = frozenset(("d_model", "d_ff", "parameters", "ratio", "matched"))
+_NUMBERS = frozenset(("d_model", "d_ff", "bits", "parameters", "ratio", "matched"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,6 +93,7 @@ def described(info: models.LayerInfo) -> dict[str, Any]:
         "activation": info.activation,
         "format": info.packing or info.dtype or None,
         "dtype": info.dtype or None,
+        "bits_per_weight": info.bits or None,
         "packing": info.packing,
         "parameters": info.parameters or None,
         "nbytes": info.nbytes,
@@ -159,31 +165,36 @@ def _head(stack: Sequence[models.LayerInfo]) -> str:
 
 def _table(layers: Sequence[models.LayerInfo]) -> list[str]:
     """The lines of one prefix."""
-    table = [_COLUMNS]
+    formats = {name for info in layers for name in info.dtype.split(", ")}
+    columns = _COLUMNS if formats & set(ffncore.formats()) else _PLAIN
+    table = [columns]
     for facts, run in groupby(layers, _facts):
-        table.append((_numbers(list(run)), *facts))
-    widths = [max(len(row[i]) for row in table) for i in range(len(_COLUMNS))]
+        told = {"layers": _numbers(list(run)), **dict(facts)}
+        table.append(tuple(told[name] for name in columns))
+    widths = [max(len(row[i]) for row in table) for i in range(len(columns))]
     lines = [
         "  ".join(
             text.rjust(width) if name in _NUMBERS else text.ljust(width)
-            for text, width, name in zip(row, widths, _COLUMNS, strict=True)
+            for text, width, name in zip(row, widths, columns, strict=True)
         ).rstrip()
         for row in table
     ]
     return [*lines, *_extras(layers, "around"), *_extras(layers, "parts")]
 
 
-def _facts(info: models.LayerInfo) -> tuple[str, ...]:
-    return (
+def _facts(info: models.LayerInfo) -> tuple[tuple[str, str], ...]:
+    facts = (
         kind(info),
         str(info.d_model),
         str(info.d_ff),
         info.activation or "unknown",
         info.dtype,
+        f"{info.bits:.4g}",
         f"{info.parameters:,}",
         f"{info.ratio:.3g}",
         f"{info.matched_ratio:.3g}",
     )
+    return tuple(zip(_COLUMNS[1:], facts, strict=True))
 
 
 def _extras(layers: Sequence[models.LayerInfo], name: str) -> list[str]:

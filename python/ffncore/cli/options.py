@@ -19,7 +19,7 @@ from .. import models
 # What fc.load, fc.models.layers and the files of a command raise.
 ERRORS = (OSError, ValueError, TypeError, ImportError)
 
-PATH = "a folder with config.json and .safetensors files, or a .safetensors file"
+PATH = "a folder with config.json and .safetensors files, or a .safetensors or .gguf file"
 
 
 def add_family(parser: argparse.ArgumentParser) -> None:

@@ -67,7 +67,7 @@ def load_all(
 ) -> AllLayers:
     """Read all feed-forward layers of a checkpoint, one after the other.
 
-    path        a folder with config.json and .safetensors files, or one .safetensors file
+    path        a folder with config.json and .safetensors files, or one .safetensors or .gguf file
     dtype       as for fc.load
     activation  as for fc.load
     family      as for fc.load

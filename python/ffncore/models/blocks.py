@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from ..arrays.shapes import Array
+from ..encodings.tensor import QuantizedTensor
 from ..values.weights import FFNWeights
 from .families.row import Names
 from .layer_tensors import LayerTensors
+from .stacking import rows, select, stacked
 
 _AXES = {"gate": "f d", "up": "f d", "gate_up": "2f d", "down": "d f"}
 
@@ -107,8 +109,7 @@ def plan(
     for names in zip(*(names for _, names in every), strict=True):  # expert by expert
         for (role, _), name in zip(every, names, strict=True):
             axes = _AXES[role].replace("d", width).replace("f", size)
-            swap = in_out or (form.flat and role == "down")
-            if swap:
+            if _swapped(tensors, form, in_out, role, name):
                 axes = " ".join(reversed(axes.split()))
             if form.flat:
                 axes = f"{experts}{size} d"
@@ -136,6 +137,18 @@ def plan(
     if scale is not None:
         tensors.take_number(scale)
     return Block(form, in_out, experts, made.matrices, made.biases, norm, scale)
+
+
+def _swapped(tensors: LayerTensors, form: Names, in_out: bool, role: str, name: str) -> bool:
+    """Whether a matrix is stored as [in, out]. Most quantisers write [out, in] for all models;
+    codes that are stored like numbers cannot be turned, because their groups lie along one axis.
+    """
+    swap = in_out or (form.flat and role == "down")
+    if not tensors.quantized(name) or not (swap or form.flat):
+        return swap
+    if form.flat or not tensors.turned(name):
+        raise tensors.wrong(name, "is quantised and stored as [in, out]; expected [out, in]")
+    return False
 
 
 def _take_unused(tensors: LayerTensors, form: Names, numbers: range) -> None:
@@ -173,7 +186,9 @@ def weights(
     if held is None and form.null_rows and block.experts is not None:
         held = range(block.experts)
 
-    def read(names: list[str]) -> Array:
+    def read(names: list[str]) -> Any:
+        if dtype is None and any(tensors.quantized(name) for name in names):
+            return _codes(tensors, names, block.experts is not None, held)
         if form.singly:
             chosen = names if held is None else [names[e] for e in held]
             return _stack(tensors, chosen, dtype)
@@ -189,13 +204,49 @@ def weights(
     arrays: dict[str, Any] = {}
     for role, names in block.matrices.items():
         array = read(names)
-        swap = block.in_out or (form.flat and role == "down")
+        swap = _swapped(tensors, form, block.in_out, role, names[0])
         arrays[role] = array.swapaxes(-1, -2) if swap else array
     arrays |= {f"b_{role}": read(names) for role, names in block.biases.items()}
     if form.gate_up is None:
         return FFNWeights(**arrays)
     gate_up, down = arrays.pop("gate_up"), arrays.pop("down")
+    if isinstance(gate_up, QuantizedTensor) or isinstance(down, QuantizedTensor):
+        return _divided(form, gate_up, down, arrays)
     return FFNWeights.from_gate_up(gate_up, down, layout=form.layout, order=form.order, **arrays)
+
+
+def _codes(
+    tensors: LayerTensors, names: list[str], experts: bool, held: Sequence[int] | None
+) -> QuantizedTensor:
+    """Read a quantised matrix, or those of experts."""
+    if len(names) == 1:
+        whole = tensors.read_codes(names[0])
+        if whole.ndim == 3:
+            return whole if held is None else select(whole, held)
+        return stacked([whole]) if experts else whole
+    chosen = names if held is None else [names[e] for e in held]
+    plain = next((name for name in chosen if not tensors.quantized(name)), None)
+    if plain is not None:
+        raise tensors.wrong(
+            plain, "is not quantised as other experts are; expected one format, or dtype="
+        )
+    return stacked([tensors.read_codes(name) for name in chosen])
+
+
+def _divided(form: Names, gate_up: Any, down: Any, biases: dict[str, Any]) -> FFNWeights:
+    """gate and up of a fused matrix, where that or down is quantised."""
+    half = gate_up.shape[-2] // 2
+    pair = (slice(half), slice(half, None))
+    if form.layout == "interleaved":
+        pair = (slice(0, None, 2), slice(1, None, 2))
+    pair = pair if form.order == "gate_first" else pair[::-1]
+    made: dict[str, Any] = {"down": down, "b_down": biases.get("b_down")}
+    for name, part in zip(("gate", "up"), pair, strict=True):
+        quantized = isinstance(gate_up, QuantizedTensor)
+        made[name] = rows(gate_up, part) if quantized else gate_up[..., part, :]
+        if "b_gate_up" in biases:
+            made[f"b_{name}"] = biases["b_gate_up"][..., part]
+    return FFNWeights(**made)
 
 
 def _stack(tensors: LayerTensors, names: list[str], dtype: str | None) -> Array:

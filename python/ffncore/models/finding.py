@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from . import blocks
 from .families import FAMILIES, MOE_FAMILIES, REFUSED, Family, MoEFamily
+from .families.gguf_names import in_gguf
 from .families.row import Names
 from .files.checkpoint import Checkpoint
 from .files.config import Config
@@ -192,11 +193,18 @@ def _rows(checkpoint: Checkpoint, family: str | None) -> list[tuple[Family, str,
         return []
     for tower in ("", *WORDS):
         config = checkpoint.config.part(tower)
-        for row in _candidates(config, family):
+        for row in _rows_of(checkpoint, config, family):
             found += [(row, template, config) for template in row.layers]
     if not found:
         raise ValueError(_unknown(checkpoint, checkpoint.config))
     return found
+
+
+def _rows_of(checkpoint: Checkpoint, config: Config, family: str | None) -> list[Family]:
+    """The candidates, with the names of GGUF in such a file."""
+    rows = _candidates(config, family)
+    told = checkpoint.architecture
+    return rows if told is None else [in_gguf(row, told.fused) for row in rows]
 
 
 def _candidates(config: Config, family: str | None) -> list[Family]:

@@ -1,7 +1,8 @@
-"""fc.load and models.layers: feed-forward layers from safetensors files, without a framework.
+"""fc.load and models.layers: feed-forward layers from safetensors and GGUF files.
 
     layer = fc.load("path/to/model", layer=3)      a folder with config.json and *.safetensors
     layer = fc.load("model.safetensors", layer=3)  one file, with config.json in the same folder
+    layer = fc.load("model.gguf", layer=3)         a GGUF file, which has what config.json would say
 
 A dense layer becomes an fc.FFN, a mixture of experts an fc.MoE. The table of families says how they
 name and store their layers (families/row.py). A model_type that is not in it is refused, because a
@@ -16,6 +17,7 @@ tests/models/test_models_moe.py, tests/models/test_parts.py.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -31,7 +33,7 @@ from . import blocks, mixture_loading
 from .blocks import Block
 from .families import LayerInfo
 from .families.around import around_of
-from .families.row import Family, Names
+from .families.row import Family, Names, row_named
 from .files.checkpoint import opened
 from .files.config import Config
 from .files.defaults import FIXED
@@ -56,10 +58,12 @@ def load(
 ) -> FFN | MoE:
     """Read one feed-forward layer of a checkpoint.
 
-    path        a folder with config.json and .safetensors files, or one .safetensors file
+    path        a folder with config.json and .safetensors files, one .safetensors file, or a .gguf
+                file; of a .gguf file in several parts, any of them
     layer       the number of the layer
-    dtype       "float32", "float64", "bfloat16" or "float16", to which the weights are converted;
-                None: they stay as they are stored
+    dtype       "float32", "float64", "bfloat16" or "float16", to which the weights are converted,
+                quantised ones, too; None: they stay as they are stored, quantised ones as
+                QuantizedTensors
     activation  a name or an Activation, in place of the one in config.json; needed if there is no
                 config.json
     family      a name of ffncore.models.FAMILIES or MOE_FAMILIES, for a model_type that is in
@@ -82,7 +86,8 @@ def load(
     class in transformers.
 
     Raises FileNotFoundError for files that do not exist, and ValueError for files, tensors and keys
-    of config.json that are damaged, quantised or do not fit each other; the error names them. Only
+    of config.json that are damaged, quantised in an unknown way, or do not fit each other; the
+    error names them. Only
     the files and tensors of this layer are read and checked.
 
     See also: ffncore.models.layers, which lists the layers.
@@ -235,7 +240,7 @@ def _refused(found: Found) -> ValueError | None:
 def _packing(found: Found, config: Config) -> tuple[str, str] | None:
     """The name of the layer's quantisation and the error about it, or None."""
     sound = found.tensors.sound(_blocks(found))
-    dtypes = {name: entry.dtype for name, entry in sound.items()}
+    dtypes = {n: entry.dtype for n, entry in sound.items() if not found.tensors.quantized(n)}
     told = packing(dtypes, config.quantisation())
     if told is None:
         return None
@@ -335,16 +340,18 @@ def _info(found: Found) -> LayerInfo:
         problems.insert(0, str(error))
     sizes = tensors.sizes
     matrices = set() if block is None else set(block.matrix_names)
-    first = next((n for n in tensors.taken if n in matrices), None)
-    first = first or next((n for n in tensors.taken if mixture is None), None)
+    taken = [n for n in tensors.taken if n in matrices]
+    taken = taken or [n for n in tensors.taken if mixture is None][:1]
+    entries = [tensors.entry(n) for n in taken]
+    elements = sum(math.prod(e.shape) for e in entries)
     return LayerInfo(
-        family=row,
+        family=row_named(row.name),  # in GGUF files, row has other names of tensors
         prefix=found.prefix,
         layer=found.layer,
         d_model=sizes.get("d", 0),
         d_ff=sizes.get("f", 0),
         activation=None if told is None else ALIASES.get(told[1], told[1]),
-        dtype="" if first is None else tensors.taken[first],
+        dtype=", ".join(dict.fromkeys(tensors.taken[n] for n in taken)),
         parameters=0 if problems else tensors.count(tensors.taken),
         gated=form.gated,
         n_experts=None if mixture is None else sizes.get("E", 0),
@@ -356,4 +363,5 @@ def _info(found: Found) -> LayerInfo:
         around=around,
         parts=tuple(found.parts),
         shared_ff=sizes.get("s", 0),
+        bits=8 * sum(e.end - e.begin for e in entries) / elements if elements else 0.0,
     )

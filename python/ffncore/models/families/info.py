@@ -24,13 +24,13 @@ class LayerInfo:
     d_ff        the number of hidden units, of each expert; 0 if it is not known
     activation  as config.json names it, which may be one that ffncore does not have; None if it is
                 not known
-    dtype       of the matrices; "" if it is not known
+    dtype       of the matrices, or their formats, such as "q4_k, q6_k"; "" if it is not known
     parameters  their number, with biases, all experts and the router; 0 if the layer has a problem
     gated       whether the layer has a gate
     n_experts   the number of experts; None for a dense layer
     nbytes      the bytes of the layer's tensors in the files
-    packing     the name of the quantisation, such as "GPTQ", if the layer is quantised; fc.load
-                does not read such layers
+    packing     the name of the quantisation, such as "HQQ", if the layer is quantised in a way that
+                fc.load does not read
     problem     the error of fc.load, if it refuses the layer for another reason than an activation
                 that ffncore does not have
     model_type  in config.json, of the layer's stack
@@ -39,6 +39,7 @@ class LayerInfo:
     around      an Around: norms, residual multiplier and so on, which the layer does not compute
     parts       names of other blocks in the layer, for part= of fc.load
     shared_ff   the number of hidden units of the shared expert; 0 if there is none
+    bits        of the file for each weight of the matrices, with the scales; 0 if it is not known
     """
 
     family: Any
@@ -59,6 +60,7 @@ class LayerInfo:
     around: Around = _UNKNOWN
     parts: tuple[str, ...] = ()
     shared_ff: int = 0
+    bits: float = 0.0
 
     @property
     def ratio(self) -> float:

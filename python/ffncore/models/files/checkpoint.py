@@ -1,4 +1,4 @@
-"""Checkpoint: the tensors of a model by name, from one safetensors file or from many.
+"""Checkpoint: the tensors of a model by name, from one safetensors or GGUF file or from many.
 
 Names are read once, from the index, or from the headers of the files if there is no index. With an
 index, each file is opened when one of its tensors is needed, so that a missing or damaged file only
@@ -22,10 +22,12 @@ from typing import Any
 import numpy as np
 
 from ...arrays.dtypes import as_dtype, converted
+from .architectures import Architecture, architecture, gguf_config
 from .config import Config, read_config
+from .gguf import GGUFFile
 from .json_text import brief, read_object, repeats, shown
 from .safetensors import Entry, SafetensorsFile
-from .shards import INDEX, shards
+from .shards import INDEX, shards, shards_with
 
 # From the prefix and the number of a layer to the rest of its tensors' names, after "layers.N.".
 Groups = dict[tuple[str, int], list[str]]
@@ -44,6 +46,9 @@ _TOOLS = re.compile(
 _MOST_DIGITS = 9
 
 
+Opened = SafetensorsFile | GGUFFile
+
+
 class Checkpoint(os.PathLike[str]):
     """The tensors of one model by name, in one file or in many.
 
@@ -58,9 +63,10 @@ class Checkpoint(os.PathLike[str]):
         files = _find(self.path, os.fspath(path))
         self._folder = files[0].parent
         self._mapped = mapped
-        self._open: dict[str, SafetensorsFile | ValueError | FileNotFoundError] = {}
+        self._open: dict[str, Opened | ValueError | FileNotFoundError] = {}
         self._groups: dict[str, Groups] = {}
-        self.config: Config = read_config(self._folder / "config.json")
+        # How a GGUF file is read; None: the files are safetensors.
+        self.architecture: Architecture | None = None
         self._index: Path | None = None
         self._listed: dict[str, Any] = {}  # the file of each tensor
         # The file that lists the names of the tensors; without an index, the folder of the shards.
@@ -72,6 +78,7 @@ class Checkpoint(os.PathLike[str]):
             else:
                 for file in files:
                     self._list(file)
+            self.config: Config = self._read_config(files[0])
         except BaseException:
             self.close()
             raise
@@ -80,7 +87,7 @@ class Checkpoint(os.PathLike[str]):
 
     def _list(self, file: Path) -> None:
         """Open a file, and list its tensors."""
-        opened = self._open[file.name] = SafetensorsFile(file)
+        opened = self._open[file.name] = _file(file)
         for name in opened:
             if name in self._listed:
                 raise ValueError(
@@ -88,6 +95,13 @@ class Checkpoint(os.PathLike[str]):
                     f"expected it in one file, or a {INDEX}"
                 )
             self._listed[name] = file.name
+
+    def _read_config(self, first: Path) -> Config:
+        file = self._open.get(first.name)
+        if not isinstance(file, GGUFFile):
+            return read_config(self._folder / "config.json")
+        self.architecture = architecture(file.path, file.metadata)
+        return gguf_config(file.path, file.metadata)
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -97,7 +111,7 @@ class Checkpoint(os.PathLike[str]):
 
     def close(self) -> None:
         for file in self._open.values():
-            if isinstance(file, SafetensorsFile):
+            if isinstance(file, Opened):
                 file.close()
 
     def __fspath__(self) -> str:
@@ -169,7 +183,15 @@ class Checkpoint(os.PathLike[str]):
             return tensor
         return converted(tensor, as_dtype("dtype", dtype), self.place(name))
 
-    def _file_of(self, name: str) -> SafetensorsFile:
+    def metadata(self, name: str, key: str) -> Any:
+        """The value of a key in the metadata of the file that has this tensor, or None. The key
+        begins with a name as it stands in the file.
+        """
+        stored = self._stored.get(name, name)
+        before = stored[: len(stored) - len(name)] if stored.endswith(name) else ""
+        return self._file_of(stored).metadata.get(before + key)
+
+    def _file_of(self, name: str) -> Opened:
         listed = self._listed[name]
         if not isinstance(listed, str) or repeats(self._listed, name):
             found = "two files" if isinstance(listed, str) else f"the file {brief(listed)}"
@@ -177,7 +199,7 @@ class Checkpoint(os.PathLike[str]):
         file = self._open.get(listed)
         if file is None:
             file = self._open[listed] = self._opened(listed)
-        if not isinstance(file, SafetensorsFile):
+        if not isinstance(file, Opened):
             raise type(file)(f"{file}; {shown(name)} should be in it")
         if name not in file:
             raise ValueError(
@@ -186,7 +208,7 @@ class Checkpoint(os.PathLike[str]):
             )
         return file
 
-    def _opened(self, file: str) -> SafetensorsFile | ValueError | FileNotFoundError:
+    def _opened(self, file: str) -> Opened | ValueError | FileNotFoundError:
         """Open a file, or return the error, so that it is tried once for all its tensors."""
         if not file or os.path.basename(file) != file:  # noqa: PTH119  # as text: nothing else is looked at
             return ValueError(
@@ -196,9 +218,13 @@ class Checkpoint(os.PathLike[str]):
         if not os.path.lexists(path):
             return FileNotFoundError(f"{self._index} names {brief(file)}, which does not exist")
         try:
-            return SafetensorsFile(path)
+            return _file(path)
         except ValueError as error:
             return error
+
+
+def _file(path: Path) -> Opened:
+    return GGUFFile(path) if path.name.endswith(".gguf") else SafetensorsFile(path)
 
 
 def opened(path: str | os.PathLike[str]) -> AbstractContextManager[Checkpoint]:
@@ -226,17 +252,17 @@ def _renamed(names: Iterable[str]) -> dict[str, str]:
 def _find(path: Path, given: str) -> list[Path]:
     """The index, the one file, or all shards; given: the path as the caller wrote it."""
     if not os.path.exists(path):  # noqa: PTH110  # false, too, for a name that no file can have
-        a_file = path.suffix in (".safetensors", ".json") or os.path.exists(path.parent)  # noqa: PTH110
+        a_file = path.suffix in (".safetensors", ".gguf", ".json") or os.path.exists(path.parent)  # noqa: PTH110
         hub = _HUB if _HUB_NAME.fullmatch(given) and not a_file else ""
         raise FileNotFoundError(
             f"{path} does not exist; expected a folder or a .safetensors file{hub}"
         )
     if not path.is_dir():
-        return [path]
+        return shards_with(path) if path.name.endswith(".gguf") else [path]
     for file in (path / INDEX, path / "model.safetensors"):
         if os.path.lexists(file):
             return [file]
-    files = sorted(path.glob("*.safetensors"))
+    files = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.gguf"))
     found = shards(path, [file.name for file in files])
     if found:
         return [path / name for name in found]

@@ -142,11 +142,15 @@ class Config:
 
     def quantisation(self) -> str | None:
         """The quant_method of the file, or None."""
+        return self.quantisation_config().get("quant_method")
+
+    def quantisation_config(self) -> Mapping[str, Any]:
+        """The quantization_config of the file that names a method; {} if there is none."""
         for part in (self.whole, self._own):
             told = part.get("quantization_config")
             if isinstance(told, dict) and isinstance(told.get("quant_method"), str):
-                return str(told["quant_method"])
-        return None
+                return told
+        return {}
 
     def _value(self, key: str) -> Any:
         value = _at(self._own, key)

@@ -149,7 +149,7 @@ class SafetensorsFile:
             row = (end - begin) // shape[0]
             begin, end = begin + rows.start * row, begin + rows.stop * row
             shape = (len(rows), *shape[1:])
-        return begin, end, shape, _numpy_dtype(entry.dtype)
+        return begin, end, shape, numpy_dtype(entry.dtype)
 
     def _read_header(self) -> dict[str, Any]:
         if self.size < 8:
@@ -268,7 +268,10 @@ def _is_whole(value: object) -> bool:
     return type(value) is int and value >= 0
 
 
-def _numpy_dtype(name: str) -> np.dtype[Any]:
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The dtype in which a tensor is read: bytes for those of 8 bits that numpy does not have."""
+    if name in DTYPES and DTYPES[name] == (8, ""):
+        return np.dtype(np.uint8)
     if name == "bfloat16":
         try:
             from ml_dtypes import bfloat16

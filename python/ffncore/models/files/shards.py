@@ -18,13 +18,25 @@ from pathlib import Path
 INDEX = "model.safetensors.index.json"
 
 # Longer numbers are not those of shards, and int() raises ValueError for very long ones.
-_NAME = re.compile(r"(.+)-(\d{1,9})-of-(\d{1,9})\.safetensors", re.ASCII)
+_NAME = re.compile(r"(.+)-(\d{1,9})-of-(\d{1,9})\.(safetensors|gguf)", re.ASCII)
+
+
+def shards_with(path: Path) -> list[Path]:
+    """All shards of the GGUF file at this path, whose metadata only the first one has in full."""
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        return [path]
+    start = match[1] + "-"
+    beside = [file.name for file in path.parent.glob("*.gguf") if file.name.startswith(start)]
+    found = shards(path.parent, sorted(name for name in beside if _NAME.fullmatch(name)))
+    return [path.parent / name for name in found] or [path]
 
 
 def shards(folder: Path, files: Iterable[str]) -> list[str]:
     """The files of one model in their order; [] if the names are not those of shards.
 
-    files  all .safetensors files of the folder; others may stand beside shards named "model"
+    files  all .safetensors or all .gguf files of the folder; others may stand beside shards named
+           "model"
 
     Raises FileNotFoundError if a shard is missing, and ValueError if they do not belong together.
     """
@@ -56,9 +68,11 @@ def shards(folder: Path, files: Iterable[str]) -> list[str]:
     missing = next((n for n in range(1, count + 1) if n not in numbered), None)
     if missing is not None:
         match = matches[numbered[min(numbered)]]
-        name = f"{stem}-{missing:0{len(match[2])}}-of-{match[3]}.safetensors"
+        name = f"{stem}-{missing:0{len(match[2])}}-of-{match[3]}.{match[4]}"
+        gguf = match[4] == "gguf"
         raise FileNotFoundError(
-            f"{folder} has {len(numbered)} of {count} shards and no {INDEX}; expected {name}, too "
-            f"(a shard is read alone if you pass its own path)"
+            f"{folder} has {len(numbered)} of {count} shards{'' if gguf else f' and no {INDEX}'}; "
+            f"expected {name}, too"
+            + ("" if gguf else " (a shard is read alone if you pass its own path)")
         )
     return [numbered[number] for number in range(1, count + 1)]
