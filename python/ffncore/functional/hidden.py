@@ -34,7 +34,7 @@ from .elementwise import activation as elementwise
 _MOST_TOKENS = 256
 # The most bytes of h in a block. gate, up, their panels and h together take five times as much.
 _BLOCK_BYTES = 4 * 2**20
-# The tokens of a panel, and the multiple to which those of the last are rounded up (saved.py).
+# The tokens of a panel, and the multiple to which the last's are rounded (values/saved.py).
 _PANEL, _STEP = 64, 16
 
 

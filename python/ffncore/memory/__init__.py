@@ -7,8 +7,6 @@ Reading
     top_neurons       the neurons of each token that count most; TopNeurons
     readout           the sum of their values
     attribute         y . u as a sum over neurons; Attribution
-    statistics        what outputs and values say in terms of words; Statistics
-    trigger_examples  the inputs that fire a neuron most; Triggers
 
 Moments, edits, pruning
     SecondMoment      the sum of h h^T over a stream of inputs
@@ -21,14 +19,20 @@ from ..functional.hidden import SideCar
 from .editing import Edit, Ripple, edit
 from .moments import SecondMoment
 from .pruning import Pruned, neuron_scores, prune
+from .reading import Attribution, TopNeurons, attribute, readout, top_neurons
 
 __all__ = [
+    "Attribution",
     "Edit",
     "Pruned",
     "Ripple",
     "SecondMoment",
     "SideCar",
+    "TopNeurons",
+    "attribute",
     "edit",
     "neuron_scores",
     "prune",
+    "readout",
+    "top_neurons",
 ]
