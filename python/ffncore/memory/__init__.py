@@ -7,6 +7,7 @@ Reading
     top_neurons       the neurons of each token that count most; TopNeurons
     readout           the sum of their values
     attribute         y . u as a sum over neurons; Attribution
+    trigger_examples  the inputs that fire a neuron most; Triggers
 
 Moments, edits, pruning
     SecondMoment      the sum of h h^T over a stream of inputs
@@ -20,6 +21,7 @@ from .editing import Edit, Ripple, edit
 from .moments import SecondMoment
 from .pruning import Pruned, neuron_scores, prune
 from .reading import Attribution, TopNeurons, attribute, readout, top_neurons
+from .triggers import Triggers, trigger_examples
 
 __all__ = [
     "Attribution",
@@ -29,10 +31,12 @@ __all__ = [
     "SecondMoment",
     "SideCar",
     "TopNeurons",
+    "Triggers",
     "attribute",
     "edit",
     "neuron_scores",
     "prune",
     "readout",
     "top_neurons",
+    "trigger_examples",
 ]
