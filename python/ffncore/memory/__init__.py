@@ -7,6 +7,7 @@ Reading
     top_neurons       the neurons of each token that count most; TopNeurons
     readout           the sum of their values
     attribute         y . u as a sum over neurons; Attribution
+    statistics        what outputs and values say in terms of words; Statistics
     trigger_examples  the inputs that fire a neuron most; Triggers
 
 Moments, edits, pruning
@@ -22,6 +23,7 @@ from .moments import SecondMoment
 from .pruning import Pruned, neuron_scores, prune
 from .reading import Attribution, TopNeurons, attribute, readout, top_neurons
 from .triggers import Triggers, trigger_examples
+from .words import Statistics, statistics
 
 __all__ = [
     "Attribution",
@@ -30,6 +32,7 @@ __all__ = [
     "Ripple",
     "SecondMoment",
     "SideCar",
+    "Statistics",
     "TopNeurons",
     "Triggers",
     "attribute",
@@ -37,6 +40,7 @@ __all__ = [
     "neuron_scores",
     "prune",
     "readout",
+    "statistics",
     "top_neurons",
     "trigger_examples",
 ]

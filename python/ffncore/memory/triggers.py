@@ -61,8 +61,10 @@ def trigger_examples(
 
     Raises ValueError for shapes and values, and TypeError for types and dtypes.
 
-    >>> fc.memory.trigger_examples([x, x + 1], weights, np.array([0, 3]), 2, activation="silu").count
-    10
+    >>> ids = np.array([0, 3])
+    >>> found = fc.memory.trigger_examples([x, x + 1], weights, ids, 2, activation="silu")
+    >>> found.rows.shape, found.count
+    ((2, 2), 10)
     """
     checked, kept = check_block(weights), integer("n", n)
     ids = np.asarray(neurons)
