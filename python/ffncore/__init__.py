@@ -17,6 +17,7 @@ Dense layers
     ffn               y
     ffn_forward       y, and what the backward pass needs
     ffn_backward      the gradients of x, the weights and the biases
+    memory            the layer as a key-value memory: what fires, edits, pruning
 
 Mixtures of experts
     route             top_k experts of each token from logits; a Routing
@@ -66,6 +67,7 @@ from .values.saved import MoESaved, Saved
 from .values.weights import FFNWeights
 
 if TYPE_CHECKING:
+    from . import memory as memory
     from . import models as models
     from . import reference as reference
     from .encodings.format import FormatInfo
@@ -116,6 +118,8 @@ def __getattr__(name: str) -> Any:
 
     if name in _HOME:
         value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    elif name == "memory":
+        value = import_module(f"{__name__}.memory")
     elif name in _MODULES:
         value = import_module(f"{__name__}.{_MODULES[name]}")
     else:
@@ -175,6 +179,7 @@ __all__ = [
     "load_balancing_loss",
     "load_balancing_loss_backward",
     "load_packed",
+    "memory",
     "moe",
     "moe_backward",
     "moe_forward",

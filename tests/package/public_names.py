@@ -1,4 +1,4 @@
-"""The public names of ffncore, ffncore.models and ffncore.reference, with their signatures.
+"""The public names of ffncore and its modules memory, models and reference, with their signatures.
 
 `python tests/package/public_names.py` writes public_names.txt into this folder, one line for each
 function, class, method, field and property, with its signature. Tests: test_public_names.py.
@@ -13,15 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import ffncore
-from ffncore import models, reference
+from ffncore import memory, models, reference
 
 LIST = Path(__file__).with_suffix(".txt")
 
 
 def lines() -> list[str]:
     found = [f"module {name}: {' '.join(shown)}" for name, shown in MODULES.items()]
-    for prefix, module in (("", ffncore), ("models.", models), ("reference.", reference)):
-        names = ffncore.__all__ if module is ffncore else _own(module)
+    for prefix, module in (
+        *(("", ffncore), ("memory.", memory)),
+        *(("models.", models), ("reference.", reference)),
+    ):
+        names = module.__all__ if module in (ffncore, memory) else _own(module)
         for name in sorted(names):
             found += _described(prefix + name, getattr(module, name))
     return found

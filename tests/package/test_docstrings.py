@@ -14,6 +14,7 @@ def members():
     """The public functions, classes, methods and properties, by name."""
     places = [("", fc, fc.__all__), ("models.", fc.models, ["layers"])]
     places.append(("reference.", fc.reference, fc.reference.__all__))
+    places.append(("memory.", fc.memory, fc.memory.__all__))
     for prefix, module, names in places:
         for name in names:
             value = getattr(module, name)

@@ -23,8 +23,8 @@ MAY_IMPORT = {
     "bench": {"bench.peers", "ffncore", "values", "arrays", "_core"},
     "bench.peers": set(),  # which also run with interpreters that have no ffncore
     "ffncore": {
-        *("models", "layers", "quantisation", "functional", "runtime", "reference", "values"),
-        *("values.packing", "encodings", "arrays", "old_paths", "_core"),
+        *("models", "layers", "memory", "quantisation", "functional", "runtime", "reference"),
+        *("values", "values.packing", "encodings", "arrays", "old_paths", "_core"),
     },
     "models.writing": {
         *("models", "models.files", "quantisation", "runtime", "encodings", "arrays"),
@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "models.families": {"models.files", "layers", "functional"},
     "models.files": {"arrays"},
     "layers": {"functional", "values", "values.packing", "encodings", "arrays"},
+    "memory": {"functional", "values", "arrays"},
     "quantisation": {"functional", "runtime", "values", "encodings", "arrays"},
     "functional": {"backends.cpu", "backends.cuda", "values", "arrays", "_core"},
     "runtime": {"backends.cuda", "_core"},

@@ -33,6 +33,7 @@ from ..values.packed import PackedWeights
 from ..values.saved import Saved
 from ..values.weights import FFNWeights
 from . import passes
+from .hidden import SideCar, with_side_car
 
 _ndarray = np.ndarray
 _empty = np.empty
@@ -46,6 +47,7 @@ def ffn(
     *,
     activation: str | Activation,
     out: MaybeArray = None,
+    side_car: SideCar | None = None,
 ) -> Array:
     """Compute the output of a feed-forward layer.
 
@@ -57,6 +59,7 @@ def ffn(
     activation  a name, or an Activation with options
     out         an array like x to write y to, with any strides, which must not overlap x or the
                 weights; None: a new array
+    side_car    the side_car of an fc.memory.edit, whose U (V h) is added to y; numpy arrays only
 
     Returns y, an array with the shape and dtype of x: out if it was passed.
 
@@ -74,6 +77,8 @@ def ffn(
     """
     # The fast path for the common case, a matrix x and aligned weights, without any call of a
     # Python function. All other arguments go to passes.py, which also raises the errors.
+    if side_car is not None:
+        return with_side_car(x, weights, activation, side_car, out)
     if type(x) is _ndarray and (type(weights) is PackedWeights or type(weights) is FFNWeights):
         call = weights._call
         if call is not None:
