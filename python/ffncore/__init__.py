@@ -24,6 +24,11 @@ Mixtures of experts
                       as for a dense layer, with a routing
     route_backward    the gradient of the logits
 
+Around a layer
+    Norm              a norm with its gain, for norm= and the like
+    rms_norm, layer_norm
+                      norms of rows, with rms_norm_backward and layer_norm_backward
+
 Layers of real models
     load              one layer of a checkpoint: an FFN or a MoE
     FFN, MoE, Router  layer objects, with forward and backward
@@ -53,6 +58,14 @@ from .functional.dense import ffn, ffn_backward, ffn_forward
 from .functional.elementwise import activation, activation_backward
 from .functional.mixtures import moe, moe_backward, moe_forward
 from .functional.routing import route, route_backward
+from .norms.norm import Norm
+from .norms.rows import (
+    NormGrads,
+    layer_norm,
+    layer_norm_backward,
+    rms_norm,
+    rms_norm_backward,
+)
 from .old_paths import MODULES as _MODULES
 from .old_paths import install as _install
 from .runtime.config import active_isa, available_isas, cpu_features, show_config, using_isa
@@ -146,6 +159,8 @@ __all__ = [
     "MoELayerGrads",
     "MoELayerSaved",
     "MoESaved",
+    "Norm",
+    "NormGrads",
     "PackedWeights",
     "QuantizedTensor",
     "Router",
@@ -169,6 +184,8 @@ __all__ = [
     "ffn_forward",
     "formats",
     "get_num_threads",
+    "layer_norm",
+    "layer_norm_backward",
     "load",
     "load_all",
     "load_balancing_loss",
@@ -181,6 +198,8 @@ __all__ = [
     "pack",
     "quantize",
     "reference",
+    "rms_norm",
+    "rms_norm_backward",
     "route",
     "route_backward",
     "router_z_loss",
