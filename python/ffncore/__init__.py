@@ -24,11 +24,6 @@ Mixtures of experts
                       as for a dense layer, with a routing
     route_backward    the gradient of the logits
 
-Around a layer
-    Norm              a norm with its gain, for norm= and the like
-    rms_norm, layer_norm
-                      norms of rows, with rms_norm_backward and layer_norm_backward
-
 Layers of real models
     load              one layer of a checkpoint: an FFN or a MoE
     FFN, MoE, Router  layer objects, with forward and backward
@@ -53,8 +48,10 @@ from typing import TYPE_CHECKING, Any
 from ._core import __version__
 from .arrays.memory import clear_workspace
 from .encodings.tensor import QuantizedTensor
+from .functional.block import BlockSaved
 from .functional.cost import Cost, cost
 from .functional.dense import ffn, ffn_backward, ffn_forward
+from .functional.dense_block import BlockGrads
 from .functional.elementwise import activation, activation_backward
 from .functional.mixtures import moe, moe_backward, moe_forward
 from .functional.routing import route, route_backward
@@ -146,6 +143,8 @@ __all__ = [
     "FFN",
     "Activation",
     "ActivationGrads",
+    "BlockGrads",
+    "BlockSaved",
     "Cost",
     "FFNGrads",
     "FFNWeights",

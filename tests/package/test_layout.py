@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "models.files": {"arrays"},
     "layers": {"functional", "norms", "values", "encodings", "arrays"},
     "quantisation": {"functional", "values", "encodings", "arrays"},
-    "functional": {"passes", "norms", "values", "arrays", "_core"},
+    "functional": {"passes", "norms", "backends.cpu", "backends.cuda", "values", "arrays", "_core"},
     "passes": {"backends.cpu", "backends.cuda", "values", "arrays"},
     "norms": {"values", "arrays", "_core"},
     "runtime": {"backends.cuda", "_core"},

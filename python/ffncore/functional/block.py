@@ -98,10 +98,17 @@ def surroundings(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BlockSaved:
-    """What forward keeps for backward.
+    """What fc.ffn_forward keeps of a layer with norms or a residual, for fc.ffn_backward.
 
-    x and residual are those of the call. z is kept for a post_norm, s for an out_norm. layer is
-    what the layer saved.
+    parts     what stands around the layer
+    x         [..., d_model], of the call, which must not be changed before the backward pass
+    residual  [..., d_model], likewise; None without one
+    z         [..., d_model], the output of the layer, if there is a post_norm
+    s         [..., d_model], the sum, if there is an out_norm
+    layer     what the layer saved
+
+    >>> y, block_saved = fc.ffn_forward(x, weights, activation="silu", residual=x)
+    >>> block_grads = fc.ffn_backward(grad_y, block_saved)
     """
 
     parts: Surroundings

@@ -90,7 +90,7 @@ def ffn(
     >>> y = fc.ffn(x, weights, activation="silu")
     """
     # The fast path for the common case, a matrix x and aligned weights, without any call of a
-    # Python function. All other arguments go to passes.py, which also raises the errors.
+    # Python function. All other arguments go to passes/passes.py, which also raises the errors.
     if type(x) is _ndarray and (type(weights) is PackedWeights or type(weights) is FFNWeights):
         call = weights._call
         if call is not None and (

@@ -22,9 +22,9 @@ from itertools import pairwise
 from typing import Any
 
 from ..arrays.dtypes import SUPPORTED, as_dtype
-from ..functional.inner import Inner
 from ..layers.around import Around
 from ..layers.ffn import FFN
+from ..layers.inner import Inner
 from ..layers.moe import MoE
 from ..values.activation import ALIASES, Activation, as_activation
 from . import blocks, mixture_loading
