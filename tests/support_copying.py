@@ -55,6 +55,15 @@ def block_gradients(kept=None):
     return fc.ffn_backward(draw(T, D, seed=3), kept or block_saved())
 
 
+def attention_saved():
+    q, memory = draw(2, T, D), draw(2, 3, D)
+    return fc.persistent_attention_forward(q, q, q, memory, memory, causal=True)[1]
+
+
+def attention_gradients(kept=None):
+    return fc.persistent_attention_backward(draw(2, T, D, seed=3), kept or attention_saved())
+
+
 def with_norm(given):
     return {"activation": "silu", "norm": given}
 
@@ -398,6 +407,18 @@ CASES = {
     fc.MoELayerGrads: {
         "all": Case(layer_gradients, use_grads),
         "some": Case(lambda: layer_gradients(needs=("x", "shared.up")), use_grads),
+    },
+    fc.PersistentAttentionSaved: {
+        "causal": Case(attention_saved, lambda s: attention_gradients(s)._asdict())
+    },
+    fc.PersistentAttentionGrads: {"causal": Case(attention_gradients, items)},
+    fc.PositionalLambdaGrads: {
+        "three": Case(
+            lambda: fc.positional_lambda_backward(
+                draw(3, 4), draw(3, 2), draw(5, 4), draw(3, 5, 2)
+            ),
+            items,
+        )
     },
     fc.Norm: {"layer": Case(norm, lambda n: {"y": fc.ffn(draw(T, D), block(), **with_norm(n))})},
     fc.NormGrads: {

@@ -97,6 +97,18 @@ if TYPE_CHECKING:
         fake_quantize_backward,
     )
     from .quantisation.quantize import quantize
+    from .relatives.attention import (
+        PersistentAttentionGrads,
+        PersistentAttentionSaved,
+        persistent_attention,
+        persistent_attention_backward,
+        persistent_attention_forward,
+    )
+    from .relatives.lambdas import (
+        PositionalLambdaGrads,
+        positional_lambda,
+        positional_lambda_backward,
+    )
 
 # Modules that are imported when one of their public names is first used, and these names.
 _LAZY = {
@@ -116,6 +128,18 @@ _LAZY = {
         *("fake_quantize", "fake_quantize_backward"),
     ),
     "quantisation.quantize": ("quantize",),
+    "relatives.attention": (
+        "PersistentAttentionGrads",
+        "PersistentAttentionSaved",
+        "persistent_attention",
+        "persistent_attention_backward",
+        "persistent_attention_forward",
+    ),
+    "relatives.lambdas": (
+        "PositionalLambdaGrads",
+        "positional_lambda",
+        "positional_lambda_backward",
+    ),
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}
 
@@ -161,6 +185,9 @@ __all__ = [
     "Norm",
     "NormGrads",
     "PackedWeights",
+    "PersistentAttentionGrads",
+    "PersistentAttentionSaved",
+    "PositionalLambdaGrads",
     "QuantizedTensor",
     "Router",
     "RouterGrads",
@@ -195,6 +222,11 @@ __all__ = [
     "moe_forward",
     "num_threads",
     "pack",
+    "persistent_attention",
+    "persistent_attention_backward",
+    "persistent_attention_forward",
+    "positional_lambda",
+    "positional_lambda_backward",
     "quantize",
     "reference",
     "rms_norm",

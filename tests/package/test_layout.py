@@ -23,7 +23,16 @@ MAY_IMPORT = {
     "bench": {"bench.peers", "ffncore", "values", "arrays", "_core"},
     "bench.peers": set(),  # which also run with interpreters that have no ffncore
     "ffncore": {
-        *("models", "layers", "quantisation", "functional", "norms", "runtime", "reference"),
+        *(
+            "models",
+            "layers",
+            "quantisation",
+            "functional",
+            "relatives",
+            "norms",
+            "runtime",
+            "reference",
+        ),
         *("values", "encodings", "arrays", "old_paths", "_core"),
     },
     "models": {
@@ -36,6 +45,7 @@ MAY_IMPORT = {
     "quantisation": {"functional", "values", "encodings", "arrays"},
     "functional": {"passes", "norms", "backends.cpu", "backends.cuda", "values", "arrays", "_core"},
     "passes": {"backends.cpu", "backends.cuda", "values", "arrays"},
+    "relatives": {"values", "arrays"},
     "norms": {"values", "arrays", "_core"},
     "runtime": {"backends.cuda", "_core"},
     "backends": set(),

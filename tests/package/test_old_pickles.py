@@ -22,7 +22,8 @@ BY_NUMPY = {"GradientError", "GradientReport", "MoELayerGrads", "MoELayerSaved",
 # Types that came after the file was written.
 NEWER = {
     *("BlockGrads", "BlockSaved", "FakeQuantizeGrads", "FakeQuantizeSaved", "FormatInfo"),
-    *("Norm", "NormGrads", "QuantizedTensor"),
+    *("Norm", "NormGrads", "QuantizedTensor", "PersistentAttentionGrads"),
+    *("PersistentAttentionSaved", "PositionalLambdaGrads"),
 }
 
 
