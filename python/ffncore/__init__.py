@@ -129,16 +129,11 @@ _LAZY = {
     ),
     "quantisation.quantize": ("quantize",),
     "relatives.attention": (
-        "PersistentAttentionGrads",
-        "PersistentAttentionSaved",
-        "persistent_attention",
-        "persistent_attention_backward",
-        "persistent_attention_forward",
+        *("PersistentAttentionGrads", "PersistentAttentionSaved", "persistent_attention"),
+        *("persistent_attention_backward", "persistent_attention_forward"),
     ),
     "relatives.lambdas": (
-        "PositionalLambdaGrads",
-        "positional_lambda",
-        "positional_lambda_backward",
+        *("PositionalLambdaGrads", "positional_lambda", "positional_lambda_backward"),
     ),
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}

@@ -23,17 +23,8 @@ MAY_IMPORT = {
     "bench": {"bench.peers", "ffncore", "values", "arrays", "_core"},
     "bench.peers": set(),  # which also run with interpreters that have no ffncore
     "ffncore": {
-        *(
-            "models",
-            "layers",
-            "quantisation",
-            "functional",
-            "relatives",
-            "norms",
-            "runtime",
-            "reference",
-        ),
-        *("values", "encodings", "arrays", "old_paths", "_core"),
+        *("models", "layers", "quantisation", "functional", "relatives", "norms", "runtime"),
+        *("reference", "values", "encodings", "arrays", "old_paths", "_core"),
     },
     "models": {
         *("models.families", "models.files", "layers", "quantisation", "runtime", "values"),

@@ -19,6 +19,7 @@ Source: Bello, LambdaNetworks (2021), the positional part. Tests: tests/relative
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -57,7 +58,8 @@ def positional_lambda(q: Array, v: Array, embeddings: Array) -> Array:
     q, v, embeddings = _checked(q, v, embeddings)
     work = work_dtype(q)
     weights = np.einsum("...nk,nmk->...nm", q.astype(work), embeddings.astype(work))
-    return np.matmul(weights, v.astype(work)).astype(q.dtype)
+    y: Array = np.matmul(weights, v.astype(work)).astype(q.dtype)
+    return y
 
 
 def positional_lambda_backward(
@@ -88,9 +90,14 @@ def positional_lambda_backward(
     found = (
         np.einsum("...nm,nmk->...nk", dweights, e),
         np.matmul(np.swapaxes(weights, -1, -2), dy),
-        np.einsum("...nk,...nm->nmk", wide, dweights),
+        np.einsum("bnk,bnm->nmk", _batch(wide), _batch(dweights)),
     )
     return PositionalLambdaGrads(*(array.astype(q.dtype) for array in found))
+
+
+def _batch(array: Array) -> Array:
+    """The leading dimensions as one."""
+    return array.reshape(math.prod(array.shape[:-2]), *array.shape[-2:])
 
 
 def _checked(q: object, v: object, embeddings: object) -> tuple[Array, Array, Array]:
