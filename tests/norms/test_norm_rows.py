@@ -190,11 +190,11 @@ def test_mixed_dtypes(narrow, rng):
 
 
 def test_a_small_variance_beside_a_large_mean(rng):
-    """One pass over the row, mean x^2 - mean^2, would have no digit left."""
+    """One pass over the row, mean x^2 - mean^2, would err by some percent."""
     noise = normal(rng, 4, 4096)
-    x = (1000 + 1e-2 * noise).astype("f4")
+    x = (10 + 1e-2 * noise).astype("f4")
     y = fc.layer_norm(x, None, eps=0)
-    np.testing.assert_allclose(y, exact(x, Norm("layer", eps=0)), atol=1e-2)
+    np.testing.assert_allclose(y, exact(x, Norm("layer", eps=0)), atol=1e-3)
     assert abs(float(y.std()) - 1) < 1e-3
 
 

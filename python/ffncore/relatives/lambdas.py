@@ -97,7 +97,8 @@ def positional_lambda_backward(
 
 def _batch(array: Array) -> Array:
     """The leading dimensions as one."""
-    return array.reshape(math.prod(array.shape[:-2]), *array.shape[-2:])
+    merged: Array = array.reshape(math.prod(array.shape[:-2]), *array.shape[-2:])
+    return merged
 
 
 def _checked(q: object, v: object, embeddings: object) -> tuple[Array, Array, Array]:
