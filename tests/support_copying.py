@@ -16,6 +16,7 @@ import ffncore as fc
 from ffncore import reference
 from ffncore.arrays import memory
 from ffncore.encodings.grid import Grid
+from ffncore.functional.block import Surroundings
 from ffncore.functional.routing import backward_of_part
 from ffncore.layers.around import Around
 from ffncore.layers.router import RouterSaved
@@ -38,6 +39,33 @@ def block(**options):
 
 def experts(d=D, **options):
     return make_experts(np.random.default_rng(2), E, d, F, **{"dtype": F4, **options})
+
+
+def norm():
+    return fc.Norm("layer", gain=draw(D), bias=draw(D, seed=1), gain_offset=1)
+
+
+def block_saved():
+    return fc.ffn_forward(
+        draw(T, D), block(), activation="silu", norm=norm(), out_norm=norm(), residual=draw(T, D)
+    )[1]
+
+
+def block_gradients(kept=None):
+    return fc.ffn_backward(draw(T, D, seed=3), kept or block_saved())
+
+
+def attention_saved():
+    q, memory = draw(2, T, D), draw(2, 3, D)
+    return fc.persistent_attention_forward(q, q, q, memory, memory, causal=True)[1]
+
+
+def attention_gradients(kept=None):
+    return fc.persistent_attention_backward(draw(2, T, D, seed=3), kept or attention_saved())
+
+
+def with_norm(given):
+    return {"activation": "silu", "norm": given}
 
 
 @dataclass
@@ -379,6 +407,30 @@ CASES = {
     fc.MoELayerGrads: {
         "all": Case(layer_gradients, use_grads),
         "some": Case(lambda: layer_gradients(needs=("x", "shared.up")), use_grads),
+    },
+    fc.PersistentAttentionSaved: {
+        "causal": Case(attention_saved, lambda s: attention_gradients(s)._asdict())
+    },
+    fc.PersistentAttentionGrads: {"causal": Case(attention_gradients, items)},
+    fc.PositionalLambdaGrads: {
+        "three": Case(
+            lambda: fc.positional_lambda_backward(
+                draw(3, 4), draw(3, 2), draw(5, 4), draw(3, 5, 2)
+            ),
+            items,
+        )
+    },
+    fc.Norm: {"layer": Case(norm, lambda n: {"y": fc.ffn(draw(T, D), block(), **with_norm(n))})},
+    fc.NormGrads: {
+        "layer": Case(
+            lambda: fc.layer_norm_backward(draw(T, D), draw(T, D), draw(D), draw(D)),
+            lambda g: g.arrays(),
+        )
+    },
+    fc.BlockSaved: {"norms": Case(block_saved, lambda s: block_gradients(s).arrays())},
+    fc.BlockGrads: {"norms": Case(block_gradients, lambda g: g.arrays())},
+    Surroundings: {
+        "norms": Case(lambda: Surroundings(norm=norm()), lambda parts: parts.parameters())
     },
     fc.ActivationGrads: {
         "xielu": Case(

@@ -71,6 +71,7 @@ Call<T> elementwise_call(const ffncore_activation &a, bool gated, const ffncore_
 
 int packing_threads(int64_t bytes) { return threads_for(double(bytes) < kAloneBytes); }
 int routing_threads(int64_t logits) { return threads_for(logits < kAloneLogits); }
+int norm_threads(int64_t elements) { return threads_for(elements < kAloneElements); }
 
 ffncore_status done(bool ran) {
     return ran ? FFNCORE_OK : fail(FFNCORE_OUT_OF_MEMORY, "out of memory for the workspace");

@@ -23,6 +23,7 @@ template <class T>
 Call<T> elementwise_call(const ffncore_activation &a, bool gated, const ffncore_matrix &m);
 int packing_threads(int64_t bytes);
 int routing_threads(int64_t logits);
+int norm_threads(int64_t elements);
 
 // The status of a call that has run, or failed because memory ran out.
 ffncore_status done(bool ran);

@@ -76,6 +76,37 @@ py::object activation_backward(const py::array &grad_h, py::object gate, const p
     return xielu ? py::object(py::make_tuple(alpha_p, alpha_n)) : py::none();
 }
 
+ffncore_norm_args norm_args(int32_t kind, double eps, double gain_offset, const py::array &x,
+                            py::object gain) {
+    ffncore_norm_args args{};
+    args.size = sizeof args;
+    args.kind = kind;
+    args.eps = eps;
+    args.gain_offset = gain_offset;
+    args.x = matrix(x);
+    args.gain = vector(gain);
+    return args;
+}
+
+void norm_forward(int32_t kind, double eps, double gain_offset, const py::array &x, py::object gain,
+                  py::object bias, const py::array &y) {
+    ffncore_norm_args args = norm_args(kind, eps, gain_offset, x, gain);
+    args.bias = vector(bias);
+    args.y = matrix(y);
+    run([&] { return ffncore_norm_forward(&args); });
+}
+
+void norm_backward(int32_t kind, double eps, double gain_offset, const py::array &x,
+                   py::object gain, const py::array &grad_y, py::object grad_x,
+                   py::object grad_gain, py::object grad_bias) {
+    ffncore_norm_args args = norm_args(kind, eps, gain_offset, x, gain);
+    args.grad_y = matrix(grad_y);
+    args.grad_x = matrix(grad_x);
+    args.grad_gain = vector(grad_gain);
+    args.grad_bias = vector(grad_bias);
+    run([&] { return ffncore_norm_backward(&args); });
+}
+
 // A cost depends on shapes alone, so pointers that only have to be present point here. Biases cost
 // nothing, but their gradients do.
 char present;
@@ -171,6 +202,8 @@ PYBIND11_MODULE(core, m) {
     m.def("ffn_backward", &ffn_backward);
     m.def("activation_forward", &activation_forward);
     m.def("activation_backward", &activation_backward);
+    m.def("norm_forward", &norm_forward);
+    m.def("norm_backward", &norm_backward);
     binding::add_values(m);
     binding::add_mixture(m);
     binding::add_coded(m);

@@ -280,6 +280,29 @@ typedef struct ffncore_route_backward_args {
     ffncore_matrix grad_logits;  /* [T, E], written */
 } ffncore_route_backward_args;
 
+typedef enum ffncore_norm_kind {
+    FFNCORE_NORM_RMS = 0,  /* u = x / sqrt(mean x^2 + eps) */
+    FFNCORE_NORM_LAYER = 1 /* u = (x - mean x) / sqrt(mean (x - mean x)^2 + eps) */
+} ffncore_norm_kind;
+
+/* y = u (gain_offset + gain) + bias for each row of x; sums are computed in float32, or float64. An
+ * absent gain is 1, an absent bias is 0. Both have x's dtype; or float32 with a 16-bit x, or 16
+ * bits with a float32 x. */
+typedef struct ffncore_norm_args {
+    size_t size;
+    int32_t kind; /* ffncore_norm_kind */
+    double eps;   /* >= 0 */
+    double gain_offset;
+    ffncore_matrix x;      /* [T, d] */
+    ffncore_vector gain;   /* [d] */
+    ffncore_vector bias;   /* [d], not read by the backward pass */
+    ffncore_matrix y;      /* forward: written. backward: not read */
+    ffncore_matrix grad_y; /* backward only; as are the following, which may be absent */
+    ffncore_matrix grad_x;
+    ffncore_vector grad_gain; /* of gain's dtype, or float32 if that has 16 bits; x's for no gain */
+    ffncore_vector grad_bias; /* likewise */
+} ffncore_norm_args;
+
 /* What a call would cost: arithmetic, memory traffic, and the plan by which it would run. */
 typedef struct ffncore_cost {
     size_t size;
@@ -325,6 +348,10 @@ ffncore_status ffncore_backward_cost(const ffncore_backward_args *args, ffncore_
 void ffncore_router_init(ffncore_router *router, int32_t score_fn);
 ffncore_status ffncore_route(const ffncore_route_args *args);
 ffncore_status ffncore_route_backward(const ffncore_route_backward_args *args);
+
+/* norms of rows */
+ffncore_status ffncore_norm_forward(const ffncore_norm_args *args);
+ffncore_status ffncore_norm_backward(const ffncore_norm_args *args);
 
 /* packed weights: pack once, run often. The layout is the same for every instruction set, and equal
  * weights make equal bytes. dtype is that of the packed matrices: the weights' own, or bfloat16 or

@@ -231,6 +231,24 @@ template <class T> struct RouteBackwardArgs {
     T *grad_logits;        // [experts]
     T *scratch;
 };
+
+// Norms of one row of n elements, contiguous (norm.inl). gain includes its offset.
+struct NormParams {
+    bool centred; // LayerNorm
+    double eps;
+};
+template <class T> struct NormArgs {
+    int64_t n;
+    const T *x, *gain, *bias; // bias may be nullptr
+    T *y;
+};
+// dx, sum_gain and sum_bias may each be nullptr; dy u and dy are added to the two sums.
+template <class T> struct NormBackwardArgs {
+    int64_t n;
+    const T *x, *gain, *dy;
+    T *dx, *sum_gain, *sum_bias;
+};
+
 // The kernels that read and write arrays of one element type, and compute in T.
 template <class T> struct Access {
     // dst[k * ld + r] = src[r * row + k * step], r < rows, k < depth; zero for rows <= r < width.
@@ -320,6 +338,9 @@ template <class T> struct Kernels {
 
     void (*route)(const RouteParams &, const RouteArgs<T> &);
     void (*route_backward)(const RouteParams &, const RouteBackwardArgs<T> &);
+
+    void (*norm_forward)(const NormParams &, const NormArgs<T> &);
+    void (*norm_backward)(const NormParams &, const NormBackwardArgs<T> &);
 };
 
 struct KernelTable {

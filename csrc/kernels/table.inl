@@ -10,6 +10,7 @@
 #include "math.inl"
 
 #include "activation.inl"
+#include "norm.inl"
 #include "pack.inl"
 #include "route.inl"
 
@@ -97,6 +98,8 @@ template <class F, Order order, int... Rows> void fill_kernels(Kernels<typename 
     k.dot_groups = dot_groups<F>;
     k.route = route<F>;
     k.route_backward = route_backward<F>;
+    k.norm_forward = norm_forward<F>;
+    k.norm_backward = norm_backward<F>;
     // Where a vector is one 32-byte group, a tile of two vectors is gate and up already.
     if constexpr (F::W * sizeof(typename F::T) > kGroupBytes) k.split_groups = split_groups<F>;
     if constexpr (order == kRising && sizeof(typename F::T) == 4) {

@@ -49,11 +49,21 @@ from typing import TYPE_CHECKING, Any
 from ._core import __version__
 from .arrays.memory import clear_workspace
 from .encodings.tensor import QuantizedTensor
+from .functional.block import BlockSaved
 from .functional.cost import Cost, cost
 from .functional.dense import ffn, ffn_backward, ffn_forward
+from .functional.dense_block import BlockGrads
 from .functional.elementwise import activation, activation_backward
 from .functional.mixtures import moe, moe_backward, moe_forward
 from .functional.routing import route, route_backward
+from .norms.norm import Norm
+from .norms.rows import (
+    NormGrads,
+    layer_norm,
+    layer_norm_backward,
+    rms_norm,
+    rms_norm_backward,
+)
 from .old_paths import MODULES as _MODULES
 from .old_paths import install as _install
 from .runtime.config import active_isa, available_isas, cpu_features, show_config, using_isa
@@ -90,6 +100,18 @@ if TYPE_CHECKING:
         fake_quantize_backward,
     )
     from .quantisation.quantize import quantize
+    from .relatives.attention import (
+        PersistentAttentionGrads,
+        PersistentAttentionSaved,
+        persistent_attention,
+        persistent_attention_backward,
+        persistent_attention_forward,
+    )
+    from .relatives.lambdas import (
+        PositionalLambdaGrads,
+        positional_lambda,
+        positional_lambda_backward,
+    )
 
 # Modules that are imported when one of their public names is first used, and these names.
 _LAZY = {
@@ -109,6 +131,13 @@ _LAZY = {
         *("fake_quantize", "fake_quantize_backward"),
     ),
     "quantisation.quantize": ("quantize",),
+    "relatives.attention": (
+        *("PersistentAttentionGrads", "PersistentAttentionSaved", "persistent_attention"),
+        *("persistent_attention_backward", "persistent_attention_forward"),
+    ),
+    "relatives.lambdas": (
+        *("PositionalLambdaGrads", "positional_lambda", "positional_lambda_backward"),
+    ),
 }
 _HOME = {name: module for module, names in _LAZY.items() for name in names}
 
@@ -138,6 +167,8 @@ __all__ = [
     "FFN",
     "Activation",
     "ActivationGrads",
+    "BlockGrads",
+    "BlockSaved",
     "Cost",
     "FFNGrads",
     "FFNWeights",
@@ -151,7 +182,12 @@ __all__ = [
     "MoELayerGrads",
     "MoELayerSaved",
     "MoESaved",
+    "Norm",
+    "NormGrads",
     "PackedWeights",
+    "PersistentAttentionGrads",
+    "PersistentAttentionSaved",
+    "PositionalLambdaGrads",
     "QuantizedTensor",
     "Router",
     "RouterGrads",
@@ -174,6 +210,8 @@ __all__ = [
     "ffn_forward",
     "formats",
     "get_num_threads",
+    "layer_norm",
+    "layer_norm_backward",
     "load",
     "load_all",
     "load_balancing_loss",
@@ -185,8 +223,15 @@ __all__ = [
     "moe_forward",
     "num_threads",
     "pack",
+    "persistent_attention",
+    "persistent_attention_backward",
+    "persistent_attention_forward",
+    "positional_lambda",
+    "positional_lambda_backward",
     "quantize",
     "reference",
+    "rms_norm",
+    "rms_norm_backward",
     "route",
     "route_backward",
     "router_z_loss",

@@ -171,6 +171,26 @@ def activation_backward(
     activation: Activation,
     xielu: bool,
 ) -> tuple[float, float] | None: ...
+def norm_forward(
+    kind: int,
+    eps: float,
+    gain_offset: float,
+    x: Array,
+    gain: MaybeArray,
+    bias: MaybeArray,
+    y: Array,
+) -> None: ...  # [T, d], [d], [d], [T, d]
+def norm_backward(
+    kind: int,
+    eps: float,
+    gain_offset: float,
+    x: Array,
+    gain: MaybeArray,
+    grad_y: Array,
+    grad_x: MaybeArray,
+    grad_gain: MaybeArray,
+    grad_bias: MaybeArray,
+) -> None: ...
 def route(
     logits: Array,
     experts: Array,

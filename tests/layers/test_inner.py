@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ffncore as fc
-from ffncore.layers.inner import Inner
+from ffncore.functional.inner import Inner
 
 D, F, T = 5, 9, 4
 Z = {0.95: 1.6448536269514722, 0.6: 0.2533471031357997}  # quantiles of the normal distribution

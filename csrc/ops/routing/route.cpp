@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "../../core/workspace.h"
+#include "../arrays/one_row.h"
 #include "../schedule/schedule.h"
 
 namespace ffncore {
@@ -30,22 +31,6 @@ template <class T> struct Layout {
         return {mine, rows, rows + row, rows + 2 * row};
     }
 };
-
-// A row of n elements as the kernels need it: contiguous. It is read in place if it is so already.
-template <class T>
-const T *read_row(const Kernels<T> &kernels, const Input &m, int64_t t, int64_t n, T *buffer) {
-    if (m.col == 1) return reinterpret_cast<const T *>(m.at(t, 0));
-    kernels.of[m.type].pack(m.at(t, 0), m.col, 0, n, 1, buffer, n, n);
-    return buffer;
-}
-template <class T> T *row_to_write(const Output &m, int64_t t, T *buffer) {
-    return m.col == 1 ? reinterpret_cast<T *>(m.at(t, 0)) : buffer;
-}
-template <class T>
-void write_row(const Kernels<T> &kernels, const Output &m, int64_t t, int64_t n, const T *buffer) {
-    if (m.col == 1) return;
-    kernels.of[m.type].store(buffer, n, 1, n, nullptr, 0, 0, m.at(t, 0), 0, m.col, false);
-}
 
 // Calls body(token, buffers) for every token. Returns false if memory ran out.
 template <class T, class Body> bool over_tokens(const Route<T> &r, const Body &body) {

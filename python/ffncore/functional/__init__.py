@@ -1,4 +1,4 @@
-"""The public functions. Each checks its arguments, chooses a backend (backend.py) and calls it."""
+"""The public functions. Each checks its arguments and calls a backend (passes/backend.py)."""
 
 from .dense import ffn, ffn_backward, ffn_forward
 from .mixtures import moe, moe_backward, moe_forward

@@ -26,13 +26,16 @@ import numpy as np
 from .. import _core
 from ..arrays.overlap import OWNS, SIMPLE_OUT
 from ..arrays.shapes import ALIGNED, Array, MaybeArray
+from ..norms.norm import Norm
+from ..passes import passes
 from ..values.activation import PLAIN_CORE, Activation
 from ..values.arguments import LayerArguments
 from ..values.gradients import FFNGrads
 from ..values.packed import PackedWeights
-from ..values.saved import Saved
+from ..values.saved import Saved, keeps_preactivations
 from ..values.weights import FFNWeights
-from . import passes
+from .block import BlockSaved
+from .dense_block import block_backward, block_forward, layer_backward
 from .hidden import SideCar, with_side_car
 
 _ndarray = np.ndarray
@@ -47,6 +50,12 @@ def ffn(
     *,
     activation: str | Activation,
     out: MaybeArray = None,
+    norm: Norm | None = None,
+    inner_norm: Norm | None = None,
+    post_norm: Norm | None = None,
+    out_norm: Norm | None = None,
+    residual: MaybeArray = None,
+    residual_multiplier: float | None = None,
     side_car: SideCar | None = None,
 ) -> Array:
     """Compute the output of a feed-forward layer.
@@ -59,7 +68,16 @@ def ffn(
     activation  a name, or an Activation with options
     out         an array like x to write y to, with any strides, which must not overlap x or the
                 weights; None: a new array
-    side_car    the side_car of an fc.memory.edit, whose U (V h) is added to y; numpy arrays only
+    norm        an fc.Norm of x before the layer; None: none
+    inner_norm  an fc.Norm of the d_ff hidden units before down (BitNet); None: none
+    post_norm   an fc.Norm of the output of down (Gemma); None: none
+    out_norm    an fc.Norm of the sum with the residual (BERT); None: none
+    residual    an array like x that the output is added to, often x itself; None: none
+    residual_multiplier  multiplies the output before it is added to the residual. Default 1
+    side_car    the side_car of an fc.memory.edit, whose U (V h) is added to y; numpy arrays only,
+                and no norms or residual beside it
+
+    With all of them y = out_norm(residual + residual_multiplier post_norm(layer(norm(x)))).
 
     Returns y, an array with the shape and dtype of x: out if it was passed.
 
@@ -76,12 +94,29 @@ def ffn(
     >>> y = fc.ffn(x, weights, activation="silu")
     """
     # The fast path for the common case, a matrix x and aligned weights, without any call of a
-    # Python function. All other arguments go to passes.py, which also raises the errors.
+    # Python function. All other arguments go to passes/passes.py, which also raises the errors.
     if side_car is not None:
+        if (
+            not norm
+            is inner_norm
+            is post_norm
+            is out_norm
+            is residual
+            is residual_multiplier
+            is None
+        ):
+            raise ValueError("side_car is given beside norms or a residual; expected one of both")
         return with_side_car(x, weights, activation, side_car, out)
     if type(x) is _ndarray and (type(weights) is PackedWeights or type(weights) is FFNWeights):
         call = weights._call
-        if call is not None:
+        if call is not None and (
+            norm is None
+            and inner_norm is None
+            and post_norm is None
+            and out_norm is None
+            and residual is None
+            and residual_multiplier is None
+        ):
             if type(activation) is str:
                 options = PLAIN_CORE.get(activation)
             else:
@@ -113,7 +148,15 @@ def ffn(
                 ):
                     _forward(x, out, call.core, options, None)
                     return out
-    return passes.forward(LayerArguments(x, weights, activation), out)
+    norms = {
+        "norm": norm,
+        "inner_norm": inner_norm,
+        "post_norm": post_norm,
+        "out_norm": out_norm,
+    }
+    if _plain(norms, residual, residual_multiplier):
+        return passes.forward(LayerArguments(x, weights, activation), out)
+    return block_forward(x, weights, activation, out, norms, residual, residual_multiplier)[0]
 
 
 def ffn_forward(
@@ -123,7 +166,13 @@ def ffn_forward(
     activation: str | Activation,
     save: str = "preactivations",
     out: MaybeArray = None,
-) -> tuple[Array, Saved]:
+    norm: Norm | None = None,
+    inner_norm: Norm | None = None,
+    post_norm: Norm | None = None,
+    out_norm: Norm | None = None,
+    residual: MaybeArray = None,
+    residual_multiplier: float | None = None,
+) -> tuple[Array, Any]:
     """Compute the output of a layer, and save what ffn_backward needs.
 
     x           [..., d_model], as for fc.ffn
@@ -133,6 +182,8 @@ def ffn_forward(
                 "input" keeps only references to x and the weights, and the backward pass computes
                 gate and up again: less memory, more time, the same bits
     out         as for fc.ffn
+    norm        as for fc.ffn, and so are inner_norm, post_norm, out_norm, residual and
+                residual_multiplier
 
     Returns y, which has the bits of fc.ffn, and a Saved. x and the weights must not be changed
     before the backward pass.
@@ -144,12 +195,21 @@ def ffn_forward(
 
     >>> y, saved = fc.ffn_forward(x, weights, activation="silu")
     """
-    return passes.forward_saved(LayerArguments(x, weights, activation), save, out)
+    norms = {
+        "norm": norm,
+        "inner_norm": inner_norm,
+        "post_norm": post_norm,
+        "out_norm": out_norm,
+    }
+    if _plain(norms, residual, residual_multiplier):
+        return passes.forward_saved(LayerArguments(x, weights, activation), save, out)
+    keeps_preactivations(save)
+    return block_forward(x, weights, activation, out, norms, residual, residual_multiplier, save)
 
 
 def ffn_backward(
     grad_y: Array,
-    saved: Saved,
+    saved: Any,
     *,
     needs: Iterable[str] | None = None,
     out: FFNGrads | Mapping[str, Any] | None = None,
@@ -160,13 +220,17 @@ def ffn_backward(
     grad_y      [..., d_model], with the shape and dtype of y
     saved       the Saved that fc.ffn_forward returned
     needs       names of the gradients to compute: "x", "gate", "up", "down", "b_gate", "b_up",
-                "b_down", "activation". Default: all that exist; with packed weights only "x"
+                "b_down", "activation", and where the forward pass had them "residual", "norm",
+                "inner_norm", "post_norm" and "out_norm" (or "norm.gain" and so on). Default: all
+                that exist; with packed weights only those that do not belong to the weights
     out         arrays to write the gradients to: an FFNGrads, or a mapping from names of needs to
                 arrays. Gradients that out has no array for are new arrays
     accumulate  if true, add the gradients to the values in out. The two numbers of xielu are added
                 to those of out, and their sums are returned
 
-    Returns an FFNGrads: grads.x is [..., d_model], grads.weights.up is [d_ff, d_model] and so on.
+    Returns an FFNGrads: grads.x is [..., d_model], grads.weights.up is [d_ff, d_model] and so on;
+    with norms or a residual a BlockGrads, which also has grads.residual, grads.norm.gain and so on.
+    There grads.x is the gradient along the layer alone, also where residual was x itself.
     Each gradient has the dtype of the array that it belongs to. For 16-bit weights an array of out
     may be float32 instead. Sums over tokens are rounded once, at the end.
 
@@ -183,4 +247,11 @@ def ffn_backward(
 
     >>> grads = fc.ffn_backward(grad_y, saved, needs=("x", "down"))
     """
+    if isinstance(saved, BlockSaved):
+        return block_backward(grad_y, saved, layer_backward, needs, out, accumulate)
     return passes.backward(grad_y, saved, needs, out, accumulate, Saved)  # type: ignore[no-any-return]
+
+
+def _plain(norms: Mapping[str, Norm | None], residual: object, residual_multiplier: object) -> bool:
+    """Whether a call has none of the parts around a layer."""
+    return all(part is None for part in (*norms.values(), residual, residual_multiplier))

@@ -23,11 +23,11 @@ import numpy as np
 from .. import _core
 from ..arrays.dtypes import FLOAT32, FLOAT64
 from ..arrays.shapes import Array, MaybeArray, check_shape
+from ..passes import passes
 from ..values.activation import as_core
 from ..values.arguments import LayerArguments
 from ..values.routing import Routing
 from ..values.weights import FFNWeights
-from . import passes
 from .elementwise import activation as elementwise
 
 # The most tokens of a block: four panels of 64 tokens, which keep all cores of a small CPU busy.

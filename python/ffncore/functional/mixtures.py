@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..arrays.shapes import Array, MaybeArray
+from ..passes import passes
 from ..values.activation import Activation
 from ..values.arguments import LayerArguments
 from ..values.gradients import MoEGrads
@@ -29,7 +30,6 @@ from ..values.packed import PackedWeights
 from ..values.routing import Routing
 from ..values.saved import MoESaved
 from ..values.weights import FFNWeights
-from . import passes
 
 
 def moe(

@@ -25,6 +25,7 @@ from ..arrays.rows import row_count
 from ..arrays.scalars import integer
 from ..arrays.shapes import Array, MaybeArray, check_shape, check_size
 from ..backends.cpu import routing as kernels
+from ..passes.backend import backend_of
 from ..values.routing import Part as Part
 from ..values.routing import Routing, see_ids
 from ..values.routing_options import (
@@ -34,7 +35,6 @@ from ..values.routing_options import (
     check_logits,
     check_logits_dtype,
 )
-from .backend import backend_of
 
 
 def route(

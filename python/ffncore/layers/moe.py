@@ -17,22 +17,26 @@ tests/layers/test_moe_layer.py.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..arrays.dtypes import FLOAT64, check_dtype, check_same_dtype
+from ..arrays.linear import linear, work_dtype
 from ..arrays.overlap import check_apart, check_out
 from ..arrays.shapes import Array, MaybeArray, as_array, check_width
+from ..functional.block import backward as block_backward
+from ..functional.block import forward as block_forward
+from ..functional.block import nested as nested_norms
 from ..functional.mixtures import moe, moe_forward
 from ..values.arguments import check_x_dtype
 from ..values.packed import weights_inputs
 from ..values.packing.pack import pack
 from ..values.routing import Routing
 from ..values.weights import FFNWeights
-from .linear import linear, work_dtype
 from .moe_backward import Backward
-from .moe_gradients import LATENT, MoELayerGrads, MoELayerSaved
+from .moe_gradients import LATENT, NUMBERS, MoELayerGrads, MoELayerSaved
 from .moe_parts import MoEParts
 
 
@@ -62,6 +66,9 @@ class MoE(MoEParts):
                     None: all of the router's experts
     around          an Around, what the model computes around the layer; the layer does not compute
                     it
+    norm, post_norm, out_norm, residual, residual_multiplier
+                    what the layer computes around itself, as for fc.FFN; the router reads the
+                    result of norm
 
     shared has the dtype of the experts. With float64 experts all other arrays are float64, too;
     with any others each of them may be float32, bfloat16 or float16. The arguments are attributes.
@@ -92,6 +99,8 @@ class MoE(MoEParts):
             name=self.name,
             expert_ids=self.expert_ids,
             around=self.around,
+            residual=self.residual,
+            **self.parts.options(),
         )
 
     # ---- forward
@@ -111,7 +120,9 @@ class MoE(MoEParts):
 
         The other arguments are those of forward.
         """
-        y, saved = self._run(x, None, router_x, jitter, experts, routing, out)
+        y, saved = self._block(
+            x, None, out, router_x=router_x, jitter=jitter, experts=experts, routing=routing
+        )
         return (y, saved.routing) if return_routing else y
 
     def forward(
@@ -144,17 +155,33 @@ class MoE(MoEParts):
         Raises ValueError for shapes, values and arguments that exclude each other; TypeError for
         types and dtypes.
         """
-        return self._run(x, save, router_x, jitter, experts, routing, out)
+        return self._block(
+            x, save, out, router_x=router_x, jitter=jitter, experts=experts, routing=routing
+        )
+
+    def _block(
+        self, x: Array, save: str | None, out: MaybeArray, **choice: Any
+    ) -> tuple[Array, MoELayerSaved]:
+        """The mixture, and the norms and residual around it. choice: for _run."""
+        if not self.residual and not self.parts.norms():
+            return self._run(x, save, out, **choice)
+
+        def layer(rows: Array) -> tuple[Array, MoELayerSaved]:
+            return self._run(rows, save, None, **choice)
+
+        y, block = block_forward(x, self.parts, x if self.residual else None, layer, out)
+        return y, replace(block.layer, block=block)
 
     def _run(
         self,
         x: Array,
         save: str | None,
+        out: MaybeArray,
+        *,
         router_x: MaybeArray,
         jitter: MaybeArray,
         experts: MaybeArray,
         routing: Routing | None,
-        out: MaybeArray,
     ) -> tuple[Array, MoELayerSaved]:
         tokens = as_array("x", x)
         check_x_dtype(tokens, self.experts, "the experts")
@@ -304,4 +331,20 @@ class MoE(MoEParts):
 
         Raises ValueError for shapes, names and arrays that overlap; TypeError for types and dtypes.
         """
-        return Backward(self, grad_y, saved, needs, out, accumulate, grad_logits).run()
+
+        def layer(
+            grad: Array, needs: Any = None, out: Any = None, accumulate: bool = False
+        ) -> MoELayerGrads:
+            return Backward(self, grad, saved, needs, out, accumulate, grad_logits).run()
+
+        block = getattr(saved, "block", None)
+        if block is None:
+            return layer(grad_y, needs, out, accumulate)
+        given: Any = out
+        if isinstance(out, MoELayerGrads):
+            given = out.arrays() | {n: getattr(out, n) for n in NUMBERS}
+        grads, found = block_backward(
+            grad_y, block, layer, needs, given, accumulate, own_residual=True
+        )
+        made: MoELayerGrads = replace(grads, x=found.get("x"), **nested_norms(found))
+        return made

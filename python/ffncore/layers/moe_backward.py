@@ -19,9 +19,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from ..arrays.dtypes import FLOAT32, FLOAT64, check_dtype, check_same_dtype, is_narrow
+from ..arrays.linear import linear_backward, work_dtype
 from ..arrays.shapes import Array, MaybeArray, as_array, check_shape
 from ..functional.mixtures import moe_backward
-from .linear import linear_backward, work_dtype
 from .moe_gradients import ROUTER, MoELayerGrads, MoELayerSaved, Sink, part, wanted_names
 from .moe_parts import MoEParts
 
@@ -62,7 +62,7 @@ class Backward:
 
     def _shapes(self) -> dict[str, Array]:
         """For each gradient that exists, by name, an array of its shape and dtype."""
-        saved, parameters = self.saved, self.layer.parameters()
+        saved, parameters = self.saved, self.layer.own_parameters()
         found = {"x": saved.x}
         if saved.router is None:
             found["routing_weights"] = saved.routing.weights

@@ -20,6 +20,8 @@ from ..arrays.overlap import check_apart, check_out
 from ..arrays.scalars import check_names
 from ..arrays.shapes import Array, MaybeArray
 from ..encodings.tensor import QuantizedTensor
+from ..functional.block import NORMS, BlockSaved
+from ..norms.rows import NormGrads
 from ..values.gradients import XieluGrads
 from ..values.routing import Routing
 from ..values.weights import FFNWeights
@@ -61,6 +63,7 @@ class MoELayerSaved:
     shared: Any  # the Saved of fc.ffn_forward
     shared_y: MaybeArray  # the output of shared, if there is a shared_gate
     gate: MaybeArray  # [..., 1]
+    block: BlockSaved | None = None  # of the norms and the residual around the mixture
 
     @property
     def logits(self) -> MaybeArray:
@@ -92,6 +95,9 @@ class MoELayerGrads:
     shared_gate        [d_model]
     output_bias        [d_model]
     router_input_scale  [d_model]
+    norm               NormGrads of the norm before the layer
+    post_norm          NormGrads of the norm of its output
+    out_norm           NormGrads of the norm of the sum
 
     A gradient that does not exist or was not requested (needs=) is None.
     """
@@ -113,6 +119,9 @@ class MoELayerGrads:
     shared_gate: MaybeArray = None
     output_bias: MaybeArray = None
     router_input_scale: MaybeArray = None
+    norm: NormGrads | None = None
+    post_norm: NormGrads | None = None
+    out_norm: NormGrads | None = None
 
     def arrays(self) -> dict[str, Array]:
         """Return a dict from names to arrays: "x", "router_weight", "experts.up" and so on.
@@ -122,7 +131,7 @@ class MoELayerGrads:
         found: dict[str, Array] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name in NESTED and value is not None:
+            if field.name in (*NESTED, *NORMS) and value is not None:
                 found.update(nested(field.name, value))
             elif isinstance(value, np.ndarray):
                 found[field.name] = value
@@ -133,8 +142,8 @@ class MoELayerGrads:
         return f"MoELayerGrads({shapes})"
 
 
-def nested(prefix: str, weights: FFNWeights) -> dict[str, Array]:
-    """The arrays of weights that have gradients, with the prefix before their names."""
+def nested(prefix: str, weights: FFNWeights | NormGrads) -> dict[str, Array]:
+    """The arrays of weights or norms that have gradients, with the prefix before their names."""
     arrays = weights.arrays().items()
     return {f"{prefix}.{n}": a for n, a in arrays if not isinstance(a, QuantizedTensor)}
 

@@ -20,6 +20,8 @@ import numpy as np
 from ..arrays.dtypes import FLOAT32, FLOAT64
 from ..arrays.scalars import integer, number
 from ..arrays.shapes import Array, MaybeArray, as_array, check_rank, check_shape
+from ..functional.block import Surroundings, surroundings
+from ..norms.norm import Norm
 from ..values.activation import Activation, as_activation
 from ..values.packed import PackedWeights, check_weights
 from ..values.weights import FFNWeights
@@ -37,6 +39,8 @@ class MoEParts:
     # Also of pickles from versions without these attributes.
     expert_ids: tuple[int, ...] | None = None
     around: Around | None = None
+    parts: Surroundings = Surroundings()
+    residual: bool = False
 
     def __init__(
         self,
@@ -58,6 +62,11 @@ class MoEParts:
         name: str = "",
         expert_ids: Sequence[int] | None = None,
         around: Around | None = None,
+        norm: Norm | None = None,
+        post_norm: Norm | None = None,
+        out_norm: Norm | None = None,
+        residual: bool = False,
+        residual_multiplier: float = 1.0,
     ) -> None:
         self.experts = check_weights(experts)
         if self.experts.n_experts is None:
@@ -83,6 +92,9 @@ class MoEParts:
         self.expert_ids = None if expert_ids is None else tuple(map(int, expert_ids))
         self.around = around
         self._check()
+        self.parts, self.residual = surroundings(
+            self.d_model, self.dtype, residual, residual_multiplier, norm, post_norm, out_norm
+        )
 
     def _check(self) -> None:
         if (self.latent_in is None) != (self.latent_out is None):
@@ -109,6 +121,11 @@ class MoEParts:
             raise ValueError("shared_gate is given and shared is None; expected shared too")
         if self.shared is not None and self.shared.d_model != d:
             raise ValueError(f"shared has d_model {self.shared.d_model}; expected {d}")
+        if self.shared is not None and not self.shared.alone:
+            raise ValueError(
+                "shared has norms or a residual; expected a layer without, as those of the mixture "
+                "stand around both"
+            )
         if self.shared is not None and not self._fits(self.shared):
             raise TypeError(
                 f"shared has dtype {self.shared.dtype.name}; expected {self.dtype.name} "
@@ -187,6 +204,10 @@ class MoEParts:
         The names are those of MoELayerGrads, such as "router_weight" and "experts.up". Packed
         weights have no gradients, and are left out.
         """
+        return self.own_parameters() | self.parts.parameters()
+
+    def own_parameters(self) -> dict[str, Array]:
+        """Return parameters() without the norms around the mixture."""
         found: dict[str, Array] = {}
         if self.router is not None:
             own = self.router.parameters()

@@ -7,7 +7,7 @@
     weights = routing.weights * per_expert_scale[experts]
 
 Logits are float64 if x is float64, else float32, also with 16-bit x. They are computed in float64;
-linear.py says why. Tests: tests/layers/test_router_layer.py.
+arrays/linear.py says why. Tests: tests/layers/test_router_layer.py.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from ..arrays.dtypes import FLOAT32, FLOAT64, check_dtype
+from ..arrays.linear import linear, linear_backward
 from ..arrays.scalars import number
 from ..arrays.shapes import Array, MaybeArray, as_array, check_rank, check_shape, check_width
 from ..functional.routing import route as _route
 from ..functional.routing import route_backward
 from ..values.routing import Routing
-from .linear import linear, linear_backward
 
 
 @dataclass(frozen=True, eq=False, repr=False)

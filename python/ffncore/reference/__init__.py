@@ -3,6 +3,7 @@
     activations.py  activations, derivatives     dense.py   a layer and its backward pass
     routing.py      routers and their losses     experts.py mixtures of experts
     sums.py         the order of additions         quantised.py  products of integers
+    norms.py        norms of rows
 
 Each function computes in `dtype`. float64 is the specification. float32 is the same formula with
 the rounding of numpy, with which the error of the kernels is compared. complex128 lets tests
@@ -28,6 +29,7 @@ from .activations import (
 )
 from .dense import Weights, arrays, ffn, ffn_backward, preactivations
 from .experts import moe, moe_backward
+from .norms import norm, norm_backward
 from .quantised import ffn_int8, round_to_int8
 from .routing import (
     Routed,
@@ -59,6 +61,8 @@ __all__ = [
     "minimum",
     "moe",
     "moe_backward",
+    "norm",
+    "norm_backward",
     "preactivations",
     "product_in_order",
     "round_to_int8",

@@ -1,4 +1,4 @@
-"""y = x W^T + b in plain numpy, for the small matrices of fc.MoE: router, shared gate, latent ones.
+"""y = x W^T + b in plain numpy, for the small matrices of layers: router, shared gate, latent ones.
 
     x [..., in]    W [out, in]    b [out]    y [..., out]
 
@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..arrays.dtypes import FLOAT32, FLOAT64
-from ..arrays.rows import BLOCK_BYTES
-from ..arrays.shapes import Array, MaybeArray
+from .dtypes import FLOAT32, FLOAT64
+from .rows import BLOCK_BYTES
+from .shapes import Array, MaybeArray
 
 
 @np.errstate(all="ignore")

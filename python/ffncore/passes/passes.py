@@ -4,8 +4,8 @@
     forward_saved   LayerArguments -> y and a Saved (or MoESaved)
     backward        grad_y and a Saved -> FFNGrads (or MoEGrads)
 
-The public functions are in dense.py and mixtures.py. Tests: tests/functional/test_functional.py,
-tests/functional/test_moe.py, tests/backends/test_device.py.
+The public functions are in functional/dense.py and functional/mixtures.py. Tests:
+tests/functional/test_functional.py, tests/functional/test_moe.py, tests/backends/test_device.py.
 """
 
 from __future__ import annotations
