@@ -1,5 +1,5 @@
 // The C ABI of packed quantised weights (packing/coded.h).
-#include "../include/ffncore.h"
+#include "../include/ffncore_quantised.h"
 
 #include <cstring>
 

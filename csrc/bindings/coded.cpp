@@ -1,5 +1,6 @@
 // The functions of _core for packed quantised weights; see module.cpp. A matrix is a dict, which
 // python/ffncore/values/packing/codes.py makes.
+#include "../include/ffncore_quantised.h"
 #include "values.h"
 
 using binding::Weights;

@@ -37,7 +37,7 @@ MODULES = {
     "models_moe": "models.families",
     "moe": "functional.mixtures",
     "moe_layer": "layers.moe",
-    "packed": "values.packed",
+    "packed": "values.packing.pack",
     "reference": "reference",
     "router_layer": "layers.router",
     "routers": "functional.model_routers",

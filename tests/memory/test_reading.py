@@ -7,8 +7,8 @@ import pytest
 from support import all_biases, make_experts, make_weights, normal, same_bits
 
 import ffncore as fc
-from ffncore.functional.hidden import Hidden
 from ffncore.memory.selecting import largest
+from ffncore.passes.hidden import Hidden
 
 
 def materialised(x, w, activation):

@@ -5,8 +5,8 @@ import pytest
 from support import make_weights, normal, same_bits
 
 import ffncore as fc
-from ffncore.functional.hidden import Hidden
 from ffncore.memory.selecting import largest
+from ffncore.passes.hidden import Hidden
 
 
 @pytest.mark.parametrize("activation", ["relu", "silu"])

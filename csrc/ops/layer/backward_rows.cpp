@@ -117,8 +117,7 @@ template <class T> class Backward {
         const StridedRows<T> rows{own<T>(dy), dy.row, dy.col};
         const ProductSize size{.tokens = tokens, .depth = w_.d, .cols = part.f};
         if (w_.coded())
-            rows_.product(size, {rows},
-                          std::vector{CodedAcross<T>{part.coded_down, 0, part.f, rows_.width}}, {},
+            rows_.product(size, {rows}, std::vector{coded_outputs(part, rows_.width)}, {},
                           epilogue);
         else if (w_.packed())
             rows_.product(size, {rows},
@@ -145,12 +144,8 @@ template <class T> class Backward {
         std::vector<StridedRows<T>> rows{{dup_, ldh_}};
         if (w_.gated) rows.insert(rows.begin(), {dgate_, ldh_});
         const SumPart<T> chunk{carry_, f0, f0 + part.f == w_.f};
-        if (w_.coded()) {
-            std::vector<CodedAcross<T>> panels;
-            for (const Coded &m : {part.coded_gate, part.coded_up})
-                if (m.units) panels.push_back({m, part.coded_unit, w_.d, rows_.width});
-            return rows_.product(size, rows, panels, chunk, write);
-        }
+        if (w_.coded())
+            return rows_.product(size, rows, coded_inputs(part, rows_.width), chunk, write);
         if (w_.packed()) {
             std::vector<PackedAcross<T>> panels;
             for (int upper = w_.gated ? 0 : 1; upper < 2; ++upper)

@@ -20,7 +20,6 @@
 #include "gradients.h"
 
 namespace ffncore {
-
 namespace {
 
 template <class T> class Backward {
@@ -202,7 +201,7 @@ template <class T> class Backward {
             rows.product({.tokens = part.rows, .depth = w.d, .cols = w.f}, {StridedRows<T>{}},
                          std::vector{panels}, {}, epilogue, rows_of(moe_.grad_y, part));
         };
-        if (w.coded()) return product(CodedAcross<T>{w.coded_down, 0, w.f, rows.width});
+        if (w.coded()) return product(coded_outputs(w, rows.width));
         w.packed()
             ? product(rows.packed_across(w.packed_down, w, {part.rows, w.f, w.f}, false, false))
             : product(rows.across(w.down, w.f, part.rows));
@@ -230,10 +229,7 @@ template <class T> class Backward {
                 });
             };
             if (w.coded()) {
-                std::vector<CodedAcross<T>> panels;
-                for (const Coded &one : {w.coded_gate, w.coded_up})
-                    if (one.units) panels.push_back({one, w.coded_unit, w.d, rows.width});
-                add(panels);
+                add(coded_inputs(w, rows.width));
             } else if (w.packed()) {
                 std::vector<PackedAcross<T>> panels;
                 for (int upper = m_.gated ? 0 : 1; upper < 2; ++upper)
@@ -399,8 +395,6 @@ template <class T> bool moe_backward(const Call<T> &call, MoeBackward<T> &moe) {
     Backward<T> backward(call, moe);
     return run_schedule(call, [&](const Build<T> &build) { backward(build); });
 }
-
 template bool moe_backward<float>(const Call<float> &, MoeBackward<float> &);
 template bool moe_backward<double>(const Call<double> &, MoeBackward<double> &);
-
 } // namespace ffncore

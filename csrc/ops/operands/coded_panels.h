@@ -7,6 +7,7 @@
 #pragma once
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "../packing/coded.h"
 #include "operand.h"
@@ -123,6 +124,17 @@ template <class T> struct CodedAcross {
         return {to, width};
     }
 };
+
+// down for dh, and gate and up for dx.
+template <class T> CodedAcross<T> coded_outputs(const Weights<T> &w, int64_t width) {
+    return {w.coded_down, 0, w.f, width};
+}
+template <class T> std::vector<CodedAcross<T>> coded_inputs(const Weights<T> &w, int64_t width) {
+    std::vector<CodedAcross<T>> panels;
+    for (const Coded &m : {w.coded_gate, w.coded_up})
+        if (m.units) panels.push_back({m, w.coded_unit, w.d, width});
+    return panels;
+}
 
 static_assert(CopiesStrips<CodedAcross<float>, float>);
 

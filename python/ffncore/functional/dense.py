@@ -28,6 +28,7 @@ from ..arrays.overlap import OWNS, SIMPLE_OUT
 from ..arrays.shapes import ALIGNED, Array, MaybeArray
 from ..norms.norm import Norm
 from ..passes import passes
+from ..passes.hidden import SideCar, with_side_car
 from ..values.activation import PLAIN_CORE, Activation
 from ..values.arguments import LayerArguments
 from ..values.gradients import FFNGrads
@@ -36,7 +37,6 @@ from ..values.saved import Saved, keeps_preactivations
 from ..values.weights import FFNWeights
 from .block import BlockSaved
 from .dense_block import block_backward, block_forward, layer_backward
-from .hidden import SideCar, with_side_car
 
 _ndarray = np.ndarray
 _empty = np.empty
@@ -96,16 +96,9 @@ def ffn(
     # The fast path for the common case, a matrix x and aligned weights, without any call of a
     # Python function. All other arguments go to passes/passes.py, which also raises the errors.
     if side_car is not None:
-        if (
-            not norm
-            is inner_norm
-            is post_norm
-            is out_norm
-            is residual
-            is residual_multiplier
-            is None
-        ):
-            raise ValueError("side_car is given beside norms or a residual; expected one of both")
+        around = norm, inner_norm, post_norm, out_norm, residual, residual_multiplier
+        if any(given is not None for given in around):
+            raise ValueError("side_car is given beside norms or a residual; expected one of them")
         return with_side_car(x, weights, activation, side_car, out)
     if type(x) is _ndarray and (type(weights) is PackedWeights or type(weights) is FFNWeights):
         call = weights._call

@@ -17,7 +17,7 @@ Moments, edits, pruning
     prune             a layer with fewer neurons; Pruned
 """
 
-from ..functional.hidden import SideCar
+from ..passes.hidden import SideCar
 from .editing import Edit, Ripple, edit
 from .moments import SecondMoment
 from .pruning import Pruned, neuron_scores, prune

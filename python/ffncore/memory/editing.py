@@ -26,7 +26,7 @@ import numpy as np
 
 from ..arrays.dtypes import check_range, rounded
 from ..arrays.shapes import Array
-from ..functional.hidden import Hidden, SideCar
+from ..passes.hidden import Hidden, SideCar
 from ..values.activation import Activation
 from ..values.packed import PackedWeights
 from ..values.weights import FFNWeights

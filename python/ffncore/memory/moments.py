@@ -18,7 +18,7 @@ import numpy as np
 
 from ..arrays.dtypes import FLOAT64
 from ..arrays.shapes import Array
-from ..functional.hidden import Hidden, TokenSums
+from ..passes.hidden import Hidden, TokenSums
 from ..values.activation import Activation, as_activation
 from ..values.packed import PackedWeights, check_weights
 from ..values.routing import Routing

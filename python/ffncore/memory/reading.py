@@ -5,7 +5,7 @@
     y . u = sum over i of m_i (v_i . u) + b_down . u
 
 Neurons of experts have flat indices e d_ff + i, and those of all experts of a token are compared
-together. Tokens go in blocks of bounded size (functional/hidden.py), so that no array [T, d_ff]
+together. Tokens go in blocks of bounded size (passes/hidden.py), so that no array [T, d_ff]
 exists. Scores are computed in float32, in a float64 layer in float64.
 
 Geva et al., 2021 and 2022. Tests: tests/memory/test_reading.py.
@@ -22,7 +22,7 @@ import numpy as np
 from ..arrays.dtypes import FLOAT64, check_dtype
 from ..arrays.scalars import integer
 from ..arrays.shapes import Array, MaybeArray, as_array, check_shape
-from ..functional.hidden import Block, Hidden, product
+from ..passes.hidden import Block, Hidden, product
 from ..values.activation import Activation
 from ..values.packed import PackedWeights
 from ..values.routing import Routing

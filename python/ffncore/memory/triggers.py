@@ -15,7 +15,7 @@ import numpy as np
 from ..arrays.dtypes import FLOAT64
 from ..arrays.scalars import integer
 from ..arrays.shapes import Array
-from ..functional.hidden import Hidden
+from ..passes.hidden import Hidden
 from ..values.activation import Activation
 from ..values.packed import PackedWeights, check_block
 from ..values.weights import FFNWeights

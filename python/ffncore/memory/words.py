@@ -20,7 +20,7 @@ import numpy as np
 from ..arrays.dtypes import check_dtype
 from ..arrays.scalars import integer
 from ..arrays.shapes import Array, MaybeArray, as_array, check_shape
-from ..functional.hidden import Hidden, TokenSums
+from ..passes.hidden import Hidden, TokenSums
 from ..values.activation import Activation
 from ..values.packed import PackedWeights
 from ..values.routing import Routing

@@ -161,7 +161,7 @@ class Checkpoint(os.PathLike[str]):
         """The folder of config.json and of all files."""
         return self._folder
 
-    def stored(self, name: str) -> tuple[SafetensorsFile, str]:
+    def stored(self, name: str) -> tuple[SafetensorsFile | GGUFFile, str]:
         """The file of a tensor, and its name there."""
         stored = self._stored.get(name, name)
         return self._file_of(stored), stored

@@ -8,8 +8,8 @@ from support import ODD_SIZES, all_biases, make_experts, make_weights, normal, s
 
 import ffncore as fc
 from ffncore import reference
-from ffncore.functional import hidden
-from ffncore.functional.hidden import Hidden, SideCar, TokenSums, product
+from ffncore.passes import hidden
+from ffncore.passes.hidden import Hidden, SideCar, TokenSums, product
 
 
 def test_h_is_what_the_layer_multiplies_by_down(isa, dtype, gated, rng):

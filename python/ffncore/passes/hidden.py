@@ -10,7 +10,7 @@ up of a forward pass, so that no array [T, f] exists. The sum over tokens is the
 for an h of b and a grad_y of a: the same kernel, so its bits depend neither on the instruction set
 nor on the number of threads, as those of a BLAS would.
 
-Tests: tests/functional/test_hidden.py.
+Tests: tests/passes/test_hidden.py.
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ import numpy as np
 from .. import _core
 from ..arrays.dtypes import FLOAT32, FLOAT64
 from ..arrays.shapes import Array, MaybeArray, check_shape
-from ..passes import passes
 from ..values.activation import as_core
 from ..values.arguments import LayerArguments
 from ..values.routing import Routing
 from ..values.weights import FFNWeights
-from .elementwise import activation as elementwise
+from . import passes
 
 # The most tokens of a block: four panels of 64 tokens, which keep all cores of a small CPU busy.
 _MOST_TOKENS = 256
@@ -103,8 +102,11 @@ class Hidden:
         y, saved = passes.forward_saved(
             LayerArguments(x, self.weights, layer.activation, mixture), "preactivations", None
         )
-        first, second = (saved.gate, saved.up) if self.weights.gated else (saved.up, None)
-        h = elementwise(first, second, activation=layer.activation)
+        gate, up = saved.gate if self.weights.gated else None, saved.up
+        h: Array = np.empty(up.shape, up.dtype)
+        _core.activation_forward(
+            gate, up, h, as_core(layer.activation, self.weights.gated, up.dtype)
+        )
         if layer.dtype.name == "bfloat16":
             h = h.astype(layer.dtype).astype(FLOAT32)
         if outputs and rows.dtype != x.dtype:  # the bits of the call with the 16-bit x itself
