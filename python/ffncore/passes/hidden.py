@@ -104,9 +104,9 @@ class Hidden:
         )
         gate, up = saved.gate if self.weights.gated else None, saved.up
         h: Array = np.empty(up.shape, up.dtype)
-        _core.activation_forward(
-            gate, up, h, as_core(layer.activation, self.weights.gated, up.dtype)
-        )
+        core = as_core(layer.activation, self.weights.gated, up.dtype)
+        first = None if gate is None else _rows(gate)
+        _core.activation_forward(first, _rows(up), _rows(h), core)
         if layer.dtype.name == "bfloat16":
             h = h.astype(layer.dtype).astype(FLOAT32)
         if outputs and rows.dtype != x.dtype:  # the bits of the call with the 16-bit x itself
@@ -196,3 +196,7 @@ def with_side_car(
     if not np.shares_memory(rows, y):
         y[...] = rows.reshape(y.shape)
     return y  # type: ignore[no-any-return]
+
+
+def _rows(array: Array) -> Array:
+    return array.reshape(-1, array.shape[-1])
