@@ -1,6 +1,7 @@
 """Helpers for tests of the C ABI: the library through cffi, and its structs from numpy arrays.
 
-cffi computes sizes and offsets from the text of ffncore.h, so that these tests also check the text.
+cffi computes sizes and offsets from the text of the headers, so that these tests also check the
+text.
 """
 
 import importlib.resources
@@ -12,11 +13,12 @@ import numpy as np
 import ffncore as fc
 
 PACKAGE = importlib.resources.files("ffncore")
-HEADER = (PACKAGE / "include" / "ffncore.h").read_text()
+HEADERS = ("ffncore.h", "ffncore_quantised.h")
+HEADER = "\n".join((PACKAGE / "include" / name).read_text() for name in HEADERS)
 
 
 def declarations():
-    """The header for cffi: without the parts for C++ and without preprocessor lines."""
+    """The headers for cffi: without the parts for C++ and without preprocessor lines."""
     text = re.sub(r"(?ms)^#ifdef __cplusplus$.*?^#endif$", "", HEADER)
     return "\n".join(line for line in text.splitlines() if not line.startswith("#"))
 
