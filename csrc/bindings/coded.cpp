@@ -58,6 +58,12 @@ ffncore_coded_weights weights_of(const py::list &matrices, const py::list &biase
     return w;
 }
 
+void pack_coded(const py::list &matrices, const py::list &biases, const py::array &buffer) {
+    const auto weights = weights_of(matrices, biases);
+    void *const to = data(buffer);
+    run([&] { return ffncore_pack_coded(&weights, to); });
+}
+
 } // namespace
 
 void binding::add_coded(py::module_ &m) {
@@ -65,12 +71,7 @@ void binding::add_coded(py::module_ &m) {
         const auto weights = weights_of(matrices, biases);
         return checked(ffncore_coded_bytes(&weights));
     });
-    m.def("pack_coded",
-          [](const py::list &matrices, const py::list &biases, const py::array &buffer) {
-              const auto weights = weights_of(matrices, biases);
-              void *const to = data(buffer);
-              run([&] { return ffncore_pack_coded(&weights, to); });
-          });
+    m.def("pack_coded", &pack_coded);
     m.def("header_bytes", [](const py::array &buffer) {
         return checked(ffncore_header_bytes(data(buffer), buffer.nbytes()));
     });

@@ -24,7 +24,10 @@ CALLS = {
     "moe_backward": "fc.moe_backward(x, moe_saved)",
     "route": "fc.route(big, 8)",
     "route_backward": "fc.route_backward(big_routing.weights, big_routing)",
+    "norm_forward": "fc.rms_norm(big, gain)",
+    "norm_backward": "fc.rms_norm_backward(big, big, gain)",
     "pack": "fc.pack(w)",
+    "pack_coded": "fc.pack(quantised)",
     "unpack": "packed.unpack()",
     "clear_workspace": "fc.clear_workspace()",
     "measure": "_core.measure('fma', _core.isa(), 'float32', 0, 0.001, 1)",
@@ -40,6 +43,7 @@ f = lambda *shape: r.normal(size=shape).astype("f4")
 x, big = f(64, 256), f(2048, 256)
 w = fc.FFNWeights(up=f(1024, 256), gate=f(1024, 256), down=f(256, 1024))
 experts = fc.FFNWeights(up=f(4, 256, 256), gate=f(4, 256, 256), down=f(4, 256, 256))
+gain, quantised = f(256), fc.quantize(w, "q8_0")
 packed, saved = fc.pack(w), fc.ffn_forward(x, w, activation="silu")[1]
 routing, big_routing = fc.route(f(64, 4), 2), fc.route(big, 8)
 moe_saved = fc.moe_forward(x, routing, experts, activation="silu")[1]

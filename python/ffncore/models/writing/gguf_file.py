@@ -7,7 +7,7 @@
 
 Numbers are little-endian; texts begin with their length in 8 bytes. The sizes of all tensors are
 known before, so that one after the other can be made and written.
-Tests: tests/models/writing/test_gguf_file.py, tests/conformance/test_gguf_written.py.
+Tests: tests/models/writing/test_gguf_written_file.py, tests/conformance/test_gguf_written.py.
 """
 
 from __future__ import annotations
